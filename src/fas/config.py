@@ -1,0 +1,127 @@
+"""SpikingConfig: the one validated description of a conversion. It is saved in the checkpoint."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fas.errors import CheckpointError, ConfigError
+from fas.steps import default_steps, is_complete
+
+CONFIG_VERSION = 1
+
+Coverage = Literal["ffn", "linear"]
+Coding = Literal["rate", "sigma_delta"]
+Rows = Literal["mean", "step"]
+Schedule = Literal["synchronous", "layerwise"]
+CacheKind = Literal["exact", "settled"]
+
+
+class SpikingConfig(BaseModel):
+    """How a model is made to spike. Immutable; `replaced` gives a changed, newly validated copy.
+
+    Raises `ConfigError` with one sentence where a value is out of range, unknown, or contradicts another.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int = CONFIG_VERSION
+    """Format of this description; a checkpoint of a newer version is refused."""
+    coverage: Coverage = "linear"
+    """Which operands are spikes: ``ffn`` (input of the FFN down-projection) or ``linear`` (inputs of all linear layers)."""
+    levels: int = Field(default=8, ge=1, le=1024)
+    """L: signed grid {−L…L}, unsigned {0…L}; the step of the grid is λ/L."""
+    coding: Coding = "sigma_delta"
+    """How a value lives in time: ``rate`` (soft-reset integrate-and-fire) or ``sigma_delta`` (tracking quantizer)."""
+    timesteps: int = Field(default=4, ge=1, le=1024)
+    """T, steps of simulated time."""
+    steps: tuple[int, ...] | None = None
+    """sigma_delta only: the power of two a spike of each timestep is worth; None takes the default for (L, T)."""
+    rows: Rows = "mean"
+    """rate only: rows carry the running ``mean``, or one ``step``'s charge (the paper's way, for reproduction)."""
+    schedule: Schedule = "synchronous"
+    """``synchronous``: all layers advance together; ``layerwise``: a layer fires after its whole input window (T = L)."""
+    cache: CacheKind = "exact"
+    """Key/value cache: ``exact`` keeps every timestep of past tokens, ``settled`` only their final value (T times less)."""
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_one_sentence(error)) from None
+
+    @model_validator(mode="after")
+    def _agree(self) -> SpikingConfig:
+        if self.coding == "rate" and self.steps is not None:
+            raise ValueError("steps describe the sigma_delta coding; remove them or choose coding='sigma_delta'")
+        if self.coding == "sigma_delta" and self.rows != "mean":
+            raise ValueError("rows='step' belongs to coding='rate'; sigma_delta rows always carry the running sum")
+        if self.schedule == "layerwise" and self.timesteps != self.levels:
+            raise ValueError(
+                f"the layerwise schedule fires one spike a level, so timesteps ({self.timesteps}) must equal levels "
+                f"({self.levels}); set timesteps={self.levels} or convert with levels={self.timesteps}"
+            )
+        if self.steps is not None:
+            self._check_steps(self.steps)
+        return self
+
+    def _check_steps(self, steps: tuple[int, ...]) -> None:
+        if len(steps) != self.timesteps:
+            raise ValueError(f"steps {list(steps)} has {len(steps)} entries for {self.timesteps} timesteps; give one each")
+        if any(k < 1 or k & (k - 1) for k in steps):
+            raise ValueError(f"steps {list(steps)} must be powers of two (a weighted spike is a shift in hardware)")
+        if not is_complete(steps, self.levels):
+            warnings.warn(
+                f"steps {list(steps)} are incomplete for {self.levels} levels: some constant inputs do not settle",
+                stacklevel=2,
+            )
+
+    @property
+    def step_schedule(self) -> tuple[int, ...]:
+        """k_1 … k_T of the sigma_delta coding (the default for (L, T) where none was given)."""
+        return self.steps or default_steps(self.levels, self.timesteps)
+
+    @property
+    def folds_time(self) -> bool:
+        """Whether time has to be simulated: not in the layerwise schedule, whose counts are the QCFS model's codes."""
+        return self.schedule == "synchronous"
+
+    @property
+    def neuron_key(self) -> str:
+        """Name under which a site stores the neuron parameters calibrated for this coding and time."""
+        if self.coding == "rate":
+            return f"rate_{self.rows}_{self.timesteps}"
+        return "sigma_delta_" + "_".join(map(str, self.step_schedule))
+
+    def replaced(self, **changes: Any) -> SpikingConfig:
+        """A validated copy with ``changes``; a new T or coding drops a step schedule that no longer applies."""
+        values = self.model_dump() | changes
+        if {"timesteps", "coding", "levels"} & set(changes) and "steps" not in changes:
+            values["steps"] = None
+        if changes.get("coding") == "sigma_delta" and "rows" not in changes:
+            values["rows"] = "mean"
+        return SpikingConfig(**values)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SpikingConfig:
+        """Read back from a checkpoint; raises `CheckpointError` if a newer FAS wrote it."""
+        version = values.get("version", CONFIG_VERSION)
+        if version > CONFIG_VERSION:
+            raise CheckpointError(
+                f"the checkpoint has format version {version}, this FAS reads up to {CONFIG_VERSION}; upgrade fas-snn"
+            )
+        return cls(**values)
+
+
+def _one_sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
+    if not where:
+        return message
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(SpikingConfig.model_fields)
+        return f"unknown setting {where!r}; known settings are {known}"
+    return f"{where}={first['input']!r} is not valid: {message[0].lower()}{message[1:]}"

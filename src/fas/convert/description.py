@@ -1,0 +1,64 @@
+"""What a checkpoint says about itself: the ``quantization_config`` entry of ``config.json``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from fas.config import SpikingConfig
+from fas.errors import CheckpointError
+from fas.runtime.control import clock_of, sites_of
+
+
+class FasQuantizationConfig(QuantizationConfigMixin):
+    """Transformers' view of a prepared or converted model: the spiking config, the sites' widths, the calibrated keys."""
+
+    def __init__(
+        self,
+        spiking: dict[str, Any] | None = None,
+        stage: str = "snn",
+        sites: dict[str, int] | None = None,
+        neurons: list[str] | None = None,
+        **unknown: Any,
+    ) -> None:
+        self.quant_method = "fas"
+        self.spiking = dict(spiking or {})
+        self.stage = stage
+        self.sites = dict(sites or {})
+        self.neurons = list(neurons or [])
+        self.spiking_config()  # a checkpoint of a newer version is refused before anything is built
+        unknown.pop("quant_method", None)
+        if unknown:
+            raise CheckpointError(f"the checkpoint describes {sorted(unknown)}, which this FAS does not know; upgrade fas-snn")
+        if stage not in ("qcfs", "snn"):
+            raise CheckpointError(f"the checkpoint's stage is {stage!r}; it must be 'qcfs' or 'snn'")
+
+    def spiking_config(self) -> SpikingConfig:
+        """The validated description; raises `CheckpointError` for a newer version."""
+        return SpikingConfig.from_dict(self.spiking)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "quant_method": "fas",
+            "stage": self.stage,
+            "spiking": self.spiking,
+            "sites": self.sites,
+            "neurons": self.neurons,
+        }
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return self.to_dict()
+
+
+def describe(model: nn.Module) -> None:
+    """Write the present state of ``model``'s sites into its Hugging Face config, so that saving it saves that."""
+    clock, sites = clock_of(model), sites_of(model)
+    first = next(iter(sites.values()))
+    model.config.quantization_config = FasQuantizationConfig(  # type: ignore[union-attr]
+        spiking=clock.config.model_dump(mode="json"),
+        stage=clock.stage,
+        sites={name: site.width for name, site in sites.items()},
+        neurons=sorted(first.neurons),
+    )

@@ -1,0 +1,47 @@
+"""The two verbs of a conversion: `prepare` (ANN → QCFS model) and `convert` (QCFS model → SNN)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from transformers import PreTrainedModel
+
+from fas.config import SpikingConfig
+from fas.convert.description import describe
+from fas.convert.install import install
+from fas.convert.scales import mmse_scale, sample_inputs
+from fas.models import find_placements, find_segments
+from fas.runtime.control import clock_of
+from fas.runtime.folding import silence_dropout
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def prepare(model: Model, config: SpikingConfig, batches: Iterable[Mapping[str, Any]]) -> Model:
+    """Turn ``model`` into its QCFS model, in place: Stage 1's starting point, to be trained with any Trainer.
+
+    ``batches`` are keyword arguments of the model (``input_ids`` ``[B, S]`` …) on which the initial scale of every site is
+    fitted per channel by least squared error. Raises `UnsupportedModelError` for an unknown architecture and `DataError`
+    without batches, before the model is changed.
+    """
+    placements = [p for segment in find_segments(model) for p in find_placements(segment, config.coverage)]
+    samples = sample_inputs(model, placements, batches)
+    sites = install(model, config, stage="qcfs")
+    for site in sites:
+        scale = mmse_scale(samples[site.name], config.levels, site.signed)
+        site.log_scale.data.copy_(scale.log())
+    return model
+
+
+def convert(model: Model) -> Model:
+    """Turn a QCFS model into its SNN, in place: sites become neurons, segments fold time, dropout becomes 0.
+
+    Without `calibrate` the neurons start from θ = λ and v₀ = ½. Raises `FasError` if the model was not prepared.
+    """
+    clock = clock_of(model)
+    clock.stage = "snn"
+    for segment in find_segments(model):
+        silence_dropout(segment.module)
+    describe(model)
+    return model

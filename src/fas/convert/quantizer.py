@@ -1,0 +1,102 @@
+"""Transformers' plug-in: after ``import fas``, every ``from_pretrained`` of a converted folder gives spiking modules back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedModel
+from transformers.quantizers import auto
+from transformers.quantizers.base import HfQuantizer
+
+from fas.convert.description import FasQuantizationConfig
+from fas.convert.install import install
+from fas.errors import CheckpointError
+from fas.neurons import Site
+
+PARAMETER_NAMES = ("log_scale", "log_threshold", "v_init", "a_init")
+
+
+class FasQuantizer(HfQuantizer):
+    """Rebuilds the sites before the weights are loaded, and checks every neuron parameter afterwards."""
+
+    requires_calibration = True
+
+    def __init__(self, quantization_config: FasQuantizationConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        description: FasQuantizationConfig = self.quantization_config
+        sites = install(model, description.spiking_config(), stage=description.stage)  # type: ignore[arg-type]
+        for site in sites:
+            for key in description.neurons:
+                site.add_parameters(key)
+        built = {site.name: site.width for site in sites}
+        # an inner model (AutoModel) loads without the head's prefix, so names are compared by their common ending
+        if sorted(built.values()) != sorted(description.sites.values()):
+            raise CheckpointError(
+                f"the checkpoint describes {len(description.sites)} sites, this model has {len(built)}; "
+                f"first difference: {sorted(set(built) ^ set(description.sites))[:1]}"
+            )
+        _require_parameters(model, kwargs.get("checkpoint_files"))
+        model._keep_in_fp32_modules_strict = {*(model._keep_in_fp32_modules_strict or ()), *PARAMETER_NAMES}
+        return model
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        broken = [
+            f"{module.name}.{name}"
+            for module in model.modules()
+            if isinstance(module, Site)
+            for name, parameter in module.named_parameters()
+            if not _is_valid(name, parameter)
+        ]
+        if broken:
+            raise CheckpointError(f"neuron parameters must be finite and give positive thresholds; wrong in {broken[:3]}")
+        return model
+
+    def is_serializable(self, **kwargs: Any) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        return True
+
+
+def _is_valid(name: str, parameter: torch.Tensor) -> bool:
+    if not bool(torch.isfinite(parameter).all()):
+        return False
+    return not name.endswith(("log_scale", "log_threshold")) or bool((parameter.exp() > 0).all())
+
+
+def _require_parameters(model: PreTrainedModel, files: Iterable[str] | None) -> None:
+    """Parameters that a checkpoint lacks would be uninitialised memory after loading: refuse them by name."""
+    stored: list[str] = []
+    for file in files or ():
+        with safe_open(file, framework="pt") as opened:
+            stored += opened.keys()
+    if not stored:
+        return
+    wanted = [name for name in model.state_dict() if name.endswith(PARAMETER_NAMES) and ".sites." in name]
+    missing = [n for n in wanted if not any(s == n or s.endswith(f".{n}") or n.endswith(f".{s}") for s in _like(n, stored))]
+    if missing:
+        raise CheckpointError(
+            f"the checkpoint lacks {len(missing)} neuron parameters, first {missing[0]}; it was not saved by "
+            "save_pretrained of a converted model, or it is damaged"
+        )
+
+
+def _like(name: str, stored: list[str]) -> list[str]:
+    ending = name.rsplit(".", 1)[-1]
+    return [entry for entry in stored if entry.endswith(ending)]
+
+
+def register_with_transformers() -> None:
+    """Idempotent, because transformers refuses a second registration (re-imports in notebooks)."""
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING["fas"] = FasQuantizationConfig
+    auto.AUTO_QUANTIZER_MAPPING["fas"] = FasQuantizer

@@ -1,0 +1,23 @@
+"""The errors a user can meet: each message is one sentence that says what, where, the values and the remedy."""
+
+from __future__ import annotations
+
+
+class FasError(ValueError):
+    """Base of every error that bad input can cause; the command line prints its message and exits with 2."""
+
+
+class ConfigError(FasError):
+    """A conversion was described wrongly."""
+
+
+class UnsupportedModelError(FasError):
+    """A model, or a module inside it, that FAS does not know how to convert."""
+
+
+class CheckpointError(FasError):
+    """A folder that cannot be loaded as, or saved as, a converted model."""
+
+
+class DataError(FasError):
+    """Text or data that cannot be used."""

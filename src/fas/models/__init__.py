@@ -1,0 +1,17 @@
+"""Where sites are in each architecture: declarative data, one small file a family."""
+
+from fas.models import gpt2, llama, opt  # noqa: F401  (importing a family registers it)
+from fas.models.family import REGISTRY, Family, SiteSpec, register, supported
+from fas.models.find import Placement, Segment, find_placements, find_segments
+
+__all__ = [
+    "REGISTRY",
+    "Family",
+    "Placement",
+    "Segment",
+    "SiteSpec",
+    "find_placements",
+    "find_segments",
+    "register",
+    "supported",
+]

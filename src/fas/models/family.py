@@ -1,0 +1,69 @@
+"""What a family declares, and the registry. A family is one small file of data; no architecture has code of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fas.config import Coverage
+
+COVERAGE_ORDER: tuple[Coverage, ...] = ("ffn", "linear")
+
+# Modules of every family that stay analog in the coverages that exist: they act on running values as they are.
+COMMON_ANALOG = frozenset({"ModuleList", "Dropout", "Embedding", "LayerNorm", "Identity"})
+
+# Tensor arguments whose first axis is the batch, by the argument's name; anything else raises until it is declared here.
+FOLDABLE = frozenset(
+    {"input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids"},
+)
+
+
+@dataclass(frozen=True)
+class SiteSpec:
+    """One kind of site inside a block (or inside the segment itself), by paths relative to it."""
+
+    name: str
+    consumers: tuple[str, ...]
+    """Modules that read the encoding, in the order in which they run; all are handed the same tensor."""
+    coverage: Coverage = "linear"
+    """Smallest coverage that has this site."""
+    signed: bool = True
+    replaces: str | None = None
+    """Pointwise activation that the (then unsigned) QCFS unit stands in for."""
+    optional: bool = False
+    """Whether some models of the family lack the consumers."""
+
+    def is_in(self, coverage: Coverage) -> bool:
+        return COVERAGE_ORDER.index(self.coverage) <= COVERAGE_ORDER.index(coverage)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the sites of an architecture are. Modules are found by class name, never by path from the top."""
+
+    name: str
+    segment: str
+    """Class through whose forward time is folded."""
+    block: str
+    """Class of the repeated layer."""
+    sites: tuple[SiteSpec, ...]
+    """Sites of every block."""
+    segment_sites: tuple[SiteSpec, ...] = ()
+    """Sites of the segment outside its blocks."""
+    analog: frozenset[str] = frozenset()
+    """Class names of this family that stay analog or only contain other modules, beside `COMMON_ANALOG`."""
+    foldable: frozenset[str] = field(default=FOLDABLE)
+    """Tensor arguments of the segment that are repeated over time."""
+
+
+REGISTRY: dict[str, Family] = {}
+
+
+def register(family: Family) -> Family:
+    """Add a family; its segment class name is the key by which models are recognised."""
+    REGISTRY[family.segment] = family
+    return family
+
+
+def supported() -> str:
+    """The names of all registered families, for messages."""
+    return ", ".join(sorted({family.name for family in REGISTRY.values()}))

@@ -1,0 +1,120 @@
+"""Finds the segments of a model and the places of its sites, and refuses what no family accounts for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.activations import ACT2CLS
+from transformers.pytorch_utils import Conv1D
+
+from fas.config import Coverage
+from fas.errors import UnsupportedModelError
+from fas.models.family import COMMON_ANALOG, REGISTRY, Family, SiteSpec, supported
+
+_ACTIVATIONS = tuple({cls[0] if isinstance(cls, tuple) else cls for cls in ACT2CLS.values()})
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of the model through which time is folded."""
+
+    name: str
+    module: nn.Module
+    family: Family
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One site to be: the module that owns it, and its consumers."""
+
+    name: str
+    """Full name of the site's owner and the site, e.g. ``transformer.h.0.ffn_hidden``."""
+    owner: nn.Module
+    spec: SiteSpec
+    consumers: tuple[nn.Module, ...]
+    width: int
+
+
+def find_segments(model: nn.Module) -> list[Segment]:
+    """Every registered segment of ``model``; raises `UnsupportedModelError` if there is none."""
+    found = [
+        Segment(name, module, REGISTRY[type(module).__name__])
+        for name, module in model.named_modules()
+        if type(module).__name__ in REGISTRY
+    ]
+    if not found:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no part that FAS can convert; supported families are {supported()}, and a new "
+            "one is a file of data in fas/models"
+        )
+    return found
+
+
+def find_placements(segment: Segment, coverage: Coverage) -> list[Placement]:
+    """The sites of ``segment`` for ``coverage``, in the order in which they run.
+
+    Raises `UnsupportedModelError` for a module that no declaration accounts for, and where a count is not as declared.
+    """
+    _refuse_unknown(segment)
+    family = segment.family
+    blocks = [(n, m) for n, m in segment.module.named_modules(prefix=segment.name) if type(m).__name__ == family.block]
+    expected = getattr(getattr(segment.module, "config", None), "num_hidden_layers", len(blocks))
+    if len(blocks) != expected:
+        raise UnsupportedModelError(
+            f"{segment.name or type(segment.module).__name__} has {len(blocks)} {family.block} modules where its "
+            f"configuration says {expected} layers"
+        )
+    owners = [(segment.name, segment.module, family.segment_sites), *((n, m, family.sites) for n, m in blocks)]
+    places = [p for name, owner, specs in owners for p in _places(name, owner, specs, coverage)]
+    # a projection behind the blocks runs last, whatever the order of declaration
+    return sorted(places, key=lambda place: place.spec.name == "output_projection")
+
+
+def _places(name: str, owner: nn.Module, specs: tuple[SiteSpec, ...], coverage: Coverage) -> Iterator[Placement]:
+    for spec in specs:
+        consumers = [_submodule(owner, path) for path in spec.consumers]
+        if spec.optional and all(module is None for module in consumers):
+            continue
+        missing = [path for path, module in zip(spec.consumers, consumers, strict=True) if module is None]
+        if missing:
+            raise UnsupportedModelError(f"{name} ({type(owner).__name__}) lacks {missing}, which its family declares")
+        if spec.is_in(coverage):
+            modules = tuple(module for module in consumers if module is not None)
+            yield Placement(f"{name}.{spec.name}".lstrip("."), owner, spec, modules, input_width(modules[0]))
+
+
+def input_width(module: nn.Module) -> int:
+    """Channels of a linear layer's input (``Conv1D`` stores its weight transposed)."""
+    if isinstance(module, nn.Linear):
+        return module.in_features
+    if isinstance(module, Conv1D):
+        return module.weight.shape[0]
+    raise UnsupportedModelError(f"{type(module).__name__} cannot consume spikes; it is neither Linear nor Conv1D")
+
+
+def _submodule(owner: nn.Module, path: str) -> nn.Module | None:
+    module: nn.Module | None = owner
+    for part in path.split("."):
+        module = getattr(module, part, None)
+    return module
+
+
+def _refuse_unknown(segment: Segment) -> None:
+    """Every module must be a declared consumer, a declared analog class, or an activation."""
+    family = segment.family
+    analog = COMMON_ANALOG | family.analog | {family.segment, family.block, "Site", "NeuronParameters", "ModuleDict"}
+    claimed = {
+        id(_submodule(owner, path))
+        for owner in segment.module.modules()
+        for spec in {family.block: family.sites, family.segment: family.segment_sites}.get(type(owner).__name__, ())
+        for path in spec.consumers
+    }
+    for name, module in segment.module.named_modules(prefix=segment.name):
+        if id(module) in claimed or type(module).__name__ in analog or isinstance(module, _ACTIVATIONS):
+            continue
+        raise UnsupportedModelError(
+            f"{name} is a {type(module).__name__}, which the family {family.name!r} does not declare: FAS would not know "
+            "whether it spikes; convert a model without it or declare it in fas/models"
+        )

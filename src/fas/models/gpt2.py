@@ -1,0 +1,18 @@
+"""GPT-2: pre-norm blocks, one fused projection for query, key and value, a pointwise activation."""
+
+from fas.models.family import Family, SiteSpec, register
+
+register(
+    Family(
+        name="gpt2",
+        segment="GPT2Model",
+        block="GPT2Block",
+        sites=(
+            SiteSpec("attention_input", ("attn.c_attn",)),
+            SiteSpec("attention_output", ("attn.c_proj",)),
+            SiteSpec("ffn_input", ("mlp.c_fc",)),
+            SiteSpec("ffn_hidden", ("mlp.c_proj",), coverage="ffn", signed=False, replaces="mlp.act"),
+        ),
+        analog=frozenset({"GPT2Attention", "GPT2MLP"}),
+    )
+)

@@ -1,0 +1,32 @@
+"""The clock that all sites and segments of one model share: which time it is simulated in, and whether that time runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from fas.config import SpikingConfig
+
+Stage = Literal["qcfs", "snn"]
+Probe = Callable[[str, Tensor], None]
+
+
+@dataclass(eq=False)
+class Clock:
+    """Shared, plain, picklable state of a prepared or converted model."""
+
+    config: SpikingConfig
+    stage: Stage = "qcfs"
+    """``qcfs``: sites are QCFS units, no time; ``snn``: sites are neurons."""
+    depth: int = 0
+    """How many folded segments are running now; a neuron outside of one is an error."""
+    probe: Probe | None = None
+    """Receives (site name, spikes ``[T, B, …, C]``) of every encoding while somebody records."""
+
+    @property
+    def folds(self) -> bool:
+        """Whether segments carry T·B rows."""
+        return self.stage == "snn" and self.config.folds_time

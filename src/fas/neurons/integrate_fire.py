@@ -1,0 +1,47 @@
+"""Soft-reset integrate-and-fire, unsigned and signed (peers: Bu 2022; bipolar IF).
+
+With the charge received so far q_t = Σ_{u≤t} x_u and the net spike count N_{t−1}, the potential before firing is
+v_t = v₀ + q_t − θ·N_{t−1}; the neuron emits +1 if v_t ≥ θ, −1 if v_t < 0 (signed only). Written by the running total the
+membrane collects no rounding, and N_T = floor((q_T + v₀)/θ) whenever every x_t lies in [0, θ] (unsigned) or [−θ, θ] (signed).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fas.neurons.surrogate import ternary_spike
+
+
+def integrate_and_fire(charge: Tensor, threshold: Tensor, v_init: Tensor, signed: bool) -> Tensor:
+    """Spikes ``[T, …, C]`` for the accumulated charge ``charge`` ``[T, …, C]``.
+
+    ``threshold`` θ ``[C]`` is in the units of the charge, ``v_init`` ``[C]`` in units of θ (default ½).
+    """
+    potential = charge / threshold + v_init
+    count = torch.zeros_like(potential[0])
+    spikes = []
+    for level in potential.unbind(0):
+        spike = ternary_spike(level - count, signed)
+        count = count + spike
+        spikes.append(spike)
+    return torch.stack(spikes)
+
+
+def running_time(timesteps: int, like: Tensor) -> Tensor:
+    """1 … T as ``[T, 1, …]`` with the dtype, device and number of axes of ``like``."""
+    time = torch.arange(1, timesteps + 1, dtype=like.dtype, device=like.device)
+    return time.view(-1, *[1] * (like.ndim - 1))
+
+
+def rate_mean_rows(rows: Tensor, threshold: Tensor, v_init: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+    """Rows that carry the running mean m_t: q_t = t·m_t in, θ·N_t/t out. Returns (output rows, spikes), ``[T, …, C]``."""
+    time = running_time(rows.shape[0], rows)
+    spikes = integrate_and_fire(rows * time, threshold, v_init, signed)
+    return spikes.cumsum(0) / time * threshold, spikes
+
+
+def rate_step_rows(rows: Tensor, threshold: Tensor, v_init: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+    """Rows that carry one step's charge x_t (the paper's way): θ·s_t out. Returns (output rows, spikes)."""
+    spikes = integrate_and_fire(rows.cumsum(0), threshold, v_init, signed)
+    return spikes * threshold, spikes

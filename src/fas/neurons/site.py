@@ -1,0 +1,150 @@
+"""A site: one tensor of the network that becomes spikes, encoded once for all its consumers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fas.config import SpikingConfig
+from fas.errors import FasError
+from fas.neurons.clock import Clock
+from fas.neurons.integrate_fire import rate_mean_rows, rate_step_rows
+from fas.neurons.layerwise import ones_first
+from fas.neurons.qcfs import codes, qcfs
+from fas.neurons.sigma_delta import sigma_delta
+
+
+class NeuronParameters(nn.Module):
+    """What Stage 2 calibrates for one coding and time: per channel, fp32, positive where it must be."""
+
+    def __init__(self, width: int, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.log_threshold = nn.Parameter(torch.zeros(width, dtype=torch.float32, device=device))
+        self.v_init = nn.Parameter(torch.full((width,), 0.5, dtype=torch.float32, device=device))
+        self.register_buffer("a_init", torch.zeros(width, dtype=torch.float32, device=device))
+        self.a_init: Tensor
+
+    @property
+    def threshold(self) -> Tensor:
+        """θ, positive by construction."""
+        return self.log_threshold.exp()
+
+
+class Site(nn.Module):
+    """QCFS unit or spiking neuron in front of its consumers, as the shared clock says.
+
+    ``width`` channels, ``signed`` or unsigned grid, ``consumers`` how many modules fetch one encoding, ``order`` its
+    place in the run of the model. λ is stored as ``log_scale`` ``[C]``; calibrated neuron parameters are kept per coding and time in ``neurons``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        width: int,
+        signed: bool,
+        consumers: int,
+        clock: Clock,
+        order: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.name, self.width, self.signed, self.consumers, self.clock = name, width, signed, consumers, clock
+        self.order = order
+        self.log_scale = nn.Parameter(torch.zeros(width, dtype=torch.float32, device=device))
+        self.neurons = nn.ModuleDict()
+        self._memo: list[Any] | None = None
+
+    @property
+    def scale(self) -> Tensor:
+        """λ ``[C]``, positive by construction."""
+        return self.log_scale.exp()
+
+    def parameters_for(self, config: SpikingConfig) -> NeuronParameters | None:
+        """The neuron parameters calibrated for ``config``'s coding and time, or None."""
+        key = config.neuron_key
+        return self.neurons[key] if key in self.neurons else None  # type: ignore[return-value]
+
+    def add_parameters(self, key: str) -> NeuronParameters:
+        """New neuron parameters under ``key``, starting from the uncalibrated values (θ = λ, v₀ = ½)."""
+        fresh = NeuronParameters(self.width, self.log_scale.device)
+        if not self.log_scale.is_meta:
+            fresh.log_threshold.data.copy_(self.log_scale.detach())
+        self.neurons[key] = fresh
+        return fresh
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The encoding of ``x``, computed once for all consumers that are handed the same tensor."""
+        if self.consumers == 1:
+            return self(x)
+        if self._memo is None or self._memo[0] is not x:
+            self._memo = [x, self(x), self.consumers]
+        memo = self._memo
+        memo[2] -= 1
+        if memo[2] == 0:
+            self._memo = None
+        return memo[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode ``x`` ``[B, …, C]`` (QCFS, layerwise) or ``[T·B, …, C]`` (folded); arithmetic in fp32 or wider."""
+        clock = self.clock
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if not clock.folds:
+            return self._quantize(wide).to(x.dtype)
+        if clock.depth == 0 and torch._C._current_graph_task_id() == -1:
+            raise FasError(
+                f"site {self.name} was reached outside a folded segment; call the model, or a whole segment of it, "
+                "instead of an inner layer"
+            )
+        timesteps = clock.config.timesteps
+        rows = wide.view(timesteps, wide.shape[0] // timesteps, *wide.shape[1:])
+        if torch.is_grad_enabled() and (rows.requires_grad or self.log_scale.requires_grad or self._trains()):
+            out, spikes = checkpoint(self._fire, rows, use_reentrant=False)  # T states a neuron are recomputed, not kept
+        else:
+            out, spikes = self._fire(rows)
+        if clock.probe is not None:
+            clock.probe(self.name, spikes.detach())
+        return out.flatten(0, 1).to(x.dtype)
+
+    def _quantize(self, x: Tensor) -> Tensor:
+        clock, levels, scale = self.clock, self.clock.config.levels, self.scale.to(x.dtype)
+        if clock.probe is not None and clock.stage == "snn":
+            clock.probe(self.name, ones_first(codes(x.detach(), scale.detach(), levels, self.signed), levels))
+        return qcfs(x, scale, levels, self.signed)
+
+    def _fire(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.clock.config
+        threshold, v_init, a_init = (value.to(rows.dtype) for value in self.neuron_values(config))
+        if config.coding == "sigma_delta":
+            return sigma_delta(rows, threshold, v_init, a_init, config.step_schedule, config.levels, self.signed)
+        neuron = rate_mean_rows if config.rows == "mean" else rate_step_rows
+        return neuron(rows, threshold, v_init, self.signed)
+
+    def neuron_values(self, config: SpikingConfig) -> tuple[Tensor, Tensor, Tensor]:
+        """(θ, v₀, a₀), each ``[C]``: calibrated for ``config``, else θ = λ, v₀ = ½, a₀ = 0."""
+        stored = self.parameters_for(config)
+        if stored is not None:
+            return stored.threshold, stored.v_init, stored.a_init
+        scale = self.scale
+        return scale, torch.full_like(scale, 0.5), torch.zeros_like(scale)
+
+    def _trains(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.neurons.parameters())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Site:
+        """Move with the model but keep fp32: bf16 thresholds would change 1.5 % of the codes (design review #10)."""
+
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(keep_dtype, recurse)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_memo": None}
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, width={self.width}, signed={self.signed}, consumers={self.consumers}"

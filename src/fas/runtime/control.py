@@ -1,0 +1,78 @@
+"""What a user does to a model's time: `set_timesteps`, views as QCFS model, recording of spikes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from fas.errors import FasError
+from fas.neurons import Clock, Site
+
+logger = logging.getLogger(__name__)
+
+
+def sites_of(model: nn.Module) -> dict[str, Site]:
+    """All sites of a model by name, in the order in which they run."""
+    found = [module for module in model.modules() if isinstance(module, Site)]
+    return {site.name: site for site in sorted(found, key=lambda site: site.order)}
+
+
+def clock_of(model: nn.Module) -> Clock:
+    """The clock of a prepared or converted model; raises `FasError` for any other."""
+    for module in model.modules():
+        if isinstance(module, Site):
+            return module.clock
+    raise FasError(f"{type(model).__name__} has no spiking sites; convert it first (fas.prepare, fas.convert)")
+
+
+class SetTimesteps:
+    """``model.set_timesteps(T, coding=…, steps=…, rows=…, schedule=…, cache=…)``: choose the simulated time.
+
+    Neuron parameters calibrated for that coding and time are used where the model has them; else the uncalibrated ones,
+    and a warning says so where other times were calibrated. Raises `ConfigError` for contradictions.
+    """
+
+    def __init__(self, sites: list[Site], model: nn.Module, changed: Callable[[nn.Module], None]) -> None:
+        self.sites, self.model, self.changed = sites, model, changed
+
+    def __call__(self, timesteps: int | None = None, **changes: Any) -> None:
+        clock = self.sites[0].clock
+        if timesteps is not None:
+            changes["timesteps"] = timesteps
+        config = clock.config.replaced(**changes)
+        if config.coverage != clock.config.coverage or config.levels != clock.config.levels:
+            raise FasError("coverage and levels belong to Stage 1; convert anew to change them")
+        clock.config = config
+        self.changed(self.model)
+        known = sorted(self.sites[0].neurons)
+        if config.folds_time and known and config.neuron_key not in known:
+            logger.warning(
+                "no calibrated neurons for %s; using uncalibrated ones (calibrated: %s)", config.neuron_key, ", ".join(known)
+            )
+
+
+@contextmanager
+def as_qcfs(model: nn.Module) -> Iterator[nn.Module]:
+    """The same model as QCFS model (no time), for the length of the context."""
+    clock = clock_of(model)
+    stage, clock.stage = clock.stage, "qcfs"
+    try:
+        yield model
+    finally:
+        clock.stage = stage
+
+
+@contextmanager
+def at_time(model: nn.Module, **changes: Any) -> Iterator[nn.Module]:
+    """The model under another coding or time, for the length of the context."""
+    clock = clock_of(model)
+    config = clock.config
+    clock.config = config.replaced(**changes)
+    try:
+        yield model
+    finally:
+        clock.config = config

@@ -1,0 +1,108 @@
+"""Folds time into the batch at the borders of a segment: B rows go in, T·B rows run, B rows come out.
+
+Two hooks per segment, small picklable objects; the model's class, its forward and its signature stay untouched.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.utils import ModelOutput
+
+from fas.errors import FasError
+from fas.models.find import Segment
+from fas.neurons import Clock
+from fas.runtime.cache import prepare_cache
+
+_ANCHORS = ("input_ids", "inputs_embeds")
+
+
+class FoldHook:
+    """Forward pre-hook of a segment: repeats every tensor argument over time, time-major."""
+
+    def __init__(self, segment: Segment, clock: Clock) -> None:
+        self.clock = clock
+        self.foldable = segment.family.foldable
+        self.names = [name for name in inspect.signature(type(segment.module).forward).parameters if name != "self"]
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self.clock.folds:
+            return None
+        kwargs = dict(zip(self.names, args, strict=False)) | kwargs
+        batch = next((kwargs[n].shape[0] for n in _ANCHORS if torch.is_tensor(kwargs.get(n))), None)
+        if batch is None:
+            raise FasError(f"{type(module).__name__} got neither of {', '.join(_ANCHORS)}; time is folded along one")
+        kwargs = {name: self._fold(module, name, value, batch) for name, value in kwargs.items()}
+        prepare_cache(module, kwargs, self.clock)
+        self.clock.depth += 1
+        return (), kwargs
+
+    def _fold(self, module: nn.Module, name: str, value: Any, batch: int) -> Any:
+        if isinstance(value, dict):  # masks by layer type
+            return {key: self._fold(module, name, entry, batch) for key, entry in value.items()}
+        if not torch.is_tensor(value) or value.ndim == 0 or name == "cache_position":
+            return value
+        if name not in self.foldable:
+            raise FasError(
+                f"{type(module).__name__} got the tensor argument {name!r}, which FAS cannot fold over time; "
+                f"arguments that it folds are {', '.join(sorted(self.foldable))}"
+            )
+        if value.shape[0] == 1 and batch != 1:
+            return value  # broadcasts over the rows
+        if value.shape[0] != batch:
+            raise FasError(f"{name} has {value.shape[0]} rows where the batch has {batch}")
+        return value.repeat(self.clock.config.timesteps, *[1] * (value.ndim - 1))
+
+
+class ReadoutHook:
+    """Forward hook of a segment: gives B rows back (the last timestep, or the mean of ``step`` rows)."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if not self.clock.folds:
+            return None
+        self.clock.depth = max(0, self.clock.depth - 1)
+        return self._read(output)
+
+    def _read(self, output: Any) -> Any:
+        if isinstance(output, Cache):
+            return output
+        if torch.is_tensor(output):
+            return self._rows(output)
+        if isinstance(output, ModelOutput):
+            for key in list(output.keys()):
+                output[key] = self._read(output[key])
+            return output
+        if isinstance(output, tuple | list):
+            return type(output)(self._read(entry) for entry in output)
+        return output
+
+    def _rows(self, value: Tensor) -> Tensor:
+        if value.ndim == 0:
+            return value
+        timesteps = self.clock.config.timesteps
+        rows = value.view(timesteps, value.shape[0] // timesteps, *value.shape[1:])
+        averaged = self.clock.config.coding == "rate" and self.clock.config.rows == "step"
+        return rows.mean(0) if averaged else rows[-1]
+
+
+def fold_segment(segment: Segment, clock: Clock) -> None:
+    """Install both hooks; the readout also runs after an exception, so that the depth cannot leak."""
+    segment.module.register_forward_pre_hook(FoldHook(segment, clock), with_kwargs=True, prepend=True)
+    segment.module.register_forward_hook(ReadoutHook(clock), with_kwargs=True, always_call=True)
+
+
+def silence_dropout(module: nn.Module) -> None:
+    """Set every dropout to 0: folded rows differ only by time, so each must meet the same network (design review #7)."""
+    for child in module.modules():
+        if isinstance(child, nn.Dropout):
+            child.p = 0.0
+        for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):
+            if isinstance(getattr(child, name, None), float):
+                setattr(child, name, 0.0)
