@@ -1,0 +1,38 @@
+"""FAS: pre-trained transformers become spiking ones. Importing it teaches transformers to load converted folders."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fas.plugin import register
+
+if TYPE_CHECKING:
+    from fas.calibration import CalibrationOptions, calibrate
+    from fas.config import SpikingConfig
+    from fas.conversion import convert, prepare
+    from fas.errors import FasError
+
+__version__ = "0.1.0"
+
+__all__ = ["CalibrationOptions", "FasError", "SpikingConfig", "calibrate", "convert", "prepare"]
+
+_HOMES = {
+    "CalibrationOptions": "fas.calibration.driver",
+    "FasError": "fas.errors",
+    "SpikingConfig": "fas.config",
+    "calibrate": "fas.calibration.driver",
+    "convert": "fas.conversion.prepare",
+    "prepare": "fas.conversion.prepare",
+}
+
+register()
+
+
+def __getattr__(name: str) -> Any:
+    """Public names load torch and transformers only when they are used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fas' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

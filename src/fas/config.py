@@ -30,7 +30,7 @@ class SpikingConfig(BaseModel):
     version: int = CONFIG_VERSION
     """Format of this description; a checkpoint of a newer version is refused."""
     coverage: Coverage = "linear"
-    """Which operands are spikes: ``ffn`` (input of the FFN down-projection) or ``linear`` (inputs of all linear layers)."""
+    """Which operands spike: ``ffn`` (input of the FFN down-projection) or ``linear`` (inputs of all linear layers)."""
     levels: int = Field(default=8, ge=1, le=1024)
     """L: signed grid {−L…L}, unsigned {0…L}; the step of the grid is λ/L."""
     coding: Coding = "sigma_delta"
@@ -42,9 +42,9 @@ class SpikingConfig(BaseModel):
     rows: Rows = "mean"
     """rate only: rows carry the running ``mean``, or one ``step``'s charge (the paper's way, for reproduction)."""
     schedule: Schedule = "synchronous"
-    """``synchronous``: all layers advance together; ``layerwise``: a layer fires after its whole input window (T = L)."""
+    """``synchronous``: all layers advance together; ``layerwise``: a layer fires after its whole input (T = L)."""
     cache: CacheKind = "exact"
-    """Key/value cache: ``exact`` keeps every timestep of past tokens, ``settled`` only their final value (T times less)."""
+    """Key/value cache: ``exact`` keeps every timestep of past tokens, ``settled`` only their last (T times less)."""
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -69,7 +69,7 @@ class SpikingConfig(BaseModel):
 
     def _check_steps(self, steps: tuple[int, ...]) -> None:
         if len(steps) != self.timesteps:
-            raise ValueError(f"steps {list(steps)} has {len(steps)} entries for {self.timesteps} timesteps; give one each")
+            raise ValueError(f"steps {list(steps)} has {len(steps)} entries for T={self.timesteps}; give one each")
         if any(k < 1 or k & (k - 1) for k in steps):
             raise ValueError(f"steps {list(steps)} must be powers of two (a weighted spike is a shift in hardware)")
         if not is_complete(steps, self.levels):

@@ -11,7 +11,7 @@ _MEASURED: dict[tuple[int, int], tuple[int, ...]] = {
 
 
 def default_steps(levels: int, timesteps: int) -> tuple[int, ...]:
-    """Schedule for a grid of ``levels`` in ``timesteps`` steps: halving runs from about L/2 to 1, then repeated, then ones.
+    """Schedule for a grid of ``levels`` in ``timesteps`` steps: halving from about L/2 to 1, then repeated, then ones.
 
     With fewer timesteps than one run takes, the run is cut at its end: coarse values of large signals come first.
 

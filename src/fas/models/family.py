@@ -11,7 +11,7 @@ COVERAGE_ORDER: tuple[Coverage, ...] = ("ffn", "linear")
 # Modules of every family that stay analog in the coverages that exist: they act on running values as they are.
 COMMON_ANALOG = frozenset({"ModuleList", "Dropout", "Embedding", "LayerNorm", "Identity"})
 
-# Tensor arguments whose first axis is the batch, by the argument's name; anything else raises until it is declared here.
+# Tensor arguments whose first axis is the batch, by the argument's name; any other raises until it is declared here.
 FOLDABLE = frozenset(
     {"input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids"},
 )

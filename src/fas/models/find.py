@@ -115,6 +115,6 @@ def _refuse_unknown(segment: Segment) -> None:
         if id(module) in claimed or type(module).__name__ in analog or isinstance(module, _ACTIVATIONS):
             continue
         raise UnsupportedModelError(
-            f"{name} is a {type(module).__name__}, which the family {family.name!r} does not declare: FAS would not know "
-            "whether it spikes; convert a model without it or declare it in fas/models"
+            f"{name} is a {type(module).__name__}, which the family {family.name!r} does not declare: FAS would not "
+            "know whether it spikes; convert a model without it or declare it in fas/models"
         )

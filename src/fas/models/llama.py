@@ -1,4 +1,4 @@
-"""LLaMA: grouped queries, RMSNorm, rotary positions and a gated FFN whose product is the site of the down-projection."""
+"""LLaMA: grouped queries, RMSNorm, rotary positions, a gated FFN whose product is the site of the down-projection."""
 
 from fas.models.family import Family, SiteSpec, register
 

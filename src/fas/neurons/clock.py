@@ -1,4 +1,4 @@
-"""The clock that all sites and segments of one model share: which time it is simulated in, and whether that time runs."""
+"""The clock that all sites and segments of one model share: the time it is simulated in, and whether that runs."""
 
 from __future__ import annotations
 

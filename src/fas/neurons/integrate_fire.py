@@ -1,8 +1,9 @@
 """Soft-reset integrate-and-fire, unsigned and signed (peers: Bu 2022; bipolar IF).
 
 With the charge received so far q_t = Σ_{u≤t} x_u and the net spike count N_{t−1}, the potential before firing is
-v_t = v₀ + q_t − θ·N_{t−1}; the neuron emits +1 if v_t ≥ θ, −1 if v_t < 0 (signed only). Written by the running total the
-membrane collects no rounding, and N_T = floor((q_T + v₀)/θ) whenever every x_t lies in [0, θ] (unsigned) or [−θ, θ] (signed).
+v_t = v₀ + q_t − θ·N_{t−1}; the neuron emits +1 if v_t ≥ θ, −1 if v_t < 0 (signed only). Written by the running total
+the membrane collects no rounding, and N_T = floor((q_T + v₀)/θ) whenever every x_t lies in [0, θ] (unsigned) or
+[−θ, θ] (signed).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def running_time(timesteps: int, like: Tensor) -> Tensor:
 
 
 def rate_mean_rows(rows: Tensor, threshold: Tensor, v_init: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
-    """Rows that carry the running mean m_t: q_t = t·m_t in, θ·N_t/t out. Returns (output rows, spikes), ``[T, …, C]``."""
+    """Rows that carry the running mean m_t: q_t = t·m_t in, θ·N_t/t out. Returns (rows, spikes), ``[T, …, C]``."""
     time = running_time(rows.shape[0], rows)
     spikes = integrate_and_fire(rows * time, threshold, v_init, signed)
     return spikes.cumsum(0) / time * threshold, spikes

@@ -44,5 +44,5 @@ class _QCFS(torch.autograd.Function):
 
 
 def qcfs(x: Tensor, scale: Tensor, levels: int, signed: bool) -> Tensor:
-    """Quantize ``x`` (``[…, C]``) with per-channel ``scale`` λ > 0 (``[C]`` or ``[1]``); same shape and dtype as ``x``."""
+    """Quantize ``x`` (``[…, C]``) with per-channel ``scale`` λ > 0 (``[C]`` or ``[1]``); shape and dtype of ``x``."""
     return _QCFS.apply(x, scale, levels, signed)

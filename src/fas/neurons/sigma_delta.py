@@ -29,8 +29,8 @@ def sigma_delta(
 ) -> tuple[Tensor, Tensor]:
     """Track the running value ``rows`` ``[T, …, C]``; returns (output rows a_t·θ/L, spikes d_t), both ``[T, …, C]``.
 
-    ``threshold`` θ ``[C]`` has the unit of the rows, ``v_init`` ``[C]`` is the rounding offset (default ½), ``a_init`` ``[C]``
-    the integer start in units of θ/L (default 0), a constant bias for the consumers and no spike.
+    ``threshold`` θ ``[C]`` has the unit of the rows, ``v_init`` ``[C]`` is the rounding offset (default ½),
+    ``a_init`` ``[C]`` the integer start in units of θ/L (default 0), a constant bias for the consumers and no spike.
     """
     low, high = grid(levels, signed)
     unit = threshold / levels

@@ -37,7 +37,8 @@ class Site(nn.Module):
     """QCFS unit or spiking neuron in front of its consumers, as the shared clock says.
 
     ``width`` channels, ``signed`` or unsigned grid, ``consumers`` how many modules fetch one encoding, ``order`` its
-    place in the run of the model. λ is stored as ``log_scale`` ``[C]``; calibrated neuron parameters are kept per coding and time in ``neurons``.
+    place in the run of the model. λ is stored as ``log_scale`` ``[C]``; calibrated neuron parameters are
+    kept per coding and time in ``neurons``.
     """
 
     def __init__(
@@ -101,7 +102,8 @@ class Site(nn.Module):
         timesteps = clock.config.timesteps
         rows = wide.view(timesteps, wide.shape[0] // timesteps, *wide.shape[1:])
         if torch.is_grad_enabled() and (rows.requires_grad or self.log_scale.requires_grad or self._trains()):
-            out, spikes = checkpoint(self._fire, rows, use_reentrant=False)  # T states a neuron are recomputed, not kept
+            # the T states of a neuron are recomputed, not kept
+            out, spikes = checkpoint(self._fire, rows, use_reentrant=False)
         else:
             out, spikes = self._fire(rows)
         if clock.probe is not None:

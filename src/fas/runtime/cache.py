@@ -43,8 +43,8 @@ def _retag(cache: Cache, clock: Clock) -> None:
             layer._fas = (kind, timesteps)
         elif tag != (kind, timesteps):
             raise FasError(
-                f"the cache was filled as {tag[0]} at {tag[1]} timesteps and is now read as {kind} at {timesteps}; start "
-                "generation anew after set_timesteps"
+                f"the cache was filled as {tag[0]} at {tag[1]} timesteps and is now read as {kind} at {timesteps}; "
+                "start generation anew after set_timesteps"
             )
     replicate = getattr(cache, "layer_class_to_replicate", None)
     if replicate is not None:

@@ -51,7 +51,9 @@ class SetTimesteps:
         known = sorted(self.sites[0].neurons)
         if config.folds_time and known and config.neuron_key not in known:
             logger.warning(
-                "no calibrated neurons for %s; using uncalibrated ones (calibrated: %s)", config.neuron_key, ", ".join(known)
+                "no calibrated neurons for %s; using uncalibrated ones (calibrated: %s)",
+                config.neuron_key,
+                ", ".join(known),
             )
 
 

@@ -99,7 +99,7 @@ def fold_segment(segment: Segment, clock: Clock) -> None:
 
 
 def silence_dropout(module: nn.Module) -> None:
-    """Set every dropout to 0: folded rows differ only by time, so each must meet the same network (design review #7)."""
+    """Set every dropout to 0: folded rows differ only by time, so all must meet the same network (design review #7)."""
     for child in module.modules():
         if isinstance(child, nn.Dropout):
             child.p = 0.0

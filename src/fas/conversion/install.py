@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fas.config import SpikingConfig
-from fas.convert.description import describe
+from fas.conversion.description import describe
 from fas.errors import FasError
 from fas.models import Placement, find_placements, find_segments
 from fas.neurons import Clock, Site

@@ -13,7 +13,7 @@ from fas.runtime.control import clock_of, sites_of
 
 
 class FasQuantizationConfig(QuantizationConfigMixin):
-    """Transformers' view of a prepared or converted model: the spiking config, the sites' widths, the calibrated keys."""
+    """Transformers' view of a prepared or converted model: spiking config, widths of the sites, calibrated keys."""
 
     def __init__(
         self,
@@ -23,7 +23,7 @@ class FasQuantizationConfig(QuantizationConfigMixin):
         neurons: list[str] | None = None,
         **unknown: Any,
     ) -> None:
-        self.quant_method = "fas"
+        self.quant_method: Any = "fas"  # transformers has a closed enum; registered names are plain strings
         self.spiking = dict(spiking or {})
         self.stage = stage
         self.sites = dict(sites or {})
@@ -31,7 +31,9 @@ class FasQuantizationConfig(QuantizationConfigMixin):
         self.spiking_config()  # a checkpoint of a newer version is refused before anything is built
         unknown.pop("quant_method", None)
         if unknown:
-            raise CheckpointError(f"the checkpoint describes {sorted(unknown)}, which this FAS does not know; upgrade fas-snn")
+            raise CheckpointError(
+                f"the checkpoint describes {sorted(unknown)}, which this FAS does not know; upgrade fas-snn"
+            )
         if stage not in ("qcfs", "snn"):
             raise CheckpointError(f"the checkpoint's stage is {stage!r}; it must be 'qcfs' or 'snn'")
 

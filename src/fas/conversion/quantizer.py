@@ -1,18 +1,17 @@
-"""Transformers' plug-in: after ``import fas``, every ``from_pretrained`` of a converted folder gives spiking modules back."""
+"""Transformers' plug-in: after ``import fas``, ``from_pretrained`` of a converted folder gives spiking modules back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
-from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 
-from fas.convert.description import FasQuantizationConfig
-from fas.convert.install import install
+from fas.conversion.description import FasQuantizationConfig
+from fas.conversion.install import install
 from fas.errors import CheckpointError
 from fas.neurons import Site
 
@@ -28,7 +27,7 @@ class FasQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        description: FasQuantizationConfig = self.quantization_config
+        description = cast(FasQuantizationConfig, self.quantization_config)
         sites = install(model, description.spiking_config(), stage=description.stage)  # type: ignore[arg-type]
         for site in sites:
             for key in description.neurons:
@@ -53,7 +52,9 @@ class FasQuantizer(HfQuantizer):
             if not _is_valid(name, parameter)
         ]
         if broken:
-            raise CheckpointError(f"neuron parameters must be finite and give positive thresholds; wrong in {broken[:3]}")
+            raise CheckpointError(
+                f"neuron parameters must be finite and give positive thresholds; wrong in {broken[:3]}"
+            )
         return model
 
     def is_serializable(self, **kwargs: Any) -> bool:
@@ -83,7 +84,9 @@ def _require_parameters(model: PreTrainedModel, files: Iterable[str] | None) -> 
     if not stored:
         return
     wanted = [name for name in model.state_dict() if name.endswith(PARAMETER_NAMES) and ".sites." in name]
-    missing = [n for n in wanted if not any(s == n or s.endswith(f".{n}") or n.endswith(f".{s}") for s in _like(n, stored))]
+    missing = [
+        n for n in wanted if not any(s == n or s.endswith(f".{n}") or n.endswith(f".{s}") for s in _like(n, stored))
+    ]
     if missing:
         raise CheckpointError(
             f"the checkpoint lacks {len(missing)} neuron parameters, first {missing[0]}; it was not saved by "
@@ -94,9 +97,3 @@ def _require_parameters(model: PreTrainedModel, files: Iterable[str] | None) -> 
 def _like(name: str, stored: list[str]) -> list[str]:
     ending = name.rsplit(".", 1)[-1]
     return [entry for entry in stored if entry.endswith(ending)]
-
-
-def register_with_transformers() -> None:
-    """Idempotent, because transformers refuses a second registration (re-imports in notebooks)."""
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING["fas"] = FasQuantizationConfig
-    auto.AUTO_QUANTIZER_MAPPING["fas"] = FasQuantizer

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from transformers import PreTrainedModel
 
 from fas.config import SpikingConfig
-from fas.convert.description import describe
-from fas.convert.install import install
-from fas.convert.scales import mmse_scale, sample_inputs
+from fas.conversion.description import describe
+from fas.conversion.install import install
+from fas.conversion.scales import mmse_scale, sample_inputs
 from fas.models import find_placements, find_segments
 from fas.runtime.control import clock_of
 from fas.runtime.folding import silence_dropout
@@ -21,9 +21,9 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 def prepare(model: Model, config: SpikingConfig, batches: Iterable[Mapping[str, Any]]) -> Model:
     """Turn ``model`` into its QCFS model, in place: Stage 1's starting point, to be trained with any Trainer.
 
-    ``batches`` are keyword arguments of the model (``input_ids`` ``[B, S]`` …) on which the initial scale of every site is
-    fitted per channel by least squared error. Raises `UnsupportedModelError` for an unknown architecture and `DataError`
-    without batches, before the model is changed.
+    ``batches`` are keyword arguments of the model (``input_ids`` ``[B, S]`` …) on which the initial scale of every site
+    is fitted per channel by least squared error. Raises `UnsupportedModelError` for an unknown architecture and
+    `DataError` without batches, before the model is changed.
     """
     placements = [p for segment in find_segments(model) for p in find_placements(segment, config.coverage)]
     samples = sample_inputs(model, placements, batches)

@@ -1,0 +1,81 @@
+"""Runs the blocks of a segment one at a time: their arguments are recorded in one forward pass and replayed.
+
+Only the hidden states of one block are held, of the spiking stream (T·B rows) and of its target, the QCFS stream (B rows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fas.models import Segment
+from fas.neurons import Clock
+
+
+@dataclass
+class Stream:
+    """One batch on its way through the blocks: the hidden states before the next block, and each block's other arguments."""
+
+    hidden: Tensor | None = None
+    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+
+
+def blocks_of(segment: Segment) -> list[nn.Module]:
+    """The repeated layers of a segment in order."""
+    return [module for module in segment.module.modules() if type(module).__name__ == segment.family.block]
+
+
+class _Recorder:
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kwargs = dict(kwargs)
+        hidden = args[0] if args else kwargs.pop("hidden_states")
+        if self.stream.hidden is None:
+            self.stream.hidden = hidden.detach()
+        self.stream.arguments.append((args[1:], kwargs))
+
+
+@torch.no_grad()
+def record(model: nn.Module, segment: Segment, batch: Mapping[str, Any]) -> Stream:
+    """One forward of ``model`` (folded if its clock says so) with every block's arguments kept."""
+    stream = Stream()
+    with ExitStack() as stack:
+        for block in blocks_of(segment):
+            stack.callback(block.register_forward_pre_hook(_Recorder(stream), with_kwargs=True).remove)
+        model(**{key: value for key, value in batch.items() if key != "labels"}, use_cache=False)
+    return stream
+
+
+@contextmanager
+def inside_segment(clock: Clock) -> Iterator[None]:
+    """Stand where a segment's hooks would have put us, so that neurons may run."""
+    clock.depth += 1
+    try:
+        yield
+    finally:
+        clock.depth -= 1
+
+
+def run_block(block: nn.Module, index: int, stream: Stream, clock: Clock) -> Tensor:
+    """Output rows of ``block`` for the stream's present hidden states."""
+    args, kwargs = stream.arguments[index]
+    with inside_segment(clock):
+        output = block(stream.hidden, *args, **kwargs)
+    return output[0] if isinstance(output, tuple) else output
+
+
+def readout(rows: Tensor, clock: Clock) -> Tensor:
+    """``[T·B, …]`` to ``[B, …]`` as the segment's readout does (QCFS rows are their own readout)."""
+    if not clock.folds:
+        return rows
+    timesteps = clock.config.timesteps
+    split = rows.view(timesteps, rows.shape[0] // timesteps, *rows.shape[1:])
+    averaged = clock.config.coding == "rate" and clock.config.rows == "step"
+    return split.mean(0) if averaged else split[-1]

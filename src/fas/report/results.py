@@ -1,0 +1,147 @@
+"""The one shape of every result: what ``fas convert``, ``fas eval``, ``fas demo`` and the benchmarks write as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shlex
+import sys
+from dataclasses import dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fas.errors import FasError
+
+_DISTRIBUTIONS = {"fas": "fas-snn", "torch": "torch", "transformers": "transformers", "numpy": "numpy"}
+
+
+@dataclass
+class Row:
+    """One measured model. A field that does not apply is None and is left out of the JSON."""
+
+    name: str
+    """``ann``, ``control``, ``qcfs`` or ``snn``."""
+    coding: str | None = None
+    rows: str | None = None
+    """rate only: ``mean`` or ``step``."""
+    coverage: str | None = None
+    schedule: str | None = None
+    """``synchronous`` or ``layerwise``."""
+    steps: list[int] | None = None
+    """sigma_delta only: what a spike of each timestep is worth."""
+    timesteps: int | None = None
+    levels: int | None = None
+    stage2: bool | None = None
+    """Whether the neurons were calibrated by Stage 2."""
+    metric: str | None = None
+    """What ``value`` is: ``perplexity``, ``loss`` or ``accuracy``."""
+    value: float | None = None
+    perplexity: float | None = None
+    loss: float | None = None
+    """Nats per token."""
+    spikes_per_neuron: float | None = None
+    """Non-zero spikes over all timesteps, per neuron = site channel × real token, all sites pooled."""
+    tokens: int | None = None
+    """Predicted tokens that the metric was measured on."""
+    stored: bool | None = None
+    """Whether the row was measured when the model was converted, not now."""
+    seconds: float | None = None
+    by_site: dict[str, float] | None = None
+    """Spikes per neuron of each site."""
+
+
+@dataclass
+class Results:
+    """Rows and where they come from. ``extra`` holds what has no fixed place: timings, decisions, ``samples`` of text."""
+
+    model: str
+    data: str
+    seed: int
+    rows: list[Row] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+    command: str = field(default_factory=lambda: this_command())
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: None is left out, a number that is not finite becomes ``"inf"`` or ``"nan"``."""
+        head = {name: getattr(self, name) for name in ("model", "data", "seed", "versions", "command")}
+        rows = [{key: value for key, value in vars(row).items() if value is not None} for row in self.rows]
+        return _for_json(head | {"rows": rows} | ({"extra": self.extra} if self.extra else {}))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Results:
+        """Read back what `to_dict` gave; raises `FasError` for anything else."""
+        try:
+            _refuse_unknown(values, {f.name for f in fields(cls)})
+            rows = [_row(entry) for entry in values["rows"]]
+            return cls(**{**values, "rows": rows, "extra": values.get("extra", {})})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FasError(f"these are not results of FAS: {error!s}") from None
+
+    def write(self, path: Path | str) -> Path:
+        """Write JSON to ``path`` whole or not at all: beside it first, then renamed."""
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return write_whole(Path(path), text)
+
+    @classmethod
+    def read(cls, path: Path | str) -> Results:
+        """Read a file that `write` made; raises `FasError` if it is not one."""
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, UnicodeDecodeError, FasError) as error:
+            raise FasError(f"{path} cannot be read as results: {error}") from None
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write ``text`` to ``path`` so that a reader meets the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that a figure may depend on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name, distribution in _DISTRIBUTIONS.items():
+        try:
+            found[name] = version(distribution)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def this_command() -> str:
+    """The running command as one would type it."""
+    program = Path(sys.argv[0])
+    name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name or "python"
+    return " ".join([name, shlex.join(sys.argv[1:])]).strip()
+
+
+def _row(values: dict[str, Any]) -> Row:
+    _refuse_unknown(values, {f.name for f in fields(Row)})
+    numbers = ("value", "perplexity", "loss", "spikes_per_neuron")
+    return Row(**{key: float(value) if key in numbers else value for key, value in values.items()})
+
+
+def _refuse_unknown(values: dict[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise FasError(f"unknown entry {unknown[0]!r}; was it written by a newer FAS? upgrade fas-snn")
+
+
+def _for_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _for_json(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_for_json(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

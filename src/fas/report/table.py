@@ -1,0 +1,86 @@
+"""Results as one table: rich on a terminal, aligned plain lines elsewhere; the HTML report shows the same cells."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from dataclasses import dataclass
+from typing import TextIO
+
+from fas.report import words
+from fas.report.results import Results, Row
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table and the text of its cells."""
+
+    title: str
+    cells: list[str]
+    numbers: bool = False
+
+
+def columns_of(results: Results) -> list[Column]:
+    """The columns that have something to say about these rows."""
+    rows = results.rows
+    reference = words.reference_row(results)
+    against = "ANN" if reference is not None and reference.name == "ann" else "control"
+    spikes = ["" if row.spikes_per_neuron is None else f"{row.spikes_per_neuron:.2f}" for row in rows]
+    columns = [
+        Column("model", [words.model_label(row, results) + " *" * bool(row.stored) for row in rows]),
+        Column("coding", [words.coding_label(row) for row in rows]),
+        Column("coverage", [row.coverage or "" for row in rows]),
+        Column("L", [str(row.levels or "") for row in rows], numbers=True),
+        Column("schedule or steps", [words.schedule_label(row) for row in rows]),
+        Column("T", [str(row.timesteps or "") for row in rows], numbers=True),
+        Column("Stage 2", [words.stage2_label(row) for row in rows]),
+        Column(words.metric_title(results), [words.value_label(row, results) for row in rows], numbers=True),
+        Column(f"vs {against}", [words.ratio_label(row, results) for row in rows], numbers=True),
+        Column("spikes/neuron", spikes, numbers=True),
+    ]
+    return [column for column in columns if _says_something(column)]
+
+
+def _says_something(column: Column) -> bool:
+    # one coverage or one L for all rows stands in the title
+    enough = 1 if column.title in ("coverage", "L") else 0
+    return len(set(column.cells) - {""}) > enough
+
+
+def plain_table(results: Results) -> str:
+    """Title, table and notes as aligned lines of text."""
+    columns = columns_of(results)
+    laid_out = []
+    for column in columns:
+        width = max(map(len, [column.title, *column.cells]))
+        align = str.rjust if column.numbers else str.ljust
+        laid_out.append([align(text, width) for text in [column.title, "-" * width, *column.cells]])
+    lines = ["  ".join(line).rstrip() for line in zip(*laid_out, strict=True)]
+    notes = [textwrap.fill(note, 110) for note in words.notes(results)]
+    return "\n".join([words.title(results), "", *lines, "", *notes])
+
+
+def print_results(results: Results, file: TextIO | None = None) -> None:
+    """Print the table to ``file`` (standard output): rich if that is a terminal."""
+    file = file or sys.stdout
+    if not file.isatty():
+        print(plain_table(results), file=file)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = columns_of(results)
+    notes = "\n".join(words.notes(results))
+    table = Table(title=words.title(results), title_justify="left", caption=notes, caption_justify="left")
+    for column in columns:
+        table.add_column(column.title, justify="right" if column.numbers else "left")
+    for row, before, *cells in zip(results.rows, [None, *results.rows], *[c.cells for c in columns], strict=False):
+        if before is not None and _group(before) != _group(row):
+            table.add_section()
+        table.add_row(*cells)
+    Console(file=file).print(table)
+
+
+def _group(row: Row) -> tuple[str | None, ...]:
+    """Rows of one group stand together, without a line between them."""
+    return (row.coverage, row.coding, row.rows, row.schedule) if row.name == "snn" else (None,)

@@ -1,0 +1,104 @@
+"""Results in words: what a row is called, how a figure is written. The table and the HTML report share them."""
+
+from __future__ import annotations
+
+from fas.report.results import Results, Row
+
+CAPTION = (
+    "Control: the ANN fine-tuned on the same data and for as many steps as Stage 1 (or the ANN itself where that is "
+    "better). QCFS model: the network after Stage 1, its activations quantized, no time yet. SNN: the same network, its "
+    "neurons exchanging spikes over T timesteps. Spikes/neuron: non-zero spikes per neuron and token, summed over all T. "
+    "Quality was measured in simulation; nothing here is a claim about energy."
+)
+STORED_NOTE = "* measured when the model was converted, not in this run."
+
+_MODELS = {"ann": "ANN", "qcfs": "QCFS model", "snn": "SNN"}
+
+
+def title(results: Results) -> str:
+    """Model, data, and what all converted rows have in common."""
+    coverages, levels = ({getattr(row, name) for row in results.rows} - {None} for name in ("coverage", "levels"))
+    parts = [f"{results.model} on {results.data}"]
+    parts += [f"coverage {coverages.pop()}"] if len(coverages) == 1 else []
+    parts += [f"L = {levels.pop()}"] if len(levels) == 1 else []
+    return ", ".join(parts)
+
+
+def model_label(row: Row, results: Results) -> str:
+    """What the row measures."""
+    if row.name == "control":
+        ann = next((r for r in results.rows if r.name == "ann"), None)
+        same = ann is not None and ann.value == row.value and ann.metric == row.metric
+        return "control (= ANN)" if same else "control (fine-tuned ANN)"
+    return _MODELS.get(row.name, row.name)
+
+
+def coding_label(row: Row) -> str:
+    """How values live in time; empty where no time is simulated."""
+    if row.name != "snn" or row.schedule == "layerwise":
+        return ""
+    if row.coding == "rate":
+        return "rate (step rows, the paper's)" if row.rows == "step" else "rate"
+    return (row.coding or "").replace("_", "-")
+
+
+def schedule_label(row: Row) -> str:
+    """``layerwise``, or the weights of the timesteps of a sigma-delta row, e.g. ``4,2,2,1``."""
+    if row.name != "snn":
+        return ""
+    if row.steps and row.schedule != "layerwise":
+        return ",".join(map(str, row.steps))
+    return row.schedule or ""
+
+
+def stage2_label(row: Row) -> str:
+    """Whether the figure is from before or after Stage 2."""
+    return "" if row.name != "snn" or row.stage2 is None else "after" if row.stage2 else "before"
+
+
+def metric_title(results: Results) -> str:
+    """The metric that all rows share, or ``value``."""
+    metrics = {row.metric for row in results.rows if row.metric}
+    return metrics.pop() if len(metrics) == 1 else "value"
+
+
+def value_label(row: Row, results: Results) -> str:
+    """The value, with its metric where the rows differ in that."""
+    mixed = metric_title(results) == "value" and row.metric
+    return format_value(row.value) + (f" ({row.metric})" if mixed else "")
+
+
+def format_value(value: float | None) -> str:
+    """As many digits as tell something.
+
+    >>> format_value(61.666), format_value(0.96832), format_value(12345.6)
+    ('61.67', '0.9683', '12346')
+    """
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def reference_row(results: Results) -> Row | None:
+    """The control, or the ANN where no control was measured; what the ratios are taken against."""
+    named = {row.name: row for row in reversed(results.rows) if row.value is not None}
+    return named.get("control") or named.get("ann")
+
+
+def ratio(row: Row, results: Results) -> float | None:
+    """The row's value over the reference's, where both measure the same."""
+    reference = reference_row(results)
+    if reference is None or reference.metric != row.metric or row.value is None or not reference.value:
+        return None
+    return row.value / reference.value
+
+
+def ratio_label(row: Row, results: Results) -> str:
+    """``×1.013``; empty for the reference itself."""
+    found = ratio(row, results)
+    return "" if found is None or row is reference_row(results) else f"×{found:.3f}"
+
+
+def notes(results: Results) -> list[str]:
+    """What a reader needs to know below the table."""
+    return [CAPTION] + ([STORED_NOTE] if any(row.stored for row in results.rows) else [])

@@ -1,0 +1,215 @@
+"""The event executor: one timestep at a time, consumers read real 0/±1 spikes, θ is folded into their weights.
+
+It is the oracle of the folded run (zero spike differences in fp64, DESIGN §9) and what third-party counters and exports
+see. Its neurons are written as step loops on purpose, sharing no arithmetic with `fas.neurons`.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from fas.errors import FasError
+from fas.neurons import Site
+from fas.runtime import event_attention
+from fas.runtime.control import clock_of
+from fas.runtime.folding import FoldHook, ReadoutHook
+from fas.runtime.hooks import SiteHook
+
+
+@dataclass
+class EventRun:
+    """What `EventExecutor` returns."""
+
+    output: ModelOutput
+    """The model's output at the readout: last timestep, or mean of the segment's ``step`` rows."""
+    spikes: dict[str, Tensor]
+    """By site name: ternary spikes ``[T, B, S, C]``, int8."""
+
+    @property
+    def logits(self) -> Tensor:
+        """The output's logits, e.g. ``[B, S, vocabulary]``."""
+        return self.output.logits
+
+
+@dataclass
+class _Time:
+    now: int = 0
+    """The running timestep t, 1 … T."""
+
+
+class _Neuron:
+    """The neurons of one site, stepped through time; fires once a timestep for all consumers."""
+
+    def __init__(self, site: Site, time: _Time) -> None:
+        self.config, self.signed, self.time = site.clock.config, site.signed, time
+        self.threshold, self.v_init, self.a_init = (value.detach() for value in site.neuron_values(self.config))
+        if self.config.coding == "sigma_delta" and not torch.equal(self.a_init, self.a_init.round()):
+            raise FasError(
+                f"site {site.name} starts from a_init that is not integer; its spikes could not reach the grid"
+            )
+        self.train: list[Tensor] = []
+
+    @property
+    def unit(self) -> Tensor:
+        """What one spike (of weight 1) is worth ``[C]``: θ, or the grid's step θ/L."""
+        return self.threshold / self.config.levels if self.config.coding == "sigma_delta" else self.threshold
+
+    def start(self) -> None:
+        self.train = []
+        self.received: Tensor | float = 0.0
+        self.potential: Tensor | None = None
+        self.level = self.a_init.to(torch.int32)
+
+    def spikes(self, x: Tensor) -> Tensor:
+        """This timestep's spikes ``[B, …, C]`` of the running value (step rows: the charge) ``x``."""
+        if len(self.train) < self.time.now:
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            spike = self._track(wide) if self.config.coding == "sigma_delta" else self._integrate(wide)
+            self.train.append(spike.to(torch.int8))
+        return self.train[-1]
+
+    def _integrate(self, x: Tensor) -> Tensor:
+        threshold = self.threshold.to(x.dtype)
+        if self.potential is None:
+            self.potential = (self.v_init.to(x.dtype) * threshold).expand_as(x)
+        charge = x
+        if self.config.rows == "mean":
+            received = self.time.now * x
+            charge, self.received = received - self.received, received
+        potential = self.potential + charge
+        spike = torch.where(potential >= threshold, 1, 0)
+        if self.signed:
+            spike = torch.where(potential < 0, -1, spike)
+        self.potential = potential - threshold * spike
+        return spike
+
+    def _track(self, x: Tensor) -> Tensor:
+        levels, k = self.config.levels, self.config.step_schedule[self.time.now - 1]
+        low = -levels if self.signed else 0
+        goal = (x / self.unit.to(x.dtype)).clamp(low, levels)
+        spike = ((goal - self.level) / k + self.v_init.to(x.dtype)).floor().clamp(-1, 1).to(torch.int32)
+        moved = self.level + k * spike
+        spike = torch.where((moved < low) | (moved > levels), 0, spike)
+        self.level = self.level + k * spike
+        return spike
+
+
+class _Consumer:
+    """A linear layer that reads spikes: θ is folded into its weight, its products are accumulated behind it."""
+
+    def __init__(self, module: Any, neuron: _Neuron) -> None:
+        self.neuron, self.config, self.time = neuron, neuron.config, neuron.time
+        by_channel = neuron.unit.to(module.weight.dtype)
+        # Conv1D keeps its weight transposed
+        folded = module.weight * (by_channel if isinstance(module, nn.Linear) else by_channel[:, None])
+        module.weight = nn.Parameter(folded.detach(), requires_grad=False)
+        self.constant: Tensor | float = 0.0
+        if module.bias is not None:
+            self.constant = module.bias.detach().clone()
+            module.bias = nn.Parameter(torch.zeros_like(module.bias), requires_grad=False)
+        if self.config.coding == "sigma_delta":
+            self.constant = self.constant + module(neuron.a_init.to(folded.dtype)[None])[0].detach()
+        module.register_forward_pre_hook(self.read)
+        module.register_forward_hook(self.accumulate)
+
+    def start(self) -> None:
+        self.total: Tensor | float = 0.0
+
+    def read(self, module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Pre-hook: spikes instead of values."""
+        return (self.neuron.spikes(args[0]).to(module.weight.dtype), *args[1:])
+
+    def accumulate(self, module: nn.Module, args: Any, product: Tensor) -> Tensor:
+        """Hook: the running value (step rows: the charge) of the layer's output; bias and a₀ enter once."""
+        if self.config.coding == "sigma_delta":
+            self.total = self.total + self.config.step_schedule[self.time.now - 1] * product  # a shift in hardware
+            return self.total + self.constant
+        if self.config.rows == "step":
+            return product + self.constant
+        self.total = self.total + product
+        return self.total / self.time.now + self.constant
+
+
+class _MeanReadout:
+    """Hook of a segment whose rows carry single steps: at t its hidden state is the mean of the steps 1 … t."""
+
+    def __init__(self, time: _Time) -> None:
+        self.time = time
+
+    def start(self) -> None:
+        self.total: Tensor | float = 0.0
+
+    def __call__(self, module: nn.Module, args: Any, output: ModelOutput) -> ModelOutput:
+        self.total = self.total + output.last_hidden_state
+        output.last_hidden_state = self.total / self.time.now
+        return output
+
+
+class EventExecutor:
+    """Runs a copy of a converted ``model`` event by event, at the coding and time that the model is set to now.
+
+    Calling it takes the model's keyword arguments (``input_ids`` ``[B, S]`` …), no cache, and returns an `EventRun`.
+    Raises `FasError` for a model that simulates no time (not converted, or scheduled layerwise).
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        clock = clock_of(model)
+        if not clock.folds:
+            raise FasError("there are no timesteps to execute: convert the model and choose schedule='synchronous'")
+        self.model = copy.deepcopy(model).eval()
+        self.config, self.time = clock.config, _Time()
+        self.model.set_attn_implementation(event_attention.NAME)
+        found = _take_hooks(self.model)
+        sites = {hook.site.name: hook.site for _, hook in found if isinstance(hook, SiteHook)}
+        self.neurons = {
+            name: _Neuron(site, self.time) for name, site in sorted(sites.items(), key=lambda item: item[1].order)
+        }
+        self._stateful: list[Any] = list(self.neurons.values())
+        for module, hook in found:
+            if isinstance(hook, SiteHook):
+                self._stateful.append(_Consumer(module, self.neurons[hook.site.name]))
+            elif isinstance(hook, ReadoutHook) and self.config.rows == "step":
+                readout = _MeanReadout(self.time)
+                module.register_forward_hook(readout)
+                self._stateful.append(readout)
+
+    @torch.no_grad()
+    def __call__(self, **inputs: Any) -> EventRun:
+        if inputs.get("past_key_values") is not None:
+            raise FasError("the event executor runs whole sequences; pass no past_key_values")
+        for part in self._stateful:
+            part.start()
+        for now in range(1, self.config.timesteps + 1):
+            self.time.now = now
+            if now == 1 or self.config.rows == "step":
+                event_attention.start(self.model)
+            output = self.model(**(inputs | {"use_cache": False, "return_dict": True}))
+        if not event_attention.has_run(self.model):
+            raise FasError(
+                f"{type(self.model).__name__} ignores the attention interface; its events cannot be executed"
+            )
+        batch = next(value.shape[0] for value in inputs.values() if torch.is_tensor(value))
+        spikes = {
+            name: torch.stack(neuron.train).reshape(self.config.timesteps, batch, -1, neuron.threshold.shape[0])
+            for name, neuron in self.neurons.items()
+        }
+        return EventRun(output, spikes)
+
+
+def _take_hooks(model: nn.Module) -> list[tuple[nn.Module, Any]]:
+    """Remove FAS's hooks of the folded run from ``model`` and return them with their modules."""
+    found: list[tuple[nn.Module, Any]] = []
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            ours = {key: hook for key, hook in hooks.items() if isinstance(hook, SiteHook | FoldHook | ReadoutHook)}
+            found += [(module, hook) for hook in ours.values()]
+            for key in ours:
+                del hooks[key]  # type: ignore[attr-defined]
+    return found

@@ -1,0 +1,79 @@
+"""Causal language modelling: documents as blocks of tokens, and their loss under a model in any of its forms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fas.errors import DataError
+from fas.progress import Progress, Silent
+from fas.runtime.spikes import SpikeCount
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss (nats a token) over the predicted tokens, and the spikes where the model was a spiking one."""
+
+    loss: float
+    tokens: int
+    spikes: SpikeCount | None = None
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+
+def encode_blocks(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: int, what: str = "text") -> Tensor:
+    """All documents as one stream of tokens, cut into blocks ``[N, length]``; the rest of the stream is dropped.
+
+    Documents are separated by what the tokenizer adds (``<s>`` before each) or, where it adds nothing, by its end token.
+    Raises `DataError` where the text does not fill one block.
+    """
+    stream: list[int] = []
+    for ids in tokenizer(list(documents), verbose=False)["input_ids"]:
+        starts = bool(ids) and ids[0] == tokenizer.bos_token_id
+        end = [] if starts or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        stream += [*ids, *end]
+    count = len(stream) // length
+    if count == 0:
+        raise DataError(f"the {what} has {len(stream)} tokens, fewer than one block of {length}; give more text")
+    return torch.tensor(stream[: count * length]).view(count, length)
+
+
+@torch.no_grad()
+def evaluate(
+    model: PreTrainedModel, blocks: Tensor, batch_size: int = 16, progress: Progress | None = None, title: str = ""
+) -> Evaluation:
+    """Loss of ``model`` on ``blocks`` ``[N, S]``: every token but the first of a block is predicted once."""
+    progress = progress or Silent()
+    training = model.training
+    model.eval()
+    total = 0.0
+    progress.start(title or "evaluating", len(blocks))
+    for batch in blocks.split(batch_size):
+        ids = batch.to(model.device)
+        total += model(input_ids=ids, labels=ids, use_cache=False).loss.item() * len(batch)
+        progress.advance(len(batch))
+    model.train(training)
+    loss = total / len(blocks)
+    progress.done(f"loss {loss:.4f}")
+    return Evaluation(loss, blocks.numel() - len(blocks))
+
+
+def evaluate_spiking(
+    model: PreTrainedModel, blocks: Tensor, batch_size: int = 16, progress: Progress | None = None, title: str = ""
+) -> Evaluation:
+    """`evaluate`, with the spikes of all sites counted. The batch is divided by T, so that memory is that of one batch."""
+    from fas.runtime.control import clock_of
+    from fas.runtime.spikes import counting
+
+    clock = clock_of(model)
+    rows = max(1, batch_size // clock.config.timesteps) if clock.folds else batch_size
+    with counting(model) as spikes:
+        measured = evaluate(model, blocks, rows, progress, title)
+    return Evaluation(measured.loss, measured.tokens, spikes)

@@ -1,0 +1,150 @@
+"""Stage 1: full-parameter fine-tuning of the QCFS model, and of the ANN as its control, on the Hugging Face Trainer."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, default_data_collator, set_seed
+
+from fas.losses import logits_kl
+from fas.progress import Progress, Silent
+
+
+@dataclass(frozen=True)
+class Stage1Options:
+    """How Stage 1 trains; the control takes the same, with the task loss only."""
+
+    steps: int = 400
+    batch_size: int = 16
+    lr: float = 3e-4
+    scale_lr: float = 3e-3
+    """Learning rate of log λ: Adam moves a scale by about this share of itself per step."""
+    weight_decay: float = 0.0
+    warmup: float = 0.05
+    """Share of the steps in which the learning rates rise; then they fall as a cosine to 0."""
+    distill: float = 0.5
+    """Weight of KL(ANN ‖ student) on the logits, in nats per token; 1 − distill is the weight of the task loss."""
+    temperature: float = 1.0
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+
+class BlockDataset(Dataset[dict[str, Tensor]]):
+    """Blocks ``[N, S]`` as examples of causal language modelling."""
+
+    def __init__(self, blocks: Tensor) -> None:
+        self.blocks = blocks
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"input_ids": self.blocks[index], "labels": self.blocks[index]}
+
+
+class Stage1Trainer(Trainer):
+    """A Trainer with its own learning rate for scales and, with a teacher, distillation beside the task loss."""
+
+    def __init__(self, *args: Any, options: Stage1Options, teacher: PreTrainedModel | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.options, self.teacher = options, teacher
+        if teacher is not None:
+            teacher.eval().requires_grad_(False).to(self.args.device)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """AdamW with the scales in a group of their own, without weight decay."""
+        if self.optimizer is None:
+            assert self.model is not None
+            named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+            scales = [p for name, p in named if name.endswith("log_scale")]
+            weights = [p for name, p in named if not name.endswith("log_scale")]
+            groups = [{"params": weights, "lr": self.options.lr, "weight_decay": self.options.weight_decay}]
+            if scales:
+                groups.append({"params": scales, "lr": self.options.scale_lr, "weight_decay": 0.0})
+            self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+        return self.optimizer
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """(1 − w)·task + w·KL(teacher ‖ student)·temperature², averaged over predicted tokens."""
+        weight = self.options.distill if self.teacher is not None else 0.0
+        outputs = model(**inputs)
+        loss = (1 - weight) * outputs.loss
+        if self.teacher is not None and weight > 0:
+            with torch.no_grad():
+                target = self.teacher(**{k: v for k, v in inputs.items() if k != "labels"}).logits
+            loss = loss + weight * logits_kl(outputs.logits, target, self.options.temperature)
+        return (loss, outputs) if return_outputs else loss
+
+
+class _Report(TrainerCallback):
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.seen = 0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        note = f"loss {logs['loss']:.4f}" if logs and "loss" in logs else ""
+        self.progress.advance(state.global_step - self.seen, note)
+        self.seen = state.global_step
+
+
+def fine_tune(
+    model: PreTrainedModel,
+    blocks: Tensor,
+    options: Stage1Options,
+    teacher: PreTrainedModel | None = None,
+    progress: Progress | None = None,
+    title: str = "fine-tuning",
+) -> PreTrainedModel:
+    """Train ``model`` in place on ``blocks`` ``[N, S]`` for ``options.steps`` steps and return it in eval mode.
+
+    The same function trains the QCFS model (with a ``teacher`` to distil from) and its control (without one): same data
+    in the same order, steps, schedule and seed.
+    """
+    progress = progress or Silent()
+    progress.start(title, options.steps)
+    set_seed(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=options.steps,
+            per_device_train_batch_size=options.batch_size,
+            learning_rate=options.lr,
+            lr_scheduler_type="cosine",
+            warmup_steps=round(options.warmup * options.steps),
+            max_grad_norm=1.0,
+            seed=options.seed,
+            data_seed=options.seed,
+            logging_steps=max(1, options.steps // 20),
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            gradient_checkpointing=options.gradient_checkpointing,
+            use_cpu=model.device.type == "cpu",
+            dataloader_drop_last=len(blocks) >= options.batch_size,
+        )
+        trainer = Stage1Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=BlockDataset(blocks),
+            data_collator=default_data_collator,
+            callbacks=[_Report(progress)],
+            options=options,
+            teacher=teacher,
+        )
+        trainer.remove_callback(_printer())
+        loss = trainer.train().training_loss
+    progress.done(f"mean training loss {loss:.4f}")
+    return model.eval()
+
+
+def _printer() -> type[TrainerCallback]:
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
