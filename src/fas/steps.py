@@ -32,9 +32,15 @@ def default_steps(levels: int, timesteps: int) -> tuple[int, ...]:
 def is_complete(steps: tuple[int, ...], levels: int) -> bool:
     """Whether every constant input settles on its grid point: k_t ≤ 1 + 2·Σ_{u>t} k_u, k_T = 1 and L ≤ ½ + Σ k.
 
-    >>> is_complete((4, 2, 1), 7), is_complete((4, 2), 7), is_complete((8, 4, 2, 1), 16)
-    (True, False, False)
+    Where a spike could be suppressed at the end of the grid (Σ_{u≤t} k_u > L), the later ones must make up for all of
+    it: k_t ≤ 1 + Σ_{u>t} k_u.
+
+    >>> is_complete((4, 2, 1), 7), is_complete((4, 2), 7), is_complete((8, 4, 2, 1), 16), is_complete((4, 1, 1), 3)
+    (True, False, False, False)
     """
-    tails = [sum(steps[i + 1 :]) for i in range(len(steps))]
-    reaches = all(k <= 1 + 2 * tail for k, tail in zip(steps, tails, strict=True))
-    return reaches and steps[-1] == 1 and levels <= 0.5 + sum(steps)
+    heads, tails = [sum(steps[: i + 1]) for i in range(len(steps))], [sum(steps[i + 1 :]) for i in range(len(steps))]
+    catches_up = all(
+        k <= 1 + 2 * tail and (head <= levels or k <= 1 + tail)
+        for k, head, tail in zip(steps, heads, tails, strict=True)
+    )
+    return catches_up and steps[-1] == 1 and levels <= 0.5 + sum(steps)

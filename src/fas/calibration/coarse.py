@@ -14,8 +14,12 @@ from torch import Tensor
 
 from fas.neurons import Site, codes, rate_mean_rows, rate_step_rows, sigma_delta
 
-FACTORS = (0.35, 0.45, 0.55, 0.65, 0.75, 0.82, 0.88, 0.94, 1.0, 1.06, 1.12, 1.2, 1.3)
-POTENTIALS = (0.3, 0.4, 0.5, 0.6, 0.7)
+# A rate code of few timesteps is coarser than the QCFS grid, so its best threshold may be far below λ.
+FACTORS = {
+    "rate": (0.35, 0.5, 0.65, 0.8, 0.9, 1.0, 1.12, 1.3),
+    "sigma_delta": (0.8, 0.9, 1.0, 1.1, 1.25),
+}
+POTENTIALS = (0.35, 0.5, 0.65)
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ def search(site: Site, rows: Tensor, target: Tensor, importance: Tensor, per_cha
     fire = firing(site)
     errors, pairs = [], []
     for start in starts:
-        for factor in FACTORS:
+        for factor in FACTORS[site.clock.config.coding]:
             for potential in POTENTIALS:
                 v_init = torch.full_like(scale, potential)
                 out = fire(rows, scale * factor, v_init, start)

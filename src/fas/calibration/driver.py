@@ -35,7 +35,7 @@ class CalibrationOptions:
     global_steps: int = 32
     """Gradient steps of all sites together on the logits KL against the QCFS model (0: none)."""
     temperature: float = 1.0
-    search_rows: int = 2048
+    search_rows: int = 512
     """Tokens on which candidates are judged."""
 
 

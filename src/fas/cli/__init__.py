@@ -1,0 +1,62 @@
+"""The ``fas`` command: one thin file a command. Heavy imports stand inside the commands, so help is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from fas import __version__
+from fas.cli import convert, demo, eval, generate, inspect
+from fas.cli.session import one_line
+from fas.errors import FasError
+
+app = typer.Typer(
+    name="fas",
+    help="Turn Hugging Face language models into spiking ones, and see how good they still are.",
+    epilog="Start with: fas demo",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+for _module in (demo, convert, eval, generate, inspect):
+    app.command(_module.NAME, epilog=f"Example: {_module.EXAMPLE}")(_module.command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fas {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 after bad input (one line on standard error), 130 if interrupted.
+
+    ``FAS_DEBUG=1`` in the environment shows the traceback of an error instead.
+    """
+    try:
+        code = app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="fas", standalone_mode=False)
+    except (FasError, OSError, typer.TyperException) as error:
+        if os.environ.get("FAS_DEBUG") == "1":
+            raise
+        text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        if text:  # without a command the help was printed, and that is all
+            print(f"fas: error: {one_line(text)}", file=sys.stderr)
+        return 2
+    except typer.Abort:
+        print("fas: interrupted", file=sys.stderr)
+        return 130
+    return code if isinstance(code, int) else 0

@@ -50,5 +50,6 @@ def _place(placement: Placement, clock: Clock, order: int) -> Site:
     if spec.replaces is not None:
         placement.owner.set_submodule(spec.replaces, nn.Identity())
     for consumer in placement.consumers:
-        consumer.register_forward_pre_hook(SiteHook(site))
+        hook = SiteHook(site)
+        hook.handle = consumer.register_forward_pre_hook(hook)
     return site

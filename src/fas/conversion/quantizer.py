@@ -48,13 +48,14 @@ class FasQuantizer(HfQuantizer):
             f"{module.name}.{name}"
             for module in model.modules()
             if isinstance(module, Site)
-            for name, parameter in module.named_parameters()
+            for name, parameter in module.state_dict().items()
             if not _is_valid(name, parameter)
         ]
         if broken:
             raise CheckpointError(
                 f"neuron parameters must be finite and give positive thresholds; wrong in {broken[:3]}"
             )
+        _align(model)
         return model
 
     def is_serializable(self, **kwargs: Any) -> bool:
@@ -73,6 +74,13 @@ def _is_valid(name: str, parameter: torch.Tensor) -> bool:
     if not bool(torch.isfinite(parameter).all()):
         return False
     return not name.endswith(("log_scale", "log_threshold")) or bool((parameter.exp() > 0).all())
+
+
+def _align(model: PreTrainedModel) -> None:
+    """Move weights off the odd addresses of the mapped file: MKL rounds otherwise there, and logits would differ."""
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
+            parameter.data = parameter.data.clone()
 
 
 def _require_parameters(model: PreTrainedModel, files: Iterable[str] | None) -> None:

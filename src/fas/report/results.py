@@ -13,9 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fas import __version__
 from fas.errors import FasError
 
-_DISTRIBUTIONS = {"fas": "fas-snn", "torch": "torch", "transformers": "transformers", "numpy": "numpy"}
+_DISTRIBUTIONS = ("torch", "transformers", "numpy")
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Row:
 
 @dataclass
 class Results:
-    """Rows and where they come from. ``extra`` holds what has no fixed place: timings, decisions, ``samples`` of text."""
+    """Rows and where they come from. ``extra`` holds what has no fixed place: timings, decisions, text ``samples``."""
 
     model: str
     data: str
@@ -76,10 +77,17 @@ class Results:
         """Read back what `to_dict` gave; raises `FasError` for anything else."""
         try:
             _refuse_unknown(values, {f.name for f in fields(cls)})
-            rows = [_row(entry) for entry in values["rows"]]
-            return cls(**{**values, "rows": rows, "extra": values.get("extra", {})})
+            return cls(
+                model=str(values["model"]),
+                data=str(values["data"]),
+                seed=int(values["seed"]),
+                rows=[_row(entry) for entry in values["rows"]],
+                versions=dict(values["versions"]),
+                command=str(values["command"]),
+                extra=dict(values.get("extra", {})),
+            )
         except (KeyError, TypeError, AttributeError) as error:
-            raise FasError(f"these are not results of FAS: {error!s}") from None
+            raise FasError(f"not in the shape of FAS results ({type(error).__name__}: {error})") from None
 
     def write(self, path: Path | str) -> Path:
         """Write JSON to ``path`` whole or not at all: beside it first, then renamed."""
@@ -109,10 +117,10 @@ def write_whole(path: Path, text: str) -> Path:
 
 def versions() -> dict[str, str]:
     """Versions of everything that a figure may depend on."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name, distribution in _DISTRIBUTIONS.items():
+    found = {"fas": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name in _DISTRIBUTIONS:
         try:
-            found[name] = version(distribution)
+            found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
@@ -128,7 +136,8 @@ def this_command() -> str:
 def _row(values: dict[str, Any]) -> Row:
     _refuse_unknown(values, {f.name for f in fields(Row)})
     numbers = ("value", "perplexity", "loss", "spikes_per_neuron")
-    return Row(**{key: float(value) if key in numbers else value for key, value in values.items()})
+    read: dict[str, Any] = {key: float(value) if key in numbers else value for key, value in values.items()}
+    return Row(**read)
 
 
 def _refuse_unknown(values: dict[str, Any], known: set[str]) -> None:

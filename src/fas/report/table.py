@@ -31,7 +31,7 @@ def columns_of(results: Results) -> list[Column]:
         Column("coding", [words.coding_label(row) for row in rows]),
         Column("coverage", [row.coverage or "" for row in rows]),
         Column("L", [str(row.levels or "") for row in rows], numbers=True),
-        Column("schedule or steps", [words.schedule_label(row) for row in rows]),
+        Column("schedule, steps", [words.schedule_label(row) for row in rows]),
         Column("T", [str(row.timesteps or "") for row in rows], numbers=True),
         Column("Stage 2", [words.stage2_label(row) for row in rows]),
         Column(words.metric_title(results), [words.value_label(row, results) for row in rows], numbers=True),
@@ -66,12 +66,14 @@ def print_results(results: Results, file: TextIO | None = None) -> None:
     if not file.isatty():
         print(plain_table(results), file=file)
         return
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     columns = columns_of(results)
     notes = "\n".join(words.notes(results))
-    table = Table(title=words.title(results), title_justify="left", caption=notes, caption_justify="left")
+    table = Table(title=words.title(results), caption=notes, box=box.SIMPLE_HEAD)
+    table.title_justify = table.caption_justify = "left"
     for column in columns:
         table.add_column(column.title, justify="right" if column.numbers else "left")
     for row, before, *cells in zip(results.rows, [None, *results.rows], *[c.cells for c in columns], strict=False):

@@ -6,9 +6,9 @@ from fas.report.results import Results, Row
 
 CAPTION = (
     "Control: the ANN fine-tuned on the same data and for as many steps as Stage 1 (or the ANN itself where that is "
-    "better). QCFS model: the network after Stage 1, its activations quantized, no time yet. SNN: the same network, its "
-    "neurons exchanging spikes over T timesteps. Spikes/neuron: non-zero spikes per neuron and token, summed over all T. "
-    "Quality was measured in simulation; nothing here is a claim about energy."
+    "better). QCFS model: the network after Stage 1, its activations quantized, no time yet. SNN: the same network, "
+    "its neurons exchanging spikes over T timesteps. Spikes/neuron: non-zero spikes per neuron and token, summed over "
+    "all T. Quality was measured in simulation; nothing here is a claim about energy."
 )
 STORED_NOTE = "* measured when the model was converted, not in this run."
 
@@ -53,7 +53,9 @@ def schedule_label(row: Row) -> str:
 
 def stage2_label(row: Row) -> str:
     """Whether the figure is from before or after Stage 2."""
-    return "" if row.name != "snn" or row.stage2 is None else "after" if row.stage2 else "before"
+    if row.name != "snn" or row.stage2 is None or row.schedule == "layerwise":  # its counts are the QCFS model's codes
+        return ""
+    return "after" if row.stage2 else "before"
 
 
 def metric_title(results: Results) -> str:
@@ -102,3 +104,35 @@ def ratio_label(row: Row, results: Results) -> str:
 def notes(results: Results) -> list[str]:
     """What a reader needs to know below the table."""
     return [CAPTION] + ([STORED_NOTE] if any(row.stored for row in results.rows) else [])
+
+
+def describe_snn(row: Row) -> str:
+    """A spiking row in a few words, e.g. ``sigma-delta, T = 4``."""
+    return f"{coding_label(row) or schedule_label(row)}, T = {row.timesteps}"
+
+
+def samples(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Prompts, each with pairs of model and what it wrote after the prompt (from ``extra["samples"]``)."""
+    found = []
+    for sample in results.extra.get("samples", []):
+        prompt, written = sample["prompt"], {key: text for key, text in sample.items() if key != "prompt"}
+        found.append((prompt, [(_MODELS.get(key, key), text.removeprefix(prompt)) for key, text in written.items()]))
+    return found
+
+
+def samples_as_text(results: Results) -> str:
+    """The same as lines of text, one model below the other."""
+    return "\n\n".join(f"{name}: {prompt}{text}" for prompt, texts in samples(results) for name, text in texts)
+
+
+def provenance(results: Results) -> dict[str, str]:
+    """Where the figures come from, by name: command, data, seed, versions, and what else was recorded."""
+    tokens = sorted({row.tokens for row in results.rows if row.tokens})
+    facts = {"command": results.command, "model": results.model, "data": results.data, "seed": str(results.seed)}
+    facts |= {"evaluated on": " and ".join(f"{count:,} tokens" for count in tokens)} if tokens else {}
+    for key, value in results.extra.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name}={entry}" for name, entry in value.items() if entry is not None)
+        if key != "samples":
+            facts[key.replace("_", " ")] = str(value)
+    return facts | results.versions

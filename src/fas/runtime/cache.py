@@ -36,7 +36,8 @@ def _retag(cache: Cache, clock: Clock) -> None:
     if isinstance(cache, EncoderDecoderCache):
         raise FasError("caches of encoder–decoder models are not folded over time yet")
     kind, timesteps = clock.config.cache, clock.config.timesteps
-    for layer in cache.layers:
+    layers: list[Any] = cache.layers
+    for layer in layers:
         tag = getattr(layer, "_fas", None)
         if tag is None:
             layer.__class__ = _folded(type(layer), kind)
@@ -49,7 +50,7 @@ def _retag(cache: Cache, clock: Clock) -> None:
     replicate = getattr(cache, "layer_class_to_replicate", None)
     if replicate is not None:
         folded = _folded(replicate, kind)
-        cache.layer_class_to_replicate = _Tagged(folded, (kind, timesteps))
+        cache.layer_class_to_replicate = _Tagged(folded, (kind, timesteps))  # type: ignore[assignment]
 
 
 class _Tagged:

@@ -69,7 +69,7 @@ def event_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Transformers' attention contract: ``query`` ``[B, H, S, D]`` and keys, values ``[B, Hkv, S, D]`` → ``[B, S, H, D]``.
+    """Transformers' contract: ``query`` ``[B, H, S, D]``, keys and values ``[B, Hkv, S, D]`` to ``[B, S, H, D]``.
 
     ``dropout`` is 0 wherever time is simulated. Raises `FasError` for an argument that it would have to ignore.
     """

@@ -19,8 +19,8 @@ from fas.errors import FasError
 from fas.neurons import Site
 from fas.runtime import event_attention
 from fas.runtime.control import clock_of
-from fas.runtime.folding import FoldHook, ReadoutHook
-from fas.runtime.hooks import SiteHook
+from fas.runtime.folding import ReadoutHook
+from fas.runtime.hooks import Hook, SiteHook
 
 
 @dataclass
@@ -155,7 +155,6 @@ class _MeanReadout:
 class EventExecutor:
     """Runs a copy of a converted ``model`` event by event, at the coding and time that the model is set to now.
 
-    Calling it takes the model's keyword arguments (``input_ids`` ``[B, S]`` …), no cache, and returns an `EventRun`.
     Raises `FasError` for a model that simulates no time (not converted, or scheduled layerwise).
     """
 
@@ -182,6 +181,7 @@ class EventExecutor:
 
     @torch.no_grad()
     def __call__(self, **inputs: Any) -> EventRun:
+        """Simulate T timesteps; ``inputs`` are the model's keyword arguments (``input_ids`` ``[B, S]`` …), no cache."""
         if inputs.get("past_key_values") is not None:
             raise FasError("the event executor runs whole sequences; pass no past_key_values")
         for part in self._stateful:
@@ -208,7 +208,7 @@ def _take_hooks(model: nn.Module) -> list[tuple[nn.Module, Any]]:
     found: list[tuple[nn.Module, Any]] = []
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            ours = {key: hook for key, hook in hooks.items() if isinstance(hook, SiteHook | FoldHook | ReadoutHook)}
+            ours = {key: hook for key, hook in hooks.items() if isinstance(hook, Hook)}
             found += [(module, hook) for hook in ours.values()]
             for key in ours:
                 del hooks[key]  # type: ignore[attr-defined]

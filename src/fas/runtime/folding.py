@@ -17,11 +17,12 @@ from fas.errors import FasError
 from fas.models.find import Segment
 from fas.neurons import Clock
 from fas.runtime.cache import prepare_cache
+from fas.runtime.hooks import Hook
 
 _ANCHORS = ("input_ids", "inputs_embeds")
 
 
-class FoldHook:
+class FoldHook(Hook):
     """Forward pre-hook of a segment: repeats every tensor argument over time, time-major."""
 
     def __init__(self, segment: Segment, clock: Clock) -> None:
@@ -58,7 +59,7 @@ class FoldHook:
         return value.repeat(self.clock.config.timesteps, *[1] * (value.ndim - 1))
 
 
-class ReadoutHook:
+class ReadoutHook(Hook):
     """Forward hook of a segment: gives B rows back (the last timestep, or the mean of ``step`` rows)."""
 
     def __init__(self, clock: Clock) -> None:
@@ -94,8 +95,9 @@ class ReadoutHook:
 
 def fold_segment(segment: Segment, clock: Clock) -> None:
     """Install both hooks; the readout also runs after an exception, so that the depth cannot leak."""
-    segment.module.register_forward_pre_hook(FoldHook(segment, clock), with_kwargs=True, prepend=True)
-    segment.module.register_forward_hook(ReadoutHook(clock), with_kwargs=True, always_call=True)
+    fold, readout = FoldHook(segment, clock), ReadoutHook(clock)
+    fold.handle = segment.module.register_forward_pre_hook(fold, with_kwargs=True, prepend=True)
+    readout.handle = segment.module.register_forward_hook(readout, with_kwargs=True, always_call=True)
 
 
 def silence_dropout(module: nn.Module) -> None:

@@ -1,0 +1,54 @@
+# `make demo` and `make test` build .venv by themselves, once. After that nothing here uses the network.
+
+PYTHON ?= python3
+INSTALL := -m pip install -qq --disable-pip-version-check
+OLDEST := $(shell sed -n 's/.*"transformers>=\([^,"]*\).*/\1/p' pyproject.toml)
+PYTEST := .venv/bin/pytest
+
+export HF_HUB_OFFLINE = 1
+export TRANSFORMERS_OFFLINE = 1
+export HF_DATASETS_OFFLINE = 1
+
+.PHONY: demo test test-all test-oldest lint format
+
+demo: .venv/ready
+	@.venv/bin/fas demo
+
+test: lint
+	@echo "Tests"
+	@$(PYTEST)
+
+test-all: test test-oldest
+	@echo "Slow tests"
+	@$(PYTEST) -m slow
+
+test-oldest: .venv-oldest/ready
+	@echo "Contract tests with transformers $(OLDEST)"
+	@$(PYTEST:.venv/%=.venv-oldest/%) tests/test_contract.py tests/test_neurons.py tests/test_events.py
+
+lint: .venv/ready
+	@echo "Style, types and layers"
+	@.venv/bin/ruff check -q
+	@.venv/bin/ruff format -q --check
+	@.venv/bin/pyrefly check --python-interpreter-path .venv/bin/python
+	@.venv/bin/lint-imports --no-logo
+
+format: .venv/ready
+	@.venv/bin/ruff check -q --fix
+	@.venv/bin/ruff format
+
+.venv/ready: pyproject.toml constraints.txt
+	@echo "Installing the tested versions into .venv (once; torch alone takes minutes)"
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python $(INSTALL) -c constraints.txt torch
+	@.venv/bin/python $(INSTALL) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# the same versions but for transformers and the two packages whose versions it narrows
+.venv-oldest/ready: pyproject.toml constraints.txt
+	@echo "Installing transformers $(OLDEST), the oldest supported, into .venv-oldest"
+	@$(PYTHON) -m venv .venv-oldest
+	@sed -E '/^(transformers|tokenizers|huggingface-hub)==/d' constraints.txt > .venv-oldest/constraints.txt
+	@.venv-oldest/bin/python $(INSTALL) -c .venv-oldest/constraints.txt torch
+	@.venv-oldest/bin/python $(INSTALL) -c .venv-oldest/constraints.txt -e '.[dev]' 'transformers==$(OLDEST)'
+	@touch $@

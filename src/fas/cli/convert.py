@@ -1,0 +1,116 @@
+"""``fas convert``: both stages, from a model and text to a folder with the spiking model."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fas.cli.options import AsJson, Quiet, numbers_in, words_in
+from fas.errors import ConfigError
+from fas.pipeline.options import ConvertOptions
+
+NAME = "convert"
+EXAMPLE = "fas convert --model openai-community/gpt2 --data notes.txt --out gpt2-snn --timesteps 4"
+
+_STAGE1 = "Stage 1 (fine-tuning)"
+_STAGE2 = "Stage 2 (calibration)"
+_SNN = "The spiking model"
+
+
+_DEFAULTS = {field.name: field.default for field in fields(ConvertOptions)}
+
+
+def _flag(name: str, help: str, panel: str | None = None, *spelling: str) -> Any:
+    """The option for one field of `ConvertOptions`, which alone knows the default: None means that it was not given."""
+    default = _DEFAULTS.get(name)
+    if isinstance(default, tuple):
+        default = ",".join(map(str, default))
+    shown = "" if default is None or default is MISSING or isinstance(default, bool) else f" (default {default})"
+    return typer.Option(*spelling, help=help.removesuffix(".") + shown + ".", rich_help_panel=panel, show_default=False)
+
+
+def command(
+    model: Annotated[str | None, _flag("model", "Hub id, local folder, or builtin.")] = None,
+    data: Annotated[str | None, _flag("data", "Training text: files, a hub data set, or builtin.")] = None,
+    out: Annotated[Path | None, _flag("out", "Folder to write; an interrupted conversion goes on.")] = None,
+    eval_data: Annotated[str | None, _flag("eval_data", "Evaluation text; else the last 10 % of --data.")] = None,
+    recipe: Annotated[Path | None, _flag("recipe", "YAML file with options by name; flags overrule it.")] = None,
+    coverage: Annotated[str | None, _flag("coverage", "What becomes spikes: ffn or linear.", _SNN)] = None,
+    levels: Annotated[int | None, _flag("levels", "L: grid points on each side of zero.", _SNN)] = None,
+    coding: Annotated[list[str] | None, _flag("codings", "sigma_delta, rate, or sigma_delta,rate.", _SNN)] = None,
+    timesteps: Annotated[list[str] | None, _flag("timesteps", "T, one or several: 2,4,8.", _SNN)] = None,
+    steps: Annotated[str | None, _flag("steps", "sigma_delta: worth of a spike by timestep: 4,2,2,1.", _SNN)] = None,
+    rows: Annotated[str | None, _flag("rows", "rate: mean, or step, the paper's way.", _SNN)] = None,
+    stage1: Annotated[str | None, _flag("stage1", "full, or none: a training-free conversion.", _STAGE1)] = None,
+    stage1_steps: Annotated[int | None, _flag("stage1_steps", "Optimizer steps; else by model size.", _STAGE1)] = None,
+    batch_size: Annotated[int | None, _flag("batch_size", "Sequences in a batch.", _STAGE1)] = None,
+    length: Annotated[int | None, _flag("length", "Tokens in a sequence; else min(context, 256).", _STAGE1)] = None,
+    lr: Annotated[float | None, _flag("lr", "Learning rate of the weights.", _STAGE1)] = None,
+    scale_lr: Annotated[float | None, _flag("scale_lr", "Learning rate of the neurons' scales.", _STAGE1)] = None,
+    distill: Annotated[float | None, _flag("distill", "Weight of distillation from the ANN, 0–1.", _STAGE1)] = None,
+    stage2: Annotated[bool | None, _flag("stage2", "Calibrate the neurons.", _STAGE2, "--stage2/--no-stage2")] = None,
+    calibration_sequences: Annotated[int | None, _flag("calibration_sequences", "Sequences to use.", _STAGE2)] = None,
+    align_steps: Annotated[int | None, _flag("align_steps", "Gradient steps for each layer.", _STAGE2)] = None,
+    global_steps: Annotated[int | None, _flag("global_steps", "Gradient steps for the whole network.", _STAGE2)] = None,
+    before_stage2: Annotated[
+        bool | None, _flag("before_stage2", "Also measure the SNN before Stage 2.", _STAGE2, "--before-stage2")
+    ] = None,
+    eval_sequences: Annotated[int | None, _flag("eval_sequences", "At most so many sequences to evaluate on.")] = None,
+    seed: Annotated[int | None, _flag("seed", "Same seed, same result")] = None,
+    device: Annotated[str | None, _flag("device", "auto, cpu, cuda or cuda:1.")] = None,
+    dtype: Annotated[str | None, _flag("dtype", "float32, bfloat16 or float16; neurons use fp32.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Convert a causal language model: fine-tune its quantized form, turn it into a spiking network, calibrate that.
+
+    Writes the spiking model, the fine-tuned original (the control) and results.json to --out, and prints their quality
+    side by side. Killed at any moment and started again with the same options, it goes on from the last finished stage.
+    """
+    flags = dict(locals())  # all of them, by name; the names are those of ConvertOptions
+    from fas.cli.session import print_json, session
+
+    flags["codings"] = words_in(flags.pop("coding"))
+    flags["timesteps"] = numbers_in(timesteps, "--timesteps")
+    flags["steps"] = numbers_in([steps] if steps else None, "--steps")
+    with session(quiet) as progress:
+        options = options_from(flags, recipe)
+        from fas.pipeline.convert import run_conversion
+        from fas.report.table import print_results
+
+        results = run_conversion(options, progress)
+        progress.note(f"written: {options.out}")
+    if as_json:
+        print_json(results.to_dict())
+    else:
+        print_results(results)
+
+
+def options_from(flags: dict[str, Any], recipe: Path | None) -> ConvertOptions:
+    """The options of a conversion: the recipe's, overruled by the flags that were given (those that are not None)."""
+    known = [field.name for field in fields(ConvertOptions)]
+    values = _read_recipe(recipe, known) if recipe else {}
+    values |= {name: flags[name] for name in known if flags.get(name) is not None}
+    missing = [f"--{name}" for name in ("model", "data", "out") if name not in values]
+    if missing:
+        raise ConfigError(f"{' and '.join(missing)} must be given as option or in the recipe; see fas convert --help")
+    return ConvertOptions(**values)
+
+
+def _read_recipe(path: Path, known: list[str]) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must have lines of the form 'coverage: linear'")
+    unknown = sorted(set(map(str, values)) - set(known))
+    if unknown:
+        raise ConfigError(f"{path}: unknown option {unknown[0]!r}; known are {', '.join(known)}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return values | ({"out": Path(str(values["out"]))} if "out" in values else {})

@@ -1,0 +1,66 @@
+"""``fas eval``: quality of the ANN, the QCFS model and the SNN side by side."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fas.cli.options import AsJson, Converted, Device, DType, Quiet, Seed, numbers_in, words_in
+
+NAME = "eval"
+EXAMPLE = "fas eval gpt2-snn --data notes.txt --timesteps 2,4,8"
+
+
+def command(
+    folder: Converted,
+    data: Annotated[str, typer.Option(help="The text that it was converted with: files, hub data set, or builtin.")],
+    eval_data: Annotated[
+        str | None, typer.Option(help="Evaluation text; else the held-out last 10 % of --data.", show_default=False)
+    ] = None,
+    timesteps: Annotated[
+        list[str] | None, typer.Option(help="T, one or several: 2,4,8; default as converted.", show_default=False)
+    ] = None,
+    coding: Annotated[
+        list[str] | None, typer.Option(help="rate, sigma_delta, or both; default as converted.", show_default=False)
+    ] = None,
+    layerwise: Annotated[bool, typer.Option("--layerwise", help="Also the layerwise schedule.")] = False,
+    eval_sequences: Annotated[
+        int | None, typer.Option(help="At most so many sequences.", show_default=False, min=1)
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences in a batch.", show_default="16", min=1)] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens in a sequence.", show_default="min(context, 256)", min=2)
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: DType = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a converted model on held-out text, beside the ANN, the control and the QCFS model that it came from."""
+    from fas.cli.session import print_json, session
+
+    with session(quiet) as progress:
+        from fas.pipeline.evaluate import evaluate_folder
+        from fas.report.table import print_results
+
+        results = evaluate_folder(
+            folder,
+            data,
+            eval_data=eval_data,
+            timesteps=numbers_in(timesteps, "--timesteps"),
+            codings=words_in(coding),
+            layerwise=layerwise,
+            eval_sequences=eval_sequences,
+            batch_size=batch_size,
+            length=length,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            progress=progress,
+        )
+    if as_json:
+        print_json(results.to_dict())
+    else:
+        print_results(results)

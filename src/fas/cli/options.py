@@ -1,0 +1,56 @@
+"""Options that several commands share, and how lists are written on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fas.errors import ConfigError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def known_dtype(value: str | None) -> str | None:
+    """The value itself; raises `ConfigError` if it is no precision that models run in."""
+    if value is not None and value not in DTYPES:
+        raise ConfigError(f"dtype={value!r} is not valid: choose one of {', '.join(DTYPES)}")
+    return value
+
+
+Seed = Annotated[int, typer.Option(help="Same seed, same result.", min=0)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; errors only.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+DType = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16, float16; neurons use fp32.", show_default="as stored", callback=known_dtype),
+]
+Converted = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that fas convert wrote.", show_default=False)]
+
+
+def words_in(values: Iterable[str] | None) -> tuple[str, ...] | None:
+    """Entries of a repeated or comma-separated option; None where it was not given.
+
+    >>> words_in(["rate,sigma-delta"]), words_in(["rate", "sigma_delta"]), words_in(None)
+    (('rate', 'sigma_delta'), ('rate', 'sigma_delta'), None)
+    """
+    if not values:
+        return None
+    return tuple(word.replace("-", "_") for value in values for word in value.replace(",", " ").split())
+
+
+def numbers_in(values: Iterable[str] | None, option: str) -> tuple[int, ...] | None:
+    """Whole numbers of a repeated or comma-separated option; raises `ConfigError` for anything else.
+
+    >>> numbers_in(["2,4", "8"], "--timesteps")
+    (2, 4, 8)
+    """
+    if not values:
+        return None
+    try:
+        return tuple(int(word) for value in values for word in value.replace(",", " ").split())
+    except ValueError:
+        raise ConfigError(f"{option} {' '.join(values)} is not a list of whole numbers such as 4 or 2,4,8") from None

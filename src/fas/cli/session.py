@@ -1,0 +1,83 @@
+"""What all commands share: quiet libraries, warnings as one line, progress that goes away, JSON on standard output."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fas.cli.show import progress_on
+from fas.progress import Progress
+
+_QUIET_LIBRARIES = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@contextmanager
+def session(quiet: bool = False) -> Iterator[Progress]:
+    """Progress for one command, while other libraries are silent and warnings become ``note:`` lines."""
+    silence_libraries()
+    progress = progress_on(quiet=quiet)
+    handler = _NoteHandler(progress)
+    logger = logging.getLogger("fas")
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("once")
+            for for_developers in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+                warnings.simplefilter("ignore", for_developers)
+            warnings.showwarning = _notes_on(progress)
+            yield progress
+    finally:
+        logger.removeHandler(handler)
+        getattr(progress, "close", lambda: None)()
+
+
+def _notes_on(progress: Progress) -> Callable[..., None]:
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        progress.note(f"note: {one_line(message)}")
+
+    return show
+
+
+class _NoteHandler(logging.Handler):
+    """Shows what FAS logs as a warning."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.WARNING)
+        self.progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.progress.note(f"note: {one_line(record.getMessage())}")
+
+
+def silence_libraries() -> None:
+    """No bars and no warnings of the Hugging Face libraries, unless the user's environment asks for them."""
+    for name, value in _QUIET_LIBRARIES.items():
+        os.environ.setdefault(name, value)
+    if "transformers" in sys.modules:  # too late for the environment
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+
+def one_line(message: object) -> str:
+    """A message of several lines in one."""
+    return " ".join(str(message).split())
+
+
+def print_json(values: dict[str, Any]) -> None:
+    """The only thing that a command with ``--json`` prints to standard output."""
+    print(json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False))

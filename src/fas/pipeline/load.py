@@ -1,0 +1,91 @@
+"""Loads models for the command line, with one clear sentence where a folder is not what the command needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from fas.errors import CheckpointError, ConfigError, FasError
+from fas.neurons import Site
+from fas.tasks.builtin import model_path
+
+
+def resolve(model: str) -> str:
+    """``builtin`` is the folder of the embedded model; anything else is a folder or a hub id already."""
+    return str(model_path()) if model == "builtin" else model
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is the GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device={name!r} is not valid: choose auto, cpu or cuda[:index]") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda was asked for and this machine has no GPU that torch can use; choose --device cpu")
+    if device.type == "cpu":
+        torch.set_float32_matmul_precision(_matmul_precision())
+    return device
+
+
+def _matmul_precision() -> str:
+    """``medium`` where that leaves fp32 accuracy: on CPUs without bf16 matrix units it is twice as fast (docs/log.md)."""
+    x = torch.linspace(-1, 1, 128 * 128).sin().view(128, 128)
+    exact = x.double() @ x.double()
+    torch.set_float32_matmul_precision("medium")
+    error = float(((x @ x).double() - exact).abs().max() / exact.abs().max())
+    return "medium" if error < 1e-6 else "highest"
+
+
+def load_ann(model: str, device: str = "auto", dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The original model and its tokenizer. Raises `FasError` for a missing folder, or what is no causal language model."""
+    config = _config(model)
+    if getattr(config, "quantization_config", None) is not None:
+        raise FasError(f"{model} is quantized or converted already; FAS starts from the original model")
+    architectures = config.architectures or []
+    if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
+        raise FasError(f"{model} is not a causal language model: its architectures are {architectures}")
+    return _load(model, device, dtype)
+
+
+def load_spiking(model: str, device: str = "auto", dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A converted model and its tokenizer; never the ANN: raises `CheckpointError` unless ``model`` holds neurons."""
+    config = _config(model)
+    description = getattr(config, "quantization_config", None)
+    if description is None or description["quant_method"] != "fas":
+        raise CheckpointError(f"{model} is not a converted model; make one with: fas convert --model {model} --out DIR …")
+    loaded, tokenizer = _load(model, device, dtype)
+    if not any(isinstance(module, Site) for module in loaded.modules()):
+        raise CheckpointError(f"{model} says that it is converted, but loaded without neurons; upgrade fas-snn")
+    return loaded, tokenizer
+
+
+def _config(model: str):  # noqa: ANN202
+    place = resolve(model)
+    path = Path(place)
+    looks_local = path.exists() or place.startswith((".", "/", "~")) or place.count("/") != 1
+    if looks_local and not (path / "config.json").exists():
+        raise FasError(f"{model} is no folder with a config.json (and no hub id, which reads owner/name)")
+    try:
+        return AutoConfig.from_pretrained(place)
+    except FasError:
+        raise
+    except (OSError, ValueError) as error:
+        raise FasError(f"{model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+
+
+def _load(model: str, device: str, dtype: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    place = resolve(model)
+    target = pick_device(device)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        loaded = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or "auto")
+    except FasError:
+        raise
+    except (OSError, ValueError) as error:
+        raise FasError(f"{model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    return loaded.to(target).eval(), tokenizer

@@ -1,0 +1,87 @@
+"""What ``fas convert`` is asked to do: one frozen, validated description, whose fingerprint guards a resumed run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fas.config import Coding, Coverage, Rows, SpikingConfig
+from fas.errors import ConfigError
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """A conversion from a model and a text to a folder. Raises `ConfigError` in one sentence for bad values."""
+
+    model: str
+    data: str
+    out: Path
+    eval_data: str | None = None
+    coverage: Coverage = "linear"
+    levels: int = 15
+    codings: tuple[Coding, ...] = ("sigma_delta",)
+    timesteps: tuple[int, ...] = (8,)
+    steps: tuple[int, ...] | None = None
+    rows: Rows = "mean"
+    stage1: Literal["full", "none"] = "full"
+    stage1_steps: int | None = None
+    batch_size: int = 8
+    length: int | None = None
+    lr: float | None = None
+    scale_lr: float | None = None
+    distill: float = 0.9
+    stage2: bool = True
+    calibration_sequences: int = 32
+    align_steps: int = 16
+    global_steps: int = 32
+    eval_sequences: int | None = None
+    before_stage2: bool = False
+    """Also measure the SNN before Stage 2."""
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.stage1 not in ("full", "none"):
+            raise ConfigError(f"stage1={self.stage1!r} is not valid: choose 'full' or 'none' (training-free)")
+        if self.dtype not in _DTYPES:
+            raise ConfigError(f"dtype={self.dtype!r} is not valid: choose one of {', '.join(_DTYPES)}")
+        if not 0 <= self.distill <= 1:
+            raise ConfigError(f"distill={self.distill} is not valid: the weight of the distillation loss is between 0 and 1")
+        for name in ("batch_size", "calibration_sequences"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} is not valid: it must be at least 1")
+        if not self.codings or not self.timesteps:
+            raise ConfigError("at least one coding and one number of timesteps are needed")
+        if self.steps is not None and ("sigma_delta" not in self.codings or len(self.steps) not in self.timesteps):
+            raise ConfigError(
+                f"steps {list(self.steps)} fit no target: they need coding sigma_delta and timesteps {len(self.steps)}"
+            )
+        self.targets()  # validates every combination
+
+    def targets(self) -> list[SpikingConfig]:
+        """The configurations of the SNN that are calibrated and measured; the first is what the folder loads as."""
+        return [
+            SpikingConfig(
+                coverage=self.coverage,
+                levels=self.levels,
+                coding=coding,
+                timesteps=timesteps,
+                steps=self.steps if coding == "sigma_delta" and self.steps and len(self.steps) == timesteps else None,
+                rows=self.rows if coding == "rate" else "mean",
+            )
+            for coding in self.codings
+            for timesteps in self.timesteps
+        ]
+
+    def fingerprint(self, **more: Any) -> str:
+        """Hash of everything that decides the result (not of where it is written or computed)."""
+        values = asdict(self) | more
+        values.pop("out")
+        values.pop("device")
+        return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,92 @@
+"""A resumable run: finished stages lie in ``OUT.work`` and the result appears as ``OUT`` only when it is whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from fas.errors import CheckpointError
+
+
+class Workspace:
+    """Stages of one run, each written beside and renamed, so that a stage exists whole or not at all.
+
+    Raises `CheckpointError` if ``out`` or its work folder belongs to a run with other arguments.
+    """
+
+    def __init__(self, out: Path, fingerprint: str) -> None:
+        self.out = out
+        self.folder = out.with_name(out.name + ".work")
+        self.fingerprint = fingerprint
+        for place, state in ((self.out, "was finished"), (self.folder, "was begun")):
+            if not place.exists():
+                continue
+            found = place / "run.json"
+            if not found.exists():
+                raise CheckpointError(f"{place} exists and is no conversion of FAS; choose another --out")
+            if json.loads(found.read_text())["fingerprint"] != fingerprint:
+                raise CheckpointError(
+                    f"{place} {state} with other arguments, model or data; repeat those, choose another --out, or remove it"
+                )
+
+    @property
+    def finished(self) -> bool:
+        return self.out.exists()
+
+    def open(self) -> None:
+        """Make the work folder of a new run."""
+        if not self.folder.exists():
+            self._guarded(self._write_marker, self.folder)
+
+    def _write_marker(self, folder: Path) -> None:
+        staged = folder.with_name(folder.name + ".new")
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+        (staged / "run.json").write_text(json.dumps({"fingerprint": self.fingerprint}))
+        staged.rename(folder)
+
+    def has(self, stage: str) -> bool:
+        return (self.folder / stage).exists()
+
+    def path(self, stage: str) -> Path:
+        return self.folder / stage
+
+    def store(self, stage: str, write: Callable[[Path], Any]) -> Path:
+        """Let ``write`` fill a folder and rename it to ``stage``."""
+        staged, final = self.folder / f"{stage}.new", self.folder / stage
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+        self._guarded(write, staged)
+        staged.rename(final)
+        return final
+
+    def store_json(self, stage: str, value: Any) -> Any:
+        """Store one JSON value as a stage of its own."""
+        self.store(stage, lambda folder: (folder / "value.json").write_text(json.dumps(value)))
+        return value
+
+    def read_json(self, stage: str) -> Any:
+        return json.loads((self.folder / stage / "value.json").read_text())
+
+    def finish(self, write: Callable[[Path], Any]) -> None:
+        """Let ``write`` fill the result, make it ``out``, and remove the stages."""
+        staged = self.store("result", write)
+        (staged / "run.json").write_text(json.dumps({"fingerprint": self.fingerprint}))
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        staged.rename(self.out)
+        shutil.rmtree(self.folder)
+
+    def _guarded(self, write: Callable[[Path], Any], folder: Path) -> None:
+        try:
+            write(folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise CheckpointError(
+                f"{folder} could not be written ({error}); free space or mend the permissions and start again: finished "
+                "stages are kept"
+            ) from error

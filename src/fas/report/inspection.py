@@ -1,0 +1,183 @@
+"""What a conversion would make of a model, read from its configuration: no weights are loaded, nothing changes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from fas.config import SpikingConfig
+from fas.errors import FasError
+from fas.models import Placement, Segment, find_placements, find_segments
+
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.Dropout, nn.Identity)
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class SiteGroup:
+    """The same site in every layer."""
+
+    pattern: str
+    """Name with ``*`` for the layer."""
+    count: int
+    width: int
+    signed: bool
+    consumers: tuple[str, ...]
+    replaces: str | None
+    """Activation that the site stands in for."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the memory figures are for."""
+
+    timesteps: int = 8
+    batch_size: int = 8
+    length: int = 256
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Sites, what stays analog, and rough memory."""
+
+    model: str
+    architecture: str
+    families: list[str]
+    coverage: str
+    segments: dict[str, int]
+    """Layers of each segment."""
+    sites: list[SiteGroup]
+    analog: dict[str, int]
+    """What stays analog, and how often it is there."""
+    parameters: int
+    macs_per_token: dict[str, int]
+    """Multiply–accumulates of linear layers: ``covered`` by sites, ``blocks`` (all in the segments), ``head``."""
+    memory: dict[str, int]
+    """Bytes, rough."""
+    workload: Workload
+    converted: dict[str, Any] = field(default_factory=dict)
+    """Of a converted folder: its spiking config, stage and calibrated neurons."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def inspect_model(name: str, place: str, coverage: str | None, workload: Workload) -> Inspection:
+    """Look at the model in ``place`` (folder or hub id), called ``name``, by its configuration.
+
+    ``coverage`` None takes that of a converted folder, else ``linear``. Raises `FasError` for what is no causal
+    language model, and `UnsupportedModelError` with the first module that no family accounts for.
+    """
+    config, converted = _configuration(name, place)
+    settled = SpikingConfig(coverage=coverage or converted.get("spiking", {}).get("coverage", "linear"))
+    model = _skeleton(name, config)
+    segments = find_segments(model)
+    placed = [(segment, find_placements(segment, settled.coverage)) for segment in segments]
+    placements = [place for _, places in placed for place in places]
+    macs = _macs(model, segments, placements)
+    return Inspection(
+        model=name,
+        architecture=type(model).__name__,
+        families=sorted({segment.family.name for segment in segments}),
+        coverage=settled.coverage,
+        segments={s.name or type(s.module).__name__: _blocks(s) for s in segments},
+        sites=_groups(placements),
+        analog=_analog(model, segments, placements),
+        parameters=sum(p.numel() for p in model.parameters()),
+        macs_per_token=macs,
+        memory=_memory(model, placements, workload),
+        workload=workload,
+        converted=converted,
+    )
+
+
+def _configuration(name: str, place: str) -> tuple[PreTrainedConfig, dict[str, Any]]:
+    try:
+        config = AutoConfig.from_pretrained(place)
+    except FasError:
+        raise
+    except (OSError, ValueError) as error:
+        raise FasError(f"{name} is neither a folder with a model's config.json nor a model on the hub") from error
+    description = getattr(config, "quantization_config", None)
+    if description is None:
+        return config, {}
+    values = description if isinstance(description, dict) else description.to_dict()
+    if values.get("quant_method") != "fas":
+        raise FasError(f"{name} is quantized ({values.get('quant_method')}); FAS starts from the original model")
+    delattr(config, "quantization_config")  # the skeleton is that of the original model
+    return config, {key: values[key] for key in ("stage", "spiking", "neurons") if key in values}
+
+
+def _skeleton(name: str, config: PreTrainedConfig) -> PreTrainedModel:
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except ValueError:
+        raise FasError(f"{name} is not a causal language model: its type is {config.model_type!r}") from None
+
+
+def _blocks(segment: Segment) -> int:
+    return sum(type(module).__name__ == segment.family.block for module in segment.module.modules())
+
+
+def _groups(placements: list[Placement]) -> list[SiteGroup]:
+    counts = Counter(
+        SiteGroup(re.sub(r"\.\d+\.", ".*.", p.name), 0, p.width, p.spec.signed, p.spec.consumers, p.spec.replaces)
+        for p in placements
+    )
+    return [SiteGroup(**(vars(group) | {"count": count})) for group, count in counts.items()]
+
+
+def _linear_macs(module: nn.Module) -> int:
+    return module.weight.numel() if isinstance(module, nn.Linear | Conv1D) else 0
+
+
+def _macs(model: PreTrainedModel, segments: list[Segment], placements: list[Placement]) -> dict[str, int]:
+    head = model.get_output_embeddings()
+    return {
+        "covered": sum(_linear_macs(consumer) for place in placements for consumer in place.consumers),
+        "blocks": sum(_linear_macs(module) for segment in segments for module in segment.module.modules()),
+        "head": _linear_macs(head) if head is not None else 0,
+    }
+
+
+def _analog(model: PreTrainedModel, segments: list[Segment], placements: list[Placement]) -> dict[str, int]:
+    """Leaf modules that no site reaches, by class, and the parts of attention that are no modules."""
+    spiking = {id(consumer) for place in placements for consumer in place.consumers}
+    spiking |= {id(place.owner.get_submodule(place.spec.replaces)) for place in placements if place.spec.replaces}
+    head = model.get_output_embeddings()
+    kinds: Counter[str] = Counter()
+    for module in model.modules():
+        if id(module) in spiking or isinstance(module, _CONTAINERS) or next(module.children(), None) is not None:
+            continue
+        kind = type(module).__name__
+        kinds["output head" if module is head else f"{kind} (not covered)" if _linear_macs(module) else kind] += 1
+    layers = sum(map(_blocks, segments))
+    return {"softmax": layers, "attention products (query·key, probabilities·value)": 2 * layers, **kinds}
+
+
+def _memory(model: PreTrainedModel, placements: list[Placement], work: Workload) -> dict[str, int]:
+    parameters = sum(p.numel() for p in model.parameters())
+    config = model.config.get_text_config()
+    bytes_each = _BYTES[work.dtype]
+    rows = work.timesteps * work.batch_size * work.length
+    widest = max([place.width for place in placements], default=config.hidden_size)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return {
+        "stage1": 16 * parameters,
+        "weights": bytes_each * parameters,
+        # alive at once: the residual stream, a block's input and output, and a site's fp32 states and spikes
+        "activations": rows * (bytes_each * (2 * config.hidden_size + widest) + 8 * widest),
+        "logits": 4 * work.batch_size * work.length * config.vocab_size,
+        "exact_cache": rows * bytes_each * 2 * heads * head_width * config.num_hidden_layers,
+    }

@@ -1,0 +1,85 @@
+"""An inspection as plain lines of text, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fas.report.inspection import Inspection
+
+
+def as_text(found: Inspection) -> str:
+    """Everything `inspect_model` found."""
+    parts = [_head(found), _sites(found), _analog(found), _macs(found), _memory(found)]
+    return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def _head(found: Inspection) -> list[str]:
+    segments = ", ".join(f"{name} ({layers} layers)" for name, layers in found.segments.items())
+    lines = [
+        f"{found.model}: {found.architecture}, family {', '.join(found.families)}, {found.parameters:,} parameters",
+        f"Time is folded through: {segments}",
+    ]
+    if found.converted:
+        spiking = found.converted["spiking"]
+        lines.append(
+            f"Already converted ({found.converted['stage']}): {spiking['coding'].replace('_', '-')}, T = "
+            f"{spiking['timesteps']}, L = {spiking['levels']}; "
+            f"calibrated: {', '.join(found.converted['neurons']) or 'nothing'}"
+        )
+    return lines
+
+
+def _sites(found: Inspection) -> list[str]:
+    count = sum(group.count for group in found.sites)
+    table = [("site", "count", "channels", "values", "read by")]
+    for group in found.sites:
+        values = "signed" if group.signed else "unsigned"
+        replaces = f"; stands in for {group.replaces}" if group.replaces else ""
+        table.append((group.pattern, str(group.count), str(group.width), values, ", ".join(group.consumers) + replaces))
+    return [f"{count} sites become spikes with coverage {found.coverage}:", *_aligned(table)]
+
+
+def _analog(found: Inspection) -> list[str]:
+    table = [(str(count), what) for what, count in found.analog.items()]
+    return ["What stays analog, evaluated at every timestep (the output head once):", *_aligned(table)]
+
+
+def _macs(found: Inspection) -> list[str]:
+    macs = found.macs_per_token
+    everything = macs["blocks"] + macs["head"]
+    return [
+        f"Of the multiply–accumulates of linear layers, spikes drive {macs['covered'] / macs['blocks']:.1%} in the blocks and",
+        f"{macs['covered'] / everything:.1%} with the output head ({everything:,} per token). Attention products are not in this.",
+    ]
+
+
+def _memory(found: Inspection) -> list[str]:
+    work, memory = found.workload, found.memory
+    total = memory["weights"] + memory["activations"] + memory["logits"]
+    size = f"T = {work.timesteps}, {work.batch_size} sequences of {work.length} tokens, {work.dtype}"
+    table = [
+        (human(memory["stage1"]), "Stage 1: fp32 weights, gradients and Adam's two moments; activations come on top"),
+        (human(total), f"inference at {size}: {human(memory['weights'])} weights, "
+                       f"{human(memory['activations'])} activations, {human(memory['logits'])} logits"),
+        (human(memory["exact_cache"]), "exact key/value cache of these tokens; the settled one takes "
+                                       f"{human(memory['exact_cache'] // work.timesteps)}"),
+    ]  # fmt: skip
+    return ["Memory, roughly:", *_aligned(table)]
+
+
+def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+def human(count: float) -> str:
+    """Bytes as people say them.
+
+    >>> human(999), human(12_345_678)
+    ('999 B', '12.3 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
