@@ -91,6 +91,19 @@ def test_loaded_model_is_bit_identical(
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("family", ["gpt2", "opt", "opt_projected"])
+def test_neurons_stay_fp32_whatever_the_model_becomes(family: str, tmp_path: Path) -> None:
+    model = calibrated(snn(family))
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    model.to(torch.bfloat16)
+    assert torch.equal(logits(model, input_ids=tokens()), logits(loaded, input_ids=tokens()))
+    for other in (model.half(), model.double(), model.to("cpu", torch.bfloat16)):
+        assert {value.dtype for site in sites_of(other).values() for value in site.state_dict().values()} == {
+            torch.float32
+        }
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_qcfs_model_and_inner_model_load(family: str, tmp_path: Path) -> None:
     model = qcfs_model(family)

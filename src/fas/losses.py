@@ -17,4 +17,6 @@ def logits_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Ten
 def alignment(spiking: Tensor, target: Tensor) -> Tensor:
     """Activation-align loss: squared error of a layer's readout relative to its target's mean square (dimensionless)."""
     target = target.float()
-    return (spiking.float() - target).square().mean() / target.square().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    return (spiking.float() - target).square().mean() / target.square().mean().clamp(
+        min=torch.finfo(torch.float32).tiny
+    )

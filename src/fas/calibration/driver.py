@@ -128,7 +128,9 @@ def _calibrate_block(
     if options.align_steps and sites:
         chosen = [site.parameters_for(clock.config) for site in sites]
         with only_trainable(model, [p for p in chosen if p is not None]):
-            _, fine = descend([p for p in chosen if p is not None], loss_of, len(spiking), options.align_steps, progress)
+            _, fine = descend(
+                [p for p in chosen if p is not None], loss_of, len(spiking), options.align_steps, progress
+            )
     with torch.no_grad():
         for stream, output in zip(targets, wanted, strict=True):
             stream.hidden = output
@@ -161,7 +163,9 @@ def _calibrate_site(
         if now < best:
             best = now
         else:
-            for stored, value in zip((parameters.log_threshold, parameters.v_init, parameters.a_init), kept, strict=True):
+            for stored, value in zip(
+                (parameters.log_threshold, parameters.v_init, parameters.a_init), kept, strict=True
+            ):
                 stored.data.copy_(value)
 
 
@@ -207,7 +211,9 @@ def _finish_globally(
     if not options.global_steps:
         return ""
     with as_qcfs(model), torch.no_grad():
-        targets = [model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False).logits for batch in batches]
+        targets = [
+            model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False).logits for batch in batches
+        ]
     steps, temperature = options.global_steps, options.temperature
     before, after = descend_globally(model, parameters, batches, targets, steps, temperature, progress)
     return f"logits KL {before:.4f} → {after:.4f} nats"

@@ -23,6 +23,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
 for _module in (demo, convert, eval, generate, inspect):
     app.command(_module.NAME, epilog=f"Example: {_module.EXAMPLE}")(_module.command)
 
@@ -56,7 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if text:  # without a command the help was printed, and that is all
             print(f"fas: error: {one_line(text)}", file=sys.stderr)
         return 2
-    except typer.Abort:
-        print("fas: interrupted", file=sys.stderr)
-        return 130
+    if code == _INTERRUPTED:
+        print("fas: interrupted; started again, fas convert goes on from the last finished stage", file=sys.stderr)
     return code if isinstance(code, int) else 0

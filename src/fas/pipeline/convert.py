@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import resource
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,9 @@ def run_conversion(options: ConvertOptions, progress: Progress | None = None) ->
     evaluation = encode_blocks(tokenizer, text.evaluation, length, "evaluation text")
     if options.eval_sequences is not None and options.eval_sequences < len(evaluation):
         evaluation = evaluation[torch.linspace(0, len(evaluation) - 1, options.eval_sequences).long()]
-    workspace = Workspace(options.out, options.fingerprint(weights=_digest(ann), text=_text_digest(*blocks, evaluation)))
+    workspace = Workspace(
+        options.out, options.fingerprint(weights=_digest(ann), text=_text_digest(*blocks, evaluation))
+    )
     if workspace.finished:
         progress.note(f"{options.out} was converted with these arguments already; its results are shown")
         return Results.read(options.out / "results.json")
@@ -107,7 +109,9 @@ def _control(run: Run, ann: PreTrainedModel) -> dict[str, Any]:
     best = ann
     if options.stage1 == "full":
         tuned, _ = load_ann(options.model, options.device)
-        fine_tune(tuned, run.training, _stage1_options(options, ann), None, run.progress, "control: fine-tuning the ANN")
+        fine_tune(
+            tuned, run.training, _stage1_options(options, ann), None, run.progress, "control: fine-tuning the ANN"
+        )
         tuned_loss = evaluate(tuned, run.held_out, EVALUATION_BATCH).loss
         decision["fine_tuned_held_out_loss"] = tuned_loss
         if tuned_loss < ann_loss:
@@ -154,7 +158,9 @@ def _stage2(run: Run, target: SpikingConfig) -> None:
     model.set_timesteps(**target.model_dump())
     settings = CalibrationOptions(align_steps=run.options.align_steps, global_steps=run.options.global_steps)
     calibrate(model, run.calibration_batches(), settings, run.progress)
-    values = {name: p.detach().cpu() for name, p in model.state_dict().items() if f".neurons.{target.neuron_key}." in name}
+    values = {
+        name: p.detach().cpu() for name, p in model.state_dict().items() if f".neurons.{target.neuron_key}." in name
+    }
     run.workspace.store(stage, lambda folder: save_file(values, folder / "neurons.safetensors"))
 
 
@@ -183,7 +189,7 @@ def _dense_rows(run: Run, decision: dict[str, Any]) -> list[Row]:
 
     ann = _kept(run, "row-ann", lambda: measure("ann", load_ann(run.options.model, run.options.device)[0]))
     if decision["chosen"] == "ann":
-        return [ann, Row(**{**vars(ann), "name": "control"})]
+        return [ann, replace(ann, name="control")]
     return [ann, _kept(run, "row-control", lambda: measure("control", run.load("control")))]
 
 
@@ -197,7 +203,13 @@ def _spiking_rows(run: Run) -> list[Row]:
         plain = _spiking_model(run, calibrated=False)
         plan += [(plain, target, f"row-{target.neuron_key}-before") for target in options.targets()]
     for spiking, target, stage in plan:
-        rows.append(_kept(run, stage, lambda s=spiking, t=target: spiking_row(s, t, run.evaluation, EVALUATION_BATCH, run.progress)))
+        rows.append(
+            _kept(
+                run,
+                stage,
+                lambda s=spiking, t=target: spiking_row(s, t, run.evaluation, EVALUATION_BATCH, run.progress),
+            )
+        )
     return rows
 
 

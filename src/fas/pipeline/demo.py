@@ -44,7 +44,11 @@ def run_demo(out: Path, seed: int = 0, progress: Progress | None = None) -> Resu
     progress = progress or Silent()
     shutil.rmtree(out / "model", ignore_errors=True)
     results = run_conversion(demo_options(out / "model", seed), progress)
-    results.rows.sort(key=lambda row: (row.name == "snn", row.coding or "", row.timesteps or 0) if row.name == "snn" else (False, "", 0))
+    results.rows.sort(
+        key=lambda row: (
+            (row.name == "snn", row.coding or "", row.timesteps or 0) if row.name == "snn" else (False, "", 0)
+        )
+    )
     progress.start("writing samples", 2)
     samples = {"prompt": PROMPT}
     for label, (model, tokenizer) in (("ann", load_ann("builtin")), ("snn", load_spiking(str(out / "model")))):
@@ -60,6 +64,10 @@ def continue_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pr
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
     with torch.no_grad():
         ids = model.generate(
-            **inputs, max_new_tokens=tokens, do_sample=False, no_repeat_ngram_size=4, pad_token_id=tokenizer.eos_token_id
+            **inputs,
+            max_new_tokens=tokens,
+            do_sample=False,
+            no_repeat_ngram_size=4,
+            pad_token_id=tokenizer.eos_token_id,
         )
-    return tokenizer.decode(ids[0], skip_special_tokens=True)
+    return str(tokenizer.decode(ids[0], skip_special_tokens=True))

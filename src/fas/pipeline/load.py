@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +27,9 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         raise ConfigError(f"device={name!r} is not valid: choose auto, cpu or cuda[:index]") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda was asked for and this machine has no GPU that torch can use; choose --device cpu")
+        raise ConfigError(
+            "device=cuda was asked for and this machine has no GPU that torch can use; choose --device cpu"
+        )
     if device.type == "cpu":
         torch.set_float32_matmul_precision(_matmul_precision())
     return device
@@ -41,7 +44,9 @@ def _matmul_precision() -> str:
     return "medium" if error < 1e-6 else "highest"
 
 
-def load_ann(model: str, device: str = "auto", dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_ann(
+    model: str, device: str = "auto", dtype: str = "float32"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The original model and its tokenizer. Raises `FasError` for a missing folder, or what is no causal language model."""
     config = _config(model)
     if getattr(config, "quantization_config", None) is not None:
@@ -52,19 +57,23 @@ def load_ann(model: str, device: str = "auto", dtype: str = "float32") -> tuple[
     return _load(model, device, dtype)
 
 
-def load_spiking(model: str, device: str = "auto", dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_spiking(
+    model: str, device: str = "auto", dtype: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A converted model and its tokenizer; never the ANN: raises `CheckpointError` unless ``model`` holds neurons."""
     config = _config(model)
     description = getattr(config, "quantization_config", None)
     if description is None or description["quant_method"] != "fas":
-        raise CheckpointError(f"{model} is not a converted model; make one with: fas convert --model {model} --out DIR …")
+        raise CheckpointError(
+            f"{model} is not a converted model; make one with: fas convert --model {model} --out DIR …"
+        )
     loaded, tokenizer = _load(model, device, dtype)
     if not any(isinstance(module, Site) for module in loaded.modules()):
         raise CheckpointError(f"{model} says that it is converted, but loaded without neurons; upgrade fas-snn")
     return loaded, tokenizer
 
 
-def _config(model: str):  # noqa: ANN202
+def _config(model: str) -> Any:
     place = resolve(model)
     path = Path(place)
     looks_local = path.exists() or place.startswith((".", "/", "~")) or place.count("/") != 1
@@ -88,4 +97,4 @@ def _load(model: str, device: str, dtype: str | None) -> tuple[PreTrainedModel, 
         raise
     except (OSError, ValueError) as error:
         raise FasError(f"{model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
-    return loaded.to(target).eval(), tokenizer
+    return loaded.to(target).eval(), cast(PreTrainedTokenizerBase, tokenizer)

@@ -52,7 +52,9 @@ class ConvertOptions:
         if self.dtype not in _DTYPES:
             raise ConfigError(f"dtype={self.dtype!r} is not valid: choose one of {', '.join(_DTYPES)}")
         if not 0 <= self.distill <= 1:
-            raise ConfigError(f"distill={self.distill} is not valid: the weight of the distillation loss is between 0 and 1")
+            raise ConfigError(
+                f"distill={self.distill} is not valid: the weight of the distillation loss is between 0 and 1"
+            )
         for name in ("batch_size", "calibration_sequences"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not valid: it must be at least 1")

@@ -47,9 +47,10 @@ def _analog(found: Inspection) -> list[str]:
 def _macs(found: Inspection) -> list[str]:
     macs = found.macs_per_token
     everything = macs["blocks"] + macs["head"]
+    blocks, whole = macs["covered"] / macs["blocks"], macs["covered"] / everything
     return [
-        f"Of the multiply–accumulates of linear layers, spikes drive {macs['covered'] / macs['blocks']:.1%} in the blocks and",
-        f"{macs['covered'] / everything:.1%} with the output head ({everything:,} per token). Attention products are not in this.",
+        f"Spikes drive {blocks:.1%} of the multiply–accumulates of the blocks' linear layers, {whole:.1%} with the output",
+        f"head ({everything:,} per token). Attention products are not in this.",
     ]
 
 

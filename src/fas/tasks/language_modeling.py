@@ -28,7 +28,9 @@ class Evaluation:
         return math.exp(min(self.loss, 700.0))
 
 
-def encode_blocks(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: int, what: str = "text") -> Tensor:
+def encode_blocks(
+    tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: int, what: str = "text"
+) -> Tensor:
     """All documents as one stream of tokens, cut into blocks ``[N, length]``; the rest of the stream is dropped.
 
     Documents are separated by what the tokenizer adds (``<s>`` before each) or, where it adds nothing, by its end token.

@@ -103,7 +103,9 @@ def _read_table(path: Path) -> list[str]:
     try:
         table = load_dataset(_TABLES[path.suffix], data_files=str(path), split="train", **options)
     except (DatasetGenerationError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as {path.suffix}: {str(error.__cause__ or error).splitlines()[0]}") from None
+        raise DataError(
+            f"{path} cannot be read as {path.suffix}: {str(error.__cause__ or error).splitlines()[0]}"
+        ) from None
     return list(table[_text_column(table.column_names, str(path))])
 
 

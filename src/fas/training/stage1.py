@@ -50,11 +50,13 @@ class BlockDataset(Dataset[dict[str, Tensor]]):
 class Stage1Trainer(Trainer):
     """A Trainer with its own learning rate for scales and, with a teacher, distillation beside the task loss."""
 
-    def __init__(self, *args: Any, options: Stage1Options, teacher: PreTrainedModel | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, options: Stage1Options, teacher: PreTrainedModel | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.options, self.teacher = options, teacher
         if teacher is not None:
-            teacher.eval().requires_grad_(False).to(self.args.device)
+            teacher.eval().requires_grad_(False).to(self.args.device)  # type: ignore[arg-type]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """AdamW with the scales in a group of their own, without weight decay."""

@@ -1,0 +1,168 @@
+"""``fas convert`` and ``fas eval`` as functions: whole, resumable, and refusing what would mislead."""
+
+import errno
+import json
+
+import folders
+import pytest
+import torch
+from fas.errors import CheckpointError, ConfigError, DataError, FasError
+from fas.pipeline.convert import run_conversion
+from fas.pipeline.evaluate import evaluate_folder
+from fas.pipeline.load import load_ann, load_spiking
+from fas.pipeline.options import ConvertOptions
+from fas.progress import Silent
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+SMALL = {
+    "levels": 4, "codings": ("rate", "sigma_delta"), "timesteps": (2, 4), "stage1_steps": 3, "batch_size": 2, "length": 16,
+    "calibration_sequences": 4, "align_steps": 1, "global_steps": 1, "eval_sequences": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pipeline")
+    return {"model": folders.save_ann(root / "ann"), "data": folders.save_text(root / "text.txt"), "root": root}
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    options = ConvertOptions(model=place["model"], data=place["data"], out=place["root"] / "whole", **SMALL)
+    return options, run_conversion(options)
+
+
+def test_rows_and_folder(whole):
+    options, results = whole
+    kinds = [(row.name, row.coding, row.timesteps, row.stage2) for row in results.rows]
+    assert kinds == [
+        ("ann", None, None, None), ("control", None, None, None), ("qcfs", None, None, None), ("snn", None, 4, False),
+        ("snn", "rate", 2, True), ("snn", "rate", 4, True),
+        ("snn", "sigma_delta", 2, True), ("snn", "sigma_delta", 4, True),
+    ]  # fmt: skip
+    qcfs, layerwise = results.rows[2], results.rows[3]
+    assert layerwise.schedule == "layerwise"
+    assert layerwise.perplexity == qcfs.perplexity
+    assert all(row.spikes_per_neuron > 0 for row in results.rows[3:])
+    written = json.loads((options.out / "results.json").read_text())
+    assert [row["name"] for row in written["rows"]] == [kind[0] for kind in kinds]
+    assert written["seed"] == 0
+    assert not options.out.with_name("whole.work").exists()
+    assert len(list(options.out.glob("*.safetensors"))) == 1
+    model, _ = load_spiking(str(options.out))
+    assert model.config.quantization_config.spiking["coding"] == "rate"
+    load_ann(str(options.out / "control"))
+
+
+def test_eval_gives_the_figures_of_the_conversion(whole, place):
+    options, results = whole
+    measured = evaluate_folder(
+        options.out, place["data"], timesteps=(2, 4), codings=options.codings, layerwise=True, eval_sequences=4, length=16
+    )
+    assert [row.name for row in measured.rows] == [row.name for row in results.rows]
+    for now, then in zip(measured.rows, results.rows, strict=True):
+        assert now.perplexity == pytest.approx(then.perplexity, rel=1e-6)
+        assert now.spikes_per_neuron == then.spikes_per_neuron
+
+
+class Killed(BaseException):
+    pass
+
+
+class KillAt(Silent):
+    def __init__(self, title):
+        self.title = title
+
+    def start(self, title, total=None):
+        if title.startswith(self.title):
+            raise Killed
+
+
+@pytest.mark.parametrize("title", ["control", "Stage 1", "Stage 2, sigma delta", "evaluating SNN, sigma_delta T=2"])
+def test_killed_and_started_again_ends_with_the_same_result(whole, place, title):
+    options, results = whole
+    out = place["root"] / f"killed at {title}"
+    again = ConvertOptions(model=place["model"], data=place["data"], out=out, **SMALL)
+    with pytest.raises(Killed):
+        run_conversion(again, KillAt(title))
+    assert not out.exists()
+    resumed = run_conversion(again)
+    assert [row.loss for row in resumed.rows] == [row.loss for row in results.rows]
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, options.out))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_other_arguments_are_refused_finished_or_not(whole, place):
+    options, _ = whole
+    with pytest.raises(CheckpointError, match="other arguments"):
+        run_conversion(ConvertOptions(model=place["model"], data=place["data"], out=options.out, **SMALL | {"seed": 1}))
+    begun = ConvertOptions(model=place["model"], data=place["data"], out=place["root"] / "begun", **SMALL)
+    with pytest.raises(Killed):
+        run_conversion(begun, KillAt("Stage 1"))
+    with pytest.raises(CheckpointError, match="other arguments"):
+        run_conversion(
+            ConvertOptions(model=place["model"], data=place["data"], out=begun.out, **SMALL | {"stage1_steps": 4})
+        )
+
+
+def test_finished_run_is_shown_not_repeated(whole):
+    options, results = whole
+    assert run_conversion(options, KillAt("")).to_dict()["rows"] == results.to_dict()["rows"]
+
+
+def test_training_free(place):
+    settings = SMALL | {"stage1": "none", "stage2": False, "timesteps": (4,)}
+    out = place["root"] / "free"
+    results = run_conversion(ConvertOptions(model=place["model"], data=place["data"], out=out, **settings))
+    assert results.rows[0].perplexity == results.rows[1].perplexity
+    assert [row.stage2 for row in results.rows[3:]] == [False, False, False]
+
+
+def test_full_disk_is_one_sentence_and_leaves_no_half_folder(place, monkeypatch):
+    def full(self, folder, *args, **kwargs):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = place["root"] / "full"
+    options = ConvertOptions(model=place["model"], data=place["data"], out=out, **SMALL | {"stage1": "none"})
+    with monkeypatch.context() as patched:
+        patched.setattr(PreTrainedModel, "save_pretrained", full)
+        with pytest.raises(CheckpointError, match="No space left") as caught:
+            run_conversion(options)
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
+    assert not list(place["root"].glob("full.work/*.new"))
+    run_conversion(options)
+    assert out.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"levels": 0}, ConfigError, "levels"),
+        ({"timesteps": (0,)}, ConfigError, "timesteps"),
+        ({"coverage": "everything"}, ConfigError, "coverage"),
+        ({"steps": (3, 1)}, ConfigError, "powers of two"),
+        ({"steps": (2, 1, 1)}, ConfigError, "fit no target"),
+        ({"distill": 2.0}, ConfigError, "distill"),
+        ({"data": "missing.txt"}, DataError, "does not exist"),
+        ({"length": 5000}, DataError, "fewer than one block"),
+        ({"model": "./missing"}, FasError, "no folder"),
+    ],
+)
+def test_bad_input_costs_nothing(place, change, error, message):
+    out = place["root"] / "bad"
+    with pytest.raises(error, match=message) as caught:
+        run_conversion(ConvertOptions(**{"model": place["model"], "data": place["data"], "out": out} | SMALL | change))
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
+    assert not out.with_name("bad.work").exists()
+
+
+def test_converted_and_plain_folders_are_not_confused(whole, place):
+    with pytest.raises(CheckpointError, match="not a converted model"):
+        load_spiking(place["model"])
+    with pytest.raises(FasError, match="converted already"):
+        load_ann(str(whole[0].out))

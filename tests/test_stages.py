@@ -1,0 +1,146 @@
+"""Stage 1 and Stage 2 on tiny models: what they change, what they leave alone, and that they help."""
+
+import copy
+
+import pytest
+import tiny
+import torch
+from fas.calibration import CalibrationOptions, calibrate
+from fas.errors import DataError, FasError
+from fas.losses import logits_kl
+from fas.runtime.control import as_qcfs, sites_of
+from fas.training import Stage1Options, fine_tune
+from fas.training.stage1 import Stage1Trainer
+
+import fas
+
+BATCHES = [{"input_ids": tiny.tokens(2, 9, seed)} for seed in (11, 12)]
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items() if ".sites." not in name}
+
+
+def kl(model, batches=BATCHES):
+    with torch.no_grad(), as_qcfs(model):
+        targets = [model(**batch).logits for batch in batches]
+    with torch.no_grad():
+        return sum(float(logits_kl(model(**batch).logits, t)) for batch, t in zip(batches, targets, strict=True))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt_projected", "llama"])
+@pytest.mark.parametrize("time", [{"timesteps": 2, "coding": "rate"}, {"timesteps": 4, "coding": "sigma_delta"}])
+def test_stage2_comes_closer_to_the_qcfs_model_and_freezes_weights(family, time):
+    model = tiny.snn(family, levels=8, **time)
+    frozen, before = weights(model), kl(model)
+    reports = calibrate(model, BATCHES, CalibrationOptions(align_steps=6, global_steps=6))
+    assert kl(model) < 0.97 * before
+    assert all(torch.equal(value, frozen[name]) for name, value in weights(model).items())
+    assert all(report.coarse <= report.before + 1e-6 and report.fine <= report.coarse + 1e-6 for report in reports)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_stage2_is_deterministic_and_per_time():
+    first, second = (tiny.snn("gpt2", timesteps=2, coding="rate") for _ in range(2))
+    for model in (first, second):
+        calibrate(model, BATCHES, CalibrationOptions(align_steps=2, global_steps=2))
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    logits = first(**BATCHES[0]).logits
+    first.set_timesteps(3)
+    calibrate(first, BATCHES, CalibrationOptions(align_steps=0, global_steps=0))
+    first.set_timesteps(2)
+    assert torch.equal(first(**BATCHES[0]).logits, logits)
+    assert first.config.quantization_config.neurons == ["rate_mean_2", "rate_mean_3"]
+
+
+def test_failed_calibration_leaves_nothing_behind():
+    model = tiny.snn("gpt2", timesteps=2, coding="rate")
+    bad = [{"input_ids": torch.tensor([[5, tiny.VOCAB + 7]])}]
+    with pytest.raises(IndexError):
+        calibrate(model, bad)
+    assert all(len(site.neurons) == 0 for site in sites_of(model).values())
+
+
+def test_stage2_refuses_what_it_cannot_do():
+    with pytest.raises(DataError, match="no calibration batches"):
+        calibrate(tiny.snn("gpt2", timesteps=2), [])
+    with pytest.raises(FasError, match="synchronous"):
+        calibrate(tiny.snn("gpt2", timesteps=8, levels=8, schedule="layerwise"), BATCHES)
+    with pytest.raises(FasError, match="convert it first"):
+        calibrate(tiny.ann("gpt2"), BATCHES)
+
+
+BLOCKS = tiny.tokens(24, 9, seed=5)
+
+
+def test_stage1_learns():
+    model = tiny.qcfs_model("llama", levels=4)
+    ids = BLOCKS[:8]
+    before = model(input_ids=ids, labels=ids).loss.item()
+    fine_tune(model, ids, Stage1Options(steps=30, batch_size=4, lr=3e-3, distill=0.0))
+    assert model(input_ids=ids, labels=ids).loss.item() < before - 0.3
+
+
+def test_scales_have_their_own_learning_rate():
+    model = tiny.qcfs_model("gpt2")
+    start = copy.deepcopy(model.state_dict())
+    fine_tune(model, BLOCKS, Stage1Options(steps=3, batch_size=4, lr=0.0, scale_lr=1e-2, distill=0.0))
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, start[name])}
+    assert changed
+    assert all(name.endswith("log_scale") for name in changed)
+
+
+def test_distillation_alone_ignores_the_labels_and_pulls_towards_the_ann():
+    ann, model = tiny.ann("gpt2"), tiny.qcfs_model("gpt2", levels=3)
+    options = Stage1Options(steps=30, batch_size=8, lr=1e-3, distill=1.0)
+
+    def distance():
+        with torch.no_grad():
+            return float(logits_kl(model(input_ids=BLOCKS).logits, ann(input_ids=BLOCKS).logits))
+
+    before = distance()
+    fine_tune(model, BLOCKS, options, teacher=ann)
+    assert distance() < 0.7 * before
+    assert not any(parameter.requires_grad for parameter in ann.parameters())
+
+
+def test_control_sees_the_same_data_in_the_same_order(monkeypatch):
+    seen = []
+    compute = Stage1Trainer.compute_loss
+
+    def spy(self, model, inputs, *args, **kwargs):
+        seen.append(inputs["input_ids"].clone())
+        return compute(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(Stage1Trainer, "compute_loss", spy)
+    options = Stage1Options(steps=4, batch_size=4)
+    fine_tune(tiny.ann("gpt2"), BLOCKS, options)
+    fine_tune(tiny.qcfs_model("gpt2"), BLOCKS, options, teacher=tiny.ann("gpt2"))
+    assert len(seen) == 8
+    assert all(torch.equal(a, b) for a, b in zip(seen[:4], seen[4:], strict=True))
+
+
+def test_prepare_changes_nothing_when_it_refuses():
+    model = tiny.ann("gpt2")
+    before = str(model)
+    with pytest.raises(DataError, match="no calibration batches"):
+        fas.prepare(model, fas.SpikingConfig(), [])
+    assert str(model) == before
+
+
+def test_initial_scale_beats_its_neighbours():
+    model = tiny.qcfs_model("gpt2", levels=6)
+    site = sites_of(model)["transformer.h.0.attention_input"]
+    caught = []
+    handle = site.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
+    ids = tiny.tokens(4, 9, seed=2)
+    with torch.no_grad():
+        model(input_ids=ids)
+        handle.remove()
+        x = caught[0].flatten(0, 1)
+        errors = []
+        for factor in (0.5, 1.0, 2.0):
+            step = site.scale * factor / 6
+            errors.append(((x / step + 0.5).floor().clamp(-6, 6) * step - x).square().mean(0))
+    assert (errors[1] <= errors[0] + 1e-7).float().mean() > 0.95
+    assert (errors[1] <= errors[2] + 1e-7).float().mean() > 0.95

@@ -1,0 +1,95 @@
+"""Text and its splits: nothing is evaluated that was trained on."""
+
+import json
+
+import pytest
+from fas.errors import DataError
+from fas.tasks import builtin
+from fas.tasks.language_modeling import encode_blocks
+from fas.tasks.text import documents, evaluation_text, load_text
+
+
+def write(path, count, separator):
+    path.write_text(separator.join(f"document number {i} has its own words" for i in range(count)))
+    return str(path)
+
+
+@pytest.mark.parametrize("separator", ["\n\n", "<|endoftext|>"])
+def test_last_tenth_is_evaluation(tmp_path, separator):
+    file = write(tmp_path / "text.txt", 40, separator)
+    text = load_text(file)
+    assert len(text.evaluation) == 4
+    assert text.evaluation[-1].startswith("document number 39")
+    assert text.training + text.held_out + text.evaluation == documents(file)
+    assert evaluation_text(file) == text.evaluation
+
+
+def test_given_evaluation_text_leaves_all_else_for_training(tmp_path):
+    file, other = write(tmp_path / "a.txt", 40, "\n\n"), write(tmp_path / "b.txt", 3, "\n\n")
+    text = load_text(file, other)
+    assert len(text.training) + len(text.held_out) == 40
+    assert len(text.evaluation) == 3
+
+
+def test_tables(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"id": i, "text": f"row {i}"}) for i in range(5)))
+    (tmp_path / "rows.csv").write_text("text\n" + "\n".join(f"row {i}" for i in range(5)))
+    wanted = [f"row {i}" for i in range(5)]
+    assert documents(str(tmp_path / "rows.jsonl")) == wanted
+    assert documents(str(tmp_path / "rows.csv")) == wanted
+    assert documents(str(tmp_path)) == 2 * wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", "  \n ", "holds no text"),
+        ("short.txt", "one\n\ntwo", "at least 3"),
+        ("bytes.txt", b"\xff\xfe\x00", "UTF-8"),
+        ("table.csv", "a,b\n1,2\n3,4\n", "name the one"),
+        ("picture.png", "x", "ending"),
+        (None, None, "does not exist"),
+    ],
+)
+def test_bad_text_is_one_sentence(tmp_path, name, content, message):
+    path = tmp_path / (name or "missing.txt")
+    if name:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=message) as caught:
+        load_text(str(path))
+    assert "\n" not in str(caught.value)
+
+
+class Letters:
+    """A tokenizer of letters, which may add a start token."""
+
+    eos_token_id, bos_token_id = 1, 2
+
+    def __init__(self, starts):
+        self.starts = starts
+
+    def __call__(self, texts, verbose=True):
+        return {"input_ids": [[2] * self.starts + [ord(c) for c in t] for t in texts]}
+
+
+def test_blocks_keep_one_separator_between_documents():
+    assert encode_blocks(Letters(True), ["ab", "cd"], 3).tolist() == [[2, 97, 98], [2, 99, 100]]
+    assert encode_blocks(Letters(False), ["ab", "cd"], 3).tolist() == [[97, 98, 1], [99, 100, 1]]
+    with pytest.raises(DataError, match="has 3 tokens"):
+        encode_blocks(Letters(False), ["ab"], 4)
+
+
+def test_builtin_training_text_holds_no_evaluation_text():
+    evaluation = builtin.evaluation_documents()
+    long_lines = {line for text in evaluation for line in text.splitlines() if len(line.strip()) > 40}
+    assert len(evaluation) > 20
+    training = builtin.training_documents()
+    assert len(training) > 200
+    shared = [line for text in training for line in text.splitlines() if line in long_lines]
+    assert not shared
+
+
+def test_builtin_split_does_not_depend_on_the_interpreter():
+    held_out = {"topic:with": True, "topic:lambda": False, "module:json": False, "topic:unary": True}
+    assert {name: builtin.is_evaluation(name) for name in held_out} == held_out
+    assert any(text.startswith('The "with" statement') for text in builtin.evaluation_documents())
