@@ -30,6 +30,7 @@ from fas.errors import CheckpointError, FasError
 from fas.models import find_segments
 from fas.neurons import Site
 from fas.runtime.control import as_qcfs, at_time, clock_of, sites_of
+from fas.runtime.hooks import SiteHook
 
 CODINGS: dict[str, dict[str, Any]] = {
     "sigma_delta": {"coding": "sigma_delta", "timesteps": 4},
@@ -227,11 +228,26 @@ def test_caches_hold_the_rows_they_promise(family: str, coding: str) -> None:
 
 def test_a_cache_of_another_time_is_refused() -> None:
     model = snn("llama")
+
+    def fill() -> Any:
+        return model(input_ids=tokens(), use_cache=True).past_key_values
+
+    def read(cache: Any) -> Tensor:
+        return logits(model, input_ids=tokens(3, 1), past_key_values=cache)
+
     with torch.no_grad():
-        cache = model(input_ids=tokens(), use_cache=True).past_key_values
-        model.set_timesteps(6)
-        with pytest.raises(FasError, match=r"filled as exact at 4 timesteps .* at 6"):
-            model(input_ids=tokens(3, 1), past_key_values=cache)
+        cache = fill()
+        for change in ({"timesteps": 6}, {"coding": "rate"}, {"cache": "settled"}):
+            with (
+                at_time(model, **change),
+                pytest.raises(FasError, match="filled with exact in sigma_delta_4_2_2_1 and"),
+            ):
+                read(cache)
+        read(cache)
+        with as_qcfs(model):
+            cache = fill()
+        with pytest.raises(FasError, match="filled with values without time and is now read as exact"):
+            read(cache)
 
 
 # Time
@@ -364,14 +380,18 @@ def test_copies_are_independent(family: str) -> None:
 def test_hooks_survive_a_pickle_read_by_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new process counts hooks from 0 again; a hook registered there must not replace one of the pickled model."""
     model = snn("llama")
-    expected, data = logits(model, input_ids=tokens()), pickle.dumps(model)
-    monkeypatch.setattr(RemovableHandle, "next_id", 0)
-    loaded = pickle.loads(data)
-    highest = max(key for module in loaded.modules() for key in module._forward_pre_hooks)
-    linear = loaded.model.layers[0].self_attn.q_proj
-    for _ in range(highest + 1):
-        linear.register_forward_pre_hook(lambda module, args: None)
-    assert torch.equal(logits(loaded, input_ids=tokens()), expected)
+    expected = logits(model, input_ids=tokens())
+    for part, path in ((model, "model.layers.0.self_attn.q_proj"), (model.model.layers[0], "self_attn.q_proj")):
+        data = pickle.dumps(part)
+        monkeypatch.setattr(RemovableHandle, "next_id", 0)
+        loaded = pickle.loads(data)
+        linear = loaded.get_submodule(path)
+        for _ in range(max(linear._forward_pre_hooks) + 1):
+            linear.register_forward_pre_hook(lambda module, args: None)
+        assert isinstance(next(iter(linear._forward_pre_hooks.values())), SiteHook)
+        monkeypatch.undo()
+        if part is model:
+            assert torch.equal(logits(loaded, input_ids=tokens()), expected)
 
 
 # Transformers' tools

@@ -72,10 +72,10 @@ def print_results(results: Results, file: TextIO | None = None) -> None:
 
     columns = columns_of(results)
     notes = "\n".join(words.notes(results))
-    table = Table(title=words.title(results), caption=notes, box=box.SIMPLE_HEAD)
+    table = Table(title=words.title(results), caption=notes, box=box.SIMPLE_HEAD, pad_edge=False)
     table.title_justify = table.caption_justify = "left"
     for column in columns:
-        table.add_column(column.title, justify="right" if column.numbers else "left")
+        table.add_column(column.title, justify="right" if column.numbers else "left", no_wrap=column.numbers)
     for row, before, *cells in zip(results.rows, [None, *results.rows], *[c.cells for c in columns], strict=False):
         if before is not None and _group(before) != _group(row):
             table.add_section()

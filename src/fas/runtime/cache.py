@@ -35,28 +35,30 @@ def prepare_cache(module: nn.Module, kwargs: dict[str, Any], clock: Clock) -> No
 def _retag(cache: Cache, clock: Clock) -> None:
     if isinstance(cache, EncoderDecoderCache):
         raise FasError("caches of encoder–decoder models are not folded over time yet")
-    kind, timesteps = clock.config.cache, clock.config.timesteps
+    kind = clock.config.cache
+    tag = (kind, clock.config.timesteps, clock.config.neuron_key)
     layers: list[Any] = cache.layers
     for layer in layers:
-        tag = getattr(layer, "_fas", None)
-        if tag is None:
+        filled = getattr(layer, "_fas", None)
+        if filled is None and not layer.get_seq_length():
             layer.__class__ = _folded(type(layer), kind)
-            layer._fas = (kind, timesteps)
-        elif tag != (kind, timesteps):
+            layer._fas = tag
+        elif filled != tag:
+            before = f"{filled[0]} in {filled[2]}" if filled else "values without time"
             raise FasError(
-                f"the cache was filled as {tag[0]} at {tag[1]} timesteps and is now read as {kind} at {timesteps}; "
-                "start generation anew after set_timesteps"
+                f"the cache was filled with {before} and is now read as {kind} in {tag[2]}; "
+                "start generation anew after changing the time"
             )
     replicate = getattr(cache, "layer_class_to_replicate", None)
     if replicate is not None:
         folded = _folded(replicate, kind)
-        cache.layer_class_to_replicate = _Tagged(folded, (kind, timesteps))  # type: ignore[assignment]
+        cache.layer_class_to_replicate = _Tagged(folded, tag)  # type: ignore[assignment]
 
 
 class _Tagged:
     """Makes tagged layers for caches that grow their list of layers while they are filled."""
 
-    def __init__(self, layer_class: type, tag: tuple[str, int]) -> None:
+    def __init__(self, layer_class: type, tag: tuple[str, int, str]) -> None:
         self.layer_class, self.tag = layer_class, tag
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

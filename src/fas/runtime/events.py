@@ -35,7 +35,7 @@ class EventRun:
     @property
     def logits(self) -> Tensor:
         """The output's logits, e.g. ``[B, S, vocabulary]``."""
-        return self.output.logits
+        return self.output["logits"]
 
 
 @dataclass
@@ -147,8 +147,8 @@ class _MeanReadout:
         self.total: Tensor | float = 0.0
 
     def __call__(self, module: nn.Module, args: Any, output: ModelOutput) -> ModelOutput:
-        self.total = self.total + output.last_hidden_state
-        output.last_hidden_state = self.total / self.time.now
+        self.total = self.total + output["last_hidden_state"]
+        output["last_hidden_state"] = self.total / self.time.now
         return output
 
 
@@ -186,6 +186,7 @@ class EventExecutor:
             raise FasError("the event executor runs whole sequences; pass no past_key_values")
         for part in self._stateful:
             part.start()
+        output = ModelOutput()
         for now in range(1, self.config.timesteps + 1):
             self.time.now = now
             if now == 1 or self.config.rows == "step":
