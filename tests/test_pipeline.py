@@ -6,14 +6,15 @@ import json
 import folders
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
 from fas.errors import CheckpointError, ConfigError, DataError, FasError
 from fas.pipeline.convert import run_conversion
 from fas.pipeline.evaluate import evaluate_folder
 from fas.pipeline.load import load_ann, load_spiking
 from fas.pipeline.options import ConvertOptions
 from fas.progress import Silent
-from safetensors.torch import load_file
-from transformers import PreTrainedModel
 
 SMALL = {
     "levels": 4, "codings": ("rate", "sigma_delta"), "timesteps": (2, 4), "stage1_steps": 3, "batch_size": 2, "length": 16,
@@ -58,7 +59,13 @@ def test_rows_and_folder(whole):
 def test_eval_gives_the_figures_of_the_conversion(whole, place):
     options, results = whole
     measured = evaluate_folder(
-        options.out, place["data"], timesteps=(2, 4), codings=options.codings, layerwise=True, eval_sequences=4, length=16
+        options.out,
+        place["data"],
+        timesteps=(2, 4),
+        codings=options.codings,
+        layerwise=True,
+        eval_sequences=4,
+        length=16,
     )
     assert [row.name for row in measured.rows] == [row.name for row in results.rows]
     for now, then in zip(measured.rows, results.rows, strict=True):
@@ -148,7 +155,8 @@ def test_full_disk_is_one_sentence_and_leaves_no_half_folder(place, monkeypatch)
         ({"steps": (2, 1, 1)}, ConfigError, "fit no target"),
         ({"distill": 2.0}, ConfigError, "distill"),
         ({"data": "missing.txt"}, DataError, "does not exist"),
-        ({"length": 5000}, DataError, "fewer than one block"),
+        ({"length": 5000}, ConfigError, "beyond the model.s context"),
+        ({"eval_sequences": 0}, ConfigError, "at least 1"),
         ({"model": "./missing"}, FasError, "no folder"),
     ],
 )

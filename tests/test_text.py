@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from fas.errors import DataError
 from fas.tasks import builtin
 from fas.tasks.language_modeling import encode_blocks

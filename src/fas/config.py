@@ -108,7 +108,7 @@ class SpikingConfig(BaseModel):
     def from_dict(cls, values: dict[str, Any]) -> SpikingConfig:
         """Read back from a checkpoint; raises `CheckpointError` if a newer FAS wrote it."""
         version = values.get("version", CONFIG_VERSION)
-        if version > CONFIG_VERSION:
+        if not isinstance(version, int) or version > CONFIG_VERSION:
             raise CheckpointError(
                 f"the checkpoint has format version {version}, this FAS reads up to {CONFIG_VERSION}; upgrade fas-snn"
             )

@@ -32,13 +32,7 @@ class FasQuantizer(HfQuantizer):
         for site in sites:
             for key in description.neurons:
                 site.add_parameters(key)
-        built = {site.name: site.width for site in sites}
-        # an inner model (AutoModel) loads without the head's prefix, so names are compared by their common ending
-        if sorted(built.values()) != sorted(description.sites.values()):
-            raise CheckpointError(
-                f"the checkpoint describes {len(description.sites)} sites, this model has {len(built)}; "
-                f"first difference: {sorted(set(built) ^ set(description.sites))[:1]}"
-            )
+        _compare({site.name: site.width for site in sites}, description.sites)
         _require_parameters(model, kwargs.get("checkpoint_files"))
         model._keep_in_fp32_modules_strict = {*(model._keep_in_fp32_modules_strict or ()), *PARAMETER_NAMES}
         return model
@@ -53,7 +47,7 @@ class FasQuantizer(HfQuantizer):
         ]
         if broken:
             raise CheckpointError(
-                f"neuron parameters must be finite and give positive thresholds; wrong in {broken[:3]}"
+                f"neuron parameters must be finite, thresholds positive, a_init integer; wrong in {broken[:3]}"
             )
         _align(model)
         return model
@@ -70,9 +64,24 @@ class FasQuantizer(HfQuantizer):
         return True
 
 
+def _compare(built: dict[str, int], described: dict[str, int]) -> None:
+    """Same sites, same widths; an inner model (AutoModel) builds them without the head's prefix, or the other way round."""
+    for name, width in described.items():
+        same = [w for n, w in built.items() if n == name or name.endswith(f".{n}") or n.endswith(f".{name}")]
+        if same != [width]:
+            raise CheckpointError(
+                f"the checkpoint describes site {name} with {width} channels, this model has {same or 'no such site'}; "
+                "its config.json or the installed transformers does not belong to it"
+            )
+    if len(built) != len(described):
+        raise CheckpointError(f"the checkpoint describes {len(described)} sites and this model has {len(built)}")
+
+
 def _is_valid(name: str, parameter: torch.Tensor) -> bool:
     if not bool(torch.isfinite(parameter).all()):
         return False
+    if name.endswith("a_init"):
+        return torch.equal(parameter, parameter.round())
     return not name.endswith(("log_scale", "log_threshold")) or bool((parameter.exp() > 0).all())
 
 

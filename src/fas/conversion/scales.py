@@ -25,8 +25,10 @@ class Samples:
     inputs: list[Tensor] = field(default_factory=list)
     targets: list[Tensor] = field(default_factory=list)
 
-    def add(self, x: Tensor, target: Tensor, keep: int) -> None:
+    def add(self, x: Tensor, target: Tensor, keep: int, mask: Tensor | None) -> None:
         x, target = (v.detach().flatten(0, -2).float() for v in (x, target))
+        if mask is not None:  # padding says nothing about real activations
+            x, target = x[mask.flatten().bool()], target[mask.flatten().bool()]
         rows = torch.linspace(0, len(x) - 1, min(keep, len(x)), device=x.device).long()
         self.inputs.append(x[rows].cpu())
         self.targets.append(target[rows].cpu())
@@ -37,9 +39,10 @@ class _Sampler:
 
     def __init__(self, samples: Samples, keep: int, replaces: bool) -> None:
         self.samples, self.keep, self.replaces = samples, keep, replaces
+        self.mask: Tensor | None = None
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        self.samples.add(args[0], output if self.replaces else args[0], self.keep)
+        self.samples.add(args[0], output if self.replaces else args[0], self.keep, self.mask)
 
 
 def sample_inputs(
@@ -50,6 +53,7 @@ def sample_inputs(
     if not listed:
         raise DataError("no calibration batches: the initial scales are fitted to data; give at least one batch")
     found: dict[str, Samples] = {}
+    samplers = []
     training = model.training
     with ExitStack() as stack, torch.no_grad():
         for place in placements:
@@ -57,9 +61,12 @@ def sample_inputs(
             replaces = place.spec.replaces
             source = place.owner.get_submodule(replaces) if replaces else place.consumers[0]
             hook = _Sampler(samples, max(1, SAMPLES_PER_SITE // len(listed)), replaces is not None)
+            samplers.append(hook)
             stack.callback(source.register_forward_hook(hook).remove)
         model.eval()
         for batch in listed:
+            for hook in samplers:
+                hook.mask = batch.get("attention_mask")
             model(**{key: value for key, value in batch.items() if key != "labels"})
     model.train(training)
     return found

@@ -21,14 +21,14 @@ from fas.calibration import CalibrationOptions, calibrate
 from fas.config import SpikingConfig
 from fas.conversion import convert, describe, prepare
 from fas.models import find_placements, find_segments
-from fas.pipeline.load import load_ann
+from fas.pipeline.load import block_length, load_ann
 from fas.pipeline.measure import dense_row, layerwise_target, qcfs_row, spiking_row
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.workspace import Workspace
 from fas.progress import Progress, Silent
 from fas.report.results import Results, Row
 from fas.runtime.control import sites_of
-from fas.tasks.language_modeling import encode_blocks, evaluate
+from fas.tasks.language_modeling import encode_blocks, evaluate, spread
 from fas.tasks.text import load_text
 from fas.training import Stage1Options, fine_tune
 
@@ -50,8 +50,7 @@ class Run:
 
     def calibration_batches(self, size: int = 4) -> list[dict[str, Tensor]]:
         """Evenly spaced training blocks, in batches small enough for T·B rows."""
-        count = min(self.options.calibration_sequences, len(self.training))
-        picked = self.training[torch.linspace(0, len(self.training) - 1, count).long()]
+        picked = spread(self.training, self.options.calibration_sequences)
         return [{"input_ids": batch.to(self.device)} for batch in picked.split(size)]
 
     def load(self, stage: str) -> PreTrainedModel:
@@ -69,14 +68,12 @@ def run_conversion(options: ConvertOptions, progress: Progress | None = None) ->
     for segment in find_segments(ann):  # an unsupported model is refused before anything is trained
         find_placements(segment, options.coverage)
     text = load_text(options.data, options.eval_data)
-    length = options.length or min(getattr(ann.config, "max_position_embeddings", 256), 256)
+    length = block_length(ann, options.length)
     blocks = [
         encode_blocks(tokenizer, documents, length, what)
         for documents, what in ((text.training, "training text"), (text.held_out, "held-out training text"))
     ]
-    evaluation = encode_blocks(tokenizer, text.evaluation, length, "evaluation text")
-    if options.eval_sequences is not None and options.eval_sequences < len(evaluation):
-        evaluation = evaluation[torch.linspace(0, len(evaluation) - 1, options.eval_sequences).long()]
+    evaluation = spread(encode_blocks(tokenizer, text.evaluation, length, "evaluation text"), options.eval_sequences)
     workspace = Workspace(
         options.out, options.fingerprint(weights=_digest(ann), text=_text_digest(*blocks, evaluation))
     )

@@ -5,14 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from fas.pipeline.convert import run_conversion
+from fas.pipeline.generate import Decoding, continue_text
 from fas.pipeline.load import load_ann, load_spiking
 from fas.pipeline.options import ConvertOptions
 from fas.progress import Progress, Silent
-from fas.report.results import Results
+from fas.report.results import Results, Row
 
 PROMPT = "The with statement is used to"
 
@@ -44,30 +42,18 @@ def run_demo(out: Path, seed: int = 0, progress: Progress | None = None) -> Resu
     progress = progress or Silent()
     shutil.rmtree(out / "model", ignore_errors=True)
     results = run_conversion(demo_options(out / "model", seed), progress)
-    results.rows.sort(
-        key=lambda row: (
-            (row.name == "snn", row.coding or "", row.timesteps or 0) if row.name == "snn" else (False, "", 0)
-        )
-    )
+    results.rows.sort(key=_place)
     progress.start("writing samples", 2)
-    samples = {"prompt": PROMPT}
+    samples, decoding = {"prompt": PROMPT}, Decoding(max_new_tokens=48, sample=True, temperature=0.7, seed=seed)
     for label, (model, tokenizer) in (("ann", load_ann("builtin")), ("snn", load_spiking(str(out / "model")))):
-        samples[label] = continue_text(model, tokenizer, PROMPT)
+        samples[label] = continue_text(model, tokenizer, PROMPT, decoding).text
         progress.advance()
     progress.done()
     results.extra["samples"] = [samples]
     return results
 
 
-def continue_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: int = 48) -> str:
-    """Greedy continuation, without repeating any four tokens."""
-    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-    with torch.no_grad():
-        ids = model.generate(
-            **inputs,
-            max_new_tokens=tokens,
-            do_sample=False,
-            no_repeat_ngram_size=4,
-            pad_token_id=tokenizer.eos_token_id,
-        )
-    return str(tokenizer.decode(ids[0], skip_special_tokens=True))
+def _place(row: Row) -> tuple[int, str, int]:
+    """ANN, control, QCFS model; then the SNN, layerwise first, by coding and T."""
+    order = ("ann", "control", "qcfs", "snn").index(row.name)
+    return order, row.coding or "", row.timesteps or 0

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from fas.errors import FasError
-from fas.pipeline.load import load_ann, load_spiking
+from fas.pipeline.load import block_length, load_ann, load_spiking
 from fas.pipeline.measure import dense_row, layerwise_target, qcfs_row, spiking_row
 from fas.progress import Progress, Silent
 from fas.report.results import Results, Row
 from fas.runtime.control import clock_of, sites_of
-from fas.tasks.language_modeling import encode_blocks
+from fas.tasks.language_modeling import encode_blocks, spread
 from fas.tasks.text import evaluation_text
 
 EVALUATION_BATCH = 16
@@ -44,10 +44,10 @@ def evaluate_folder(
     progress, batch = progress or Silent(), batch_size or EVALUATION_BATCH
     model, tokenizer = load_spiking(str(folder), device, dtype)
     config = clock_of(model).config
-    length = length or min(getattr(model.config, "max_position_embeddings", 256), 256)
-    blocks = encode_blocks(tokenizer, evaluation_text(data, eval_data), length, "evaluation text")
-    if eval_sequences is not None and eval_sequences < len(blocks):
-        blocks = blocks[torch.linspace(0, len(blocks) - 1, eval_sequences).long()]
+    length = block_length(model, length)
+    blocks = spread(
+        encode_blocks(tokenizer, evaluation_text(data, eval_data), length, "evaluation text"), eval_sequences
+    )
     targets = [
         config.replaced(coding=coding, timesteps=count)
         if (coding, count) != (config.coding, config.timesteps)

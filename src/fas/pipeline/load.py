@@ -73,6 +73,14 @@ def load_spiking(
     return loaded, tokenizer
 
 
+def block_length(model: PreTrainedModel, asked: int | None) -> int:
+    """Tokens of a block: as ``asked``, else the model's context or 256; raises `ConfigError` beyond the context."""
+    context = getattr(model.config, "max_position_embeddings", None)
+    if asked is not None and context is not None and asked > context:
+        raise ConfigError(f"length={asked} is beyond the model's context of {context} tokens; use --length {context}")
+    return asked or min(context or 256, 256)
+
+
 def _config(model: str) -> Any:
     place = resolve(model)
     path = Path(place)

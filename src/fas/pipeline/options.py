@@ -12,6 +12,10 @@ from fas.config import Coding, Coverage, Rows, SpikingConfig
 from fas.errors import ConfigError
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_LEAST = {
+    "batch_size": 1, "calibration_sequences": 1, "eval_sequences": 1, "stage1_steps": 1, "length": 2, "seed": 0,
+    "align_steps": 0, "global_steps": 0, "lr": 0, "scale_lr": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,10 @@ class ConvertOptions:
             raise ConfigError(
                 f"distill={self.distill} is not valid: the weight of the distillation loss is between 0 and 1"
             )
-        for name in ("batch_size", "calibration_sequences"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} is not valid: it must be at least 1")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name}={value} is not valid: it must be at least {least}")
         if not self.codings or not self.timesteps:
             raise ConfigError("at least one coding and one number of timesteps are needed")
         if self.steps is not None and ("sigma_delta" not in self.codings or len(self.steps) not in self.timesteps):

@@ -47,6 +47,13 @@ def encode_blocks(
     return torch.tensor(stream[: count * length]).view(count, length)
 
 
+def spread(blocks: Tensor, count: int | None) -> Tensor:
+    """At most ``count`` evenly spaced blocks of ``blocks`` ``[N, S]`` (None: all)."""
+    if count is None or count >= len(blocks):
+        return blocks
+    return blocks[torch.linspace(0, len(blocks) - 1, count).long()]
+
+
 @torch.no_grad()
 def evaluate(
     model: PreTrainedModel, blocks: Tensor, batch_size: int = 16, progress: Progress | None = None, title: str = ""

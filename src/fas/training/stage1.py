@@ -30,7 +30,6 @@ class Stage1Options:
     distill: float = 0.5
     """Weight of KL(ANN ‖ student) on the logits, in nats per token; 1 − distill is the weight of the task loss."""
     temperature: float = 1.0
-    gradient_checkpointing: bool = False
     seed: int = 0
 
 
@@ -127,7 +126,6 @@ def fine_tune(
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
-            gradient_checkpointing=options.gradient_checkpointing,
             use_cpu=model.device.type == "cpu",
             dataloader_drop_last=len(blocks) >= options.batch_size,
         )
