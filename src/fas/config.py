@@ -115,6 +115,16 @@ class SpikingConfig(BaseModel):
         return cls(**values)
 
 
+def steps_in(neuron_key: str) -> tuple[int, ...]:
+    """The step schedule that a key of `SpikingConfig.neuron_key` names (empty for the rate coding).
+
+    >>> steps_in("sigma_delta_4_2_1"), steps_in("rate_mean_8")
+    ((4, 2, 1), ())
+    """
+    prefix = "sigma_delta_"
+    return tuple(map(int, neuron_key.removeprefix(prefix).split("_"))) if neuron_key.startswith(prefix) else ()
+
+
 def _one_sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))

@@ -1,13 +1,15 @@
-"""Coarse calibration: per site one factor on the threshold and one initial potential, then per channel where it helps.
+"""Coarse calibration: per site one step schedule, one factor on the threshold, one initial potential; then per channel.
 
 Candidates are judged on the inputs that the already calibrated SNN really produces, against the encoding that the QCFS
-model has there, weighted by how strongly each channel is read: Σ_c ‖W_c‖²·E(a_c − b_c)².
+model has there, weighted by how strongly each channel is read: Σ_c ‖W_c‖²·E(a_c − b_c)². What a site gives before the last
+timestep counts too, with less weight: layers behind it can only settle once it has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations, pairwise
 
 import torch
 from torch import Tensor
@@ -20,57 +22,98 @@ FACTORS = {
     "sigma_delta": (0.8, 0.9, 1.0, 1.1, 1.25),
 }
 POTENTIALS = (0.35, 0.5, 0.65)
+EARLY_WEIGHT = 0.03
+MOST_SCHEDULES = 64
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Neuron parameters of one site, each ``[C]``, and the weighted error they leave."""
+    """Neuron parameters of one site: θ, v₀ and a₀ ``[C]``, its step schedule ``[T]`` (sigma_delta)."""
 
     threshold: Tensor
     v_init: Tensor
     a_init: Tensor
-    error: float
+    steps: tuple[int, ...]
 
 
-def search(site: Site, rows: Tensor, target: Tensor, importance: Tensor, per_channel: bool) -> Choice:
-    """Best candidate for input ``rows`` ``[T, N, C]`` (running values) and QCFS encoding ``target`` ``[N, C]``.
+class Search:
+    """Candidates for one site, on input ``rows`` ``[T, N, C]`` and the QCFS encoding ``target`` ``[N, C]``.
 
-    Coarse: one factor and one potential for the site; with ``per_channel`` each channel then takes its own best pair.
+    ``importance`` ``[C]`` is the weight of each channel's squared error.
     """
-    scale = site.scale.detach()
-    starts = [torch.zeros_like(scale)]
-    if site.clock.config.coding == "sigma_delta":
-        mean = codes(target, scale, site.clock.config.levels, site.signed).mean(0).round()
-        if bool(mean.any()):
-            starts.append(mean)  # tracking may start at each channel's typical code (a constant bias, no spike)
-    fire = firing(site)
-    errors, pairs = [], []
-    for start in starts:
-        for factor in FACTORS[site.clock.config.coding]:
-            for potential in POTENTIALS:
-                v_init = torch.full_like(scale, potential)
-                out = fire(rows, scale * factor, v_init, start)
-                errors.append((out - target).square().mean(0) * importance)
-                pairs.append((factor, potential, start))
-    table = torch.stack(errors)  # [candidates, C]
-    best = int(table.sum(1).argmin())
-    winners = table.argmin(0) if per_channel else torch.full_like(scale, best, dtype=torch.long)
-    factors = torch.tensor([pair[0] for pair in pairs], device=scale.device)[winners]
-    potentials = torch.tensor([pair[1] for pair in pairs], device=scale.device)[winners]
-    a_init = torch.stack([pair[2] for pair in pairs])[winners, torch.arange(len(scale), device=scale.device)]
-    error = float(table.gather(0, winners[None]).sum())
-    return Choice(scale * factors, potentials, a_init, error)
 
+    def __init__(self, site: Site, rows: Tensor, target: Tensor, importance: Tensor) -> None:
+        self.site, self.rows, self.target, self.importance = site, rows, target, importance
+        self.config = site.clock.config
+        self.scale = site.scale.detach()
 
-def firing(site: Site) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The site's neuron under its present coding: (rows, θ, v₀, a₀) → readout ``[N, C]``."""
-    config, signed = site.clock.config, site.signed
+    def coarse(self) -> Choice:
+        """One schedule, one start, one factor and one potential for the whole site."""
+        half = torch.full_like(self.scale, 0.5)
+        starts = [Choice(self.scale, half, start, steps) for steps in self._schedules() for start in self._starts()]
+        base = min(starts, key=lambda choice: float(self.errors(choice).sum()))
+        return min(self._around(base), key=lambda choice: float(self.errors(choice).sum()))
 
-    def fire(rows: Tensor, threshold: Tensor, v_init: Tensor, a_init: Tensor) -> Tensor:
+    def per_channel(self, base: Choice) -> Choice:
+        """Each channel's own best factor and potential, with the schedule and start of ``base``."""
+        candidates = [base, *self._around(base)]
+        winners = torch.stack([self.errors(choice) for choice in candidates]).argmin(0)[None]
+
+        def pick(values: list[Tensor]) -> Tensor:
+            return torch.stack(values).gather(0, winners)[0]
+
+        threshold = pick([choice.threshold for choice in candidates])
+        return Choice(threshold, pick([choice.v_init for choice in candidates]), base.a_init, base.steps)
+
+    def errors(self, choice: Choice) -> Tensor:
+        """Weighted squared error of each channel ``[C]``, over timesteps."""
+        site, config = self.site, self.config
         if config.coding == "sigma_delta":
-            return sigma_delta(rows, threshold, v_init, a_init, config.step_schedule, config.levels, signed)[0][-1]
-        if config.rows == "step":
-            return rate_step_rows(rows, threshold, v_init, signed)[0].mean(0)
-        return rate_mean_rows(rows, threshold, v_init, signed)[0][-1]
+            rows, _ = sigma_delta(
+                self.rows, choice.threshold, choice.v_init, choice.a_init, choice.steps, config.levels, site.signed
+            )
+        elif config.rows == "step":
+            rows = rate_step_rows(self.rows, choice.threshold, choice.v_init, site.signed)[0].mean(0, keepdim=True)
+        else:
+            rows, _ = rate_mean_rows(self.rows, choice.threshold, choice.v_init, site.signed)
+        by_time = (rows - self.target).square().mean(1) * self.importance  # [T, C]
+        early = torch.arange(1, len(rows), device=rows.device)[:, None] / len(rows)
+        return by_time[-1] + EARLY_WEIGHT * (by_time[:-1] * early).sum(0)
 
-    return fire
+    def _around(self, base: Choice) -> Iterator[Choice]:
+        for factor in FACTORS[self.config.coding]:
+            for potential in POTENTIALS:
+                v_init = torch.full_like(self.scale, potential)
+                yield Choice(self.scale * factor, v_init, base.a_init, base.steps)
+
+    def _starts(self) -> list[Tensor]:
+        """Tracking may start at zero, or at each channel's typical code (a constant bias, no spike)."""
+        zero = torch.zeros_like(self.scale)
+        if self.config.coding == "rate":
+            return [zero]
+        typical = codes(self.target, self.scale, self.config.levels, self.site.signed).mean(0).round()
+        return [zero, typical] if bool(typical.any()) else [zero]
+
+    def _schedules(self) -> list[tuple[int, ...]]:
+        if self.config.coding == "rate":
+            return [()]
+        given = self.config.step_schedule
+        return [given, *(steps for steps in falling_schedules(given) if steps != given)]
+
+
+def falling_schedules(steps: Sequence[int]) -> list[tuple[int, ...]]:
+    """All schedules of the same length that fall by halves from the largest step to the smallest, at most `MOST_SCHEDULES`.
+
+    >>> falling_schedules((4, 2, 2, 1))
+    [(4, 2, 1, 1), (4, 2, 2, 1), (4, 4, 2, 1)]
+    """
+    largest, smallest, timesteps = max(steps), min(steps), len(steps)
+    run = [largest >> i for i in range(largest.bit_length() - smallest.bit_length() + 1)]
+    if len(run) > timesteps:
+        return []
+    found = []
+    for cuts in combinations(range(1, timesteps), len(run) - 1):
+        borders = (0, *cuts, timesteps)
+        counts = [b - a for a, b in pairwise(borders)]
+        found.append(tuple(k for k, count in zip(run, counts, strict=True) for _ in range(count)))
+    return found[:: -(-len(found) // MOST_SCHEDULES)]

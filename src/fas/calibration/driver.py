@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fas.calibration.coarse import search
 from fas.calibration.fine import descend, descend_globally, only_trainable
 from fas.calibration.replay import Stream, blocks_of, readout, record, run_block
+from fas.calibration.sites import calibrate_site, observed
 from fas.conversion import describe
 from fas.errors import DataError, FasError
 from fas.losses import alignment
 from fas.models import find_segments
-from fas.neurons import Clock, NeuronParameters, Site
+from fas.neurons import NeuronParameters, Site
 from fas.progress import Progress, Silent
 from fas.runtime.control import as_qcfs, clock_of, sites_of
 
@@ -109,7 +109,7 @@ def _calibrate_block(
     sites = [module for module in block.modules() if isinstance(module, Site)]
     clock = clock_of(model)
     with as_qcfs(model), torch.no_grad():
-        wanted, encodings = _observed(block, index, targets, sites, clock, outputs=True)
+        wanted, encodings = observed(block, index, targets, sites, clock, outputs=True)
 
     def loss_of(batch: int) -> Tensor:
         return alignment(readout(run_block(block, index, spiking[batch], clock), clock), wanted[batch])
@@ -121,7 +121,9 @@ def _calibrate_block(
     before = error()
     if options.coarse:
         for site in sites:
-            _calibrate_site(site, block, index, spiking, encodings[site.name], error, options)
+            calibrate_site(
+                site, block, index, spiking, encodings[site.name], error, options.search_rows, options.per_channel
+            )
     coarse = error()
     progress.advance(1, f"layer {index} error {before:.4f} → {coarse:.4f}")
     fine = coarse
@@ -137,68 +139,6 @@ def _calibrate_block(
         for stream in spiking:
             stream.hidden = run_block(block, index, stream, clock)
     return LayerReport(name, before, coarse, fine)
-
-
-def _calibrate_site(
-    site: Site, block: nn.Module, index: int, spiking: Sequence[Stream], encodings: Tensor, error: Any,
-    options: CalibrationOptions,
-) -> None:  # fmt: skip
-    """Search one site's candidates; keep each refinement only if the block's output comes closer to its target."""
-    clock = site.clock
-    with torch.no_grad():
-        _, inputs = _observed(block, index, spiking, [site], clock, outputs=False)
-    rows = inputs[site.name].view(clock.config.timesteps, -1, site.width)
-    count = rows.shape[1]
-    picked = torch.linspace(0, count - 1, min(count, options.search_rows), device=rows.device).long()
-    parameters = site.parameters_for(clock.config)
-    assert parameters is not None
-    best = error()
-    for per_channel in (False, True) if options.per_channel else (False,):
-        kept = (parameters.log_threshold.clone(), parameters.v_init.clone(), parameters.a_init.clone())
-        choice = search(site, rows[:, picked], encodings[picked], _importance(block, site), per_channel)
-        parameters.log_threshold.data.copy_(choice.threshold.log())
-        parameters.v_init.data.copy_(choice.v_init)
-        parameters.a_init.data.copy_(choice.a_init)
-        now = error()
-        if now < best:
-            best = now
-        else:
-            for stored, value in zip(
-                (parameters.log_threshold, parameters.v_init, parameters.a_init), kept, strict=True
-            ):
-                stored.data.copy_(value)
-
-
-def _importance(block: nn.Module, site: Site) -> Tensor:
-    """Σ over consumers of ‖W_c‖² per input channel ``[C]``."""
-    total = torch.zeros_like(site.log_scale.detach())
-    for module in block.modules():
-        hooks = module._forward_pre_hooks.values()
-        if any(getattr(hook, "site", None) is site for hook in hooks):
-            weight = module.weight.detach().float()  # type: ignore[union-attr]
-            total += weight.square().sum(0 if isinstance(module, nn.Linear) else 1)
-    return total
-
-
-def _observed(
-    block: nn.Module, index: int, streams: Sequence[Stream], sites: Sequence[Site], clock: Clock, outputs: bool
-) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Run ``block`` on all streams; its outputs, and what each site gave (``outputs``) or was given, tokens flattened."""
-    seen: dict[str, list[Tensor]] = {site.name: [] for site in sites}
-
-    def keep(site: Site, args: tuple[Tensor, ...], output: Tensor) -> None:
-        value = (output if outputs else args[0]).detach().float()
-        rows = clock.config.timesteps if clock.folds else 1
-        seen[site.name].append(value.reshape(rows, -1, site.width))
-
-    handles = [site.register_forward_hook(keep) for site in sites]
-    try:
-        results = [run_block(block, index, stream, clock) for stream in streams]
-    finally:
-        for handle in handles:
-            handle.remove()
-    joined = {name: torch.cat(values, dim=1) for name, values in seen.items()}
-    return results, {name: value[0] if outputs else value for name, value in joined.items()}
 
 
 def _finish_globally(

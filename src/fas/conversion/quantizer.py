@@ -15,7 +15,7 @@ from fas.conversion.install import install
 from fas.errors import CheckpointError
 from fas.neurons import Site
 
-PARAMETER_NAMES = ("log_scale", "log_threshold", "v_init", "a_init")
+PARAMETER_NAMES = ("log_scale", "log_threshold", "v_init", "a_init", "steps")
 
 
 class FasQuantizer(HfQuantizer):
@@ -47,7 +47,8 @@ class FasQuantizer(HfQuantizer):
         ]
         if broken:
             raise CheckpointError(
-                f"neuron parameters must be finite, thresholds positive, a_init integer; wrong in {broken[:3]}"
+                "neuron parameters must be finite, thresholds positive, a_init integer, steps powers of two; "
+                f"wrong in {broken[:3]}"
             )
         _align(model)
         return model
@@ -82,6 +83,8 @@ def _is_valid(name: str, parameter: torch.Tensor) -> bool:
         return False
     if name.endswith("a_init"):
         return torch.equal(parameter, parameter.round())
+    if name.endswith("steps"):
+        return bool((parameter >= 1).all()) and torch.equal(parameter, torch.exp2(parameter.log2().round()))
     return not name.endswith(("log_scale", "log_threshold")) or bool((parameter.exp() > 0).all())
 
 

@@ -23,7 +23,7 @@ def sigma_delta(
     threshold: Tensor,
     v_init: Tensor,
     a_init: Tensor,
-    steps: Sequence[int],
+    steps: Sequence[int] | Sequence[Tensor],
     levels: int,
     signed: bool,
 ) -> tuple[Tensor, Tensor]:

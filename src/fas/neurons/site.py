@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fas.config import SpikingConfig
+from fas.config import SpikingConfig, steps_in
 from fas.errors import FasError
 from fas.neurons.clock import Clock
 from fas.neurons.integrate_fire import rate_mean_rows, rate_step_rows
@@ -18,14 +19,19 @@ from fas.neurons.sigma_delta import sigma_delta
 
 
 class NeuronParameters(nn.Module):
-    """What Stage 2 calibrates for one coding and time: per channel, fp32, positive where it must be."""
+    """What Stage 2 calibrates for one coding and time: per channel, fp32, positive where it must be.
 
-    def __init__(self, width: int, device: torch.device | None = None) -> None:
+    ``steps`` ``[T]`` is the site's own step schedule (sigma_delta; empty for rate).
+    """
+
+    def __init__(self, width: int, steps: Sequence[int] = (), device: torch.device | None = None) -> None:
         super().__init__()
         self.log_threshold = nn.Parameter(torch.zeros(width, dtype=torch.float32, device=device))
         self.v_init = nn.Parameter(torch.full((width,), 0.5, dtype=torch.float32, device=device))
         self.register_buffer("a_init", torch.zeros(width, dtype=torch.float32, device=device))
+        self.register_buffer("steps", torch.tensor(steps, dtype=torch.float32, device=device))
         self.a_init: Tensor
+        self.steps: Tensor
 
     @property
     def threshold(self) -> Tensor:
@@ -70,7 +76,7 @@ class Site(nn.Module):
 
     def add_parameters(self, key: str) -> NeuronParameters:
         """New neuron parameters under ``key``, starting from the uncalibrated values (θ = λ, v₀ = ½)."""
-        fresh = NeuronParameters(self.width, self.log_scale.device)
+        fresh = NeuronParameters(self.width, steps_in(key), self.log_scale.device)
         if not self.log_scale.is_meta:
             fresh.log_threshold.data.copy_(self.log_scale.detach())
         self.neurons[key] = fresh
@@ -120,7 +126,7 @@ class Site(nn.Module):
         config = self.clock.config
         threshold, v_init, a_init = (value.to(rows.dtype) for value in self.neuron_values(config))
         if config.coding == "sigma_delta":
-            return sigma_delta(rows, threshold, v_init, a_init, config.step_schedule, config.levels, self.signed)
+            return sigma_delta(rows, threshold, v_init, a_init, self.steps_for(config), config.levels, self.signed)
         neuron = rate_mean_rows if config.rows == "mean" else rate_step_rows
         return neuron(rows, threshold, v_init, self.signed)
 
@@ -131,6 +137,11 @@ class Site(nn.Module):
             return stored.threshold, stored.v_init, stored.a_init
         scale = self.scale
         return scale, torch.full_like(scale, 0.5), torch.zeros_like(scale)
+
+    def steps_for(self, config: SpikingConfig) -> Sequence[int] | Sequence[Tensor]:
+        """k_1 … k_T of this site: calibrated for ``config``, else the configuration's."""
+        stored = self.parameters_for(config)
+        return config.step_schedule if stored is None else stored.steps.unbind()
 
     def _trains(self) -> bool:
         return any(parameter.requires_grad for parameter in self.neurons.parameters())

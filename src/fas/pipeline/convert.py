@@ -119,7 +119,10 @@ def _control(run: Run, ann: PreTrainedModel) -> dict[str, Any]:
 
 
 def _qcfs(run: Run, ann: PreTrainedModel) -> None:
-    """Stage 1: QCFS units with fitted scales, then full-parameter fine-tuning."""
+    """Stage 1: QCFS units with fitted scales, then full-parameter fine-tuning from the ANN's weights.
+
+    The better of ANN and control is also the teacher; the control itself sees the task loss only.
+    """
     if run.workspace.has("qcfs"):
         return
     options = run.options
@@ -127,8 +130,8 @@ def _qcfs(run: Run, ann: PreTrainedModel) -> None:
     model, _ = load_ann(options.model, options.device)
     prepare(model, options.targets()[0], run.calibration_batches(size=16))
     if options.stage1 == "full":
-        settings = _stage1_options(options, ann)
-        fine_tune(model, run.training, settings, ann, run.progress, "Stage 1: fine-tuning the QCFS model")
+        settings, teacher = _stage1_options(options, ann), run.load("control")
+        fine_tune(model, run.training, settings, teacher, run.progress, "Stage 1: fine-tuning the QCFS model")
     run.workspace.store("qcfs", model.save_pretrained)
 
 

@@ -50,6 +50,7 @@ class _Neuron:
     def __init__(self, site: Site, time: _Time) -> None:
         self.config, self.signed, self.time = site.clock.config, site.signed, time
         self.threshold, self.v_init, self.a_init = (value.detach() for value in site.neuron_values(self.config))
+        self.steps = [int(k) for k in site.steps_for(self.config)] if self.config.coding == "sigma_delta" else []
         if self.config.coding == "sigma_delta" and not torch.equal(self.a_init, self.a_init.round()):
             raise FasError(
                 f"site {site.name} starts from a_init that is not integer; its spikes could not reach the grid"
@@ -91,7 +92,7 @@ class _Neuron:
         return spike
 
     def _track(self, x: Tensor) -> Tensor:
-        levels, k = self.config.levels, self.config.step_schedule[self.time.now - 1]
+        levels, k = self.config.levels, self.steps[self.time.now - 1]
         low = -levels if self.signed else 0
         goal = (x / self.unit.to(x.dtype)).clamp(low, levels)
         spike = ((goal - self.level) / k + self.v_init.to(x.dtype)).floor().clamp(-1, 1).to(torch.int32)
@@ -129,7 +130,7 @@ class _Consumer:
     def accumulate(self, module: nn.Module, args: Any, product: Tensor) -> Tensor:
         """Hook: the running value (step rows: the charge) of the layer's output; bias and a₀ enter once."""
         if self.config.coding == "sigma_delta":
-            self.total = self.total + self.config.step_schedule[self.time.now - 1] * product  # a shift in hardware
+            self.total = self.total + self.neuron.steps[self.time.now - 1] * product  # a shift in hardware
             return self.total + self.constant
         if self.config.rows == "step":
             return product + self.constant

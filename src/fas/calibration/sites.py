@@ -1,0 +1,93 @@
+"""Coarse calibration of one site in its block: search the candidates, keep what brings the block closer to its target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fas.calibration.coarse import Choice, Search
+from fas.calibration.replay import Stream, run_block
+from fas.neurons import Clock, NeuronParameters, Site
+
+# A schedule that settles earlier helps later layers, so it may cost this much relative error of its own layer's readout.
+TOLERANCE = 2e-4
+
+
+def calibrate_site(
+    site: Site,
+    block: nn.Module,
+    index: int,
+    spiking: Sequence[Stream],
+    encodings: Tensor,
+    error: Callable[[], float],
+    search_rows: int,
+    per_channel: bool,
+) -> None:
+    """Set ``site``'s neuron parameters to the best candidates on at most ``search_rows`` tokens.
+
+    ``encodings`` ``[N, C]`` is what the QCFS model has at the site, ``error`` measures the block's readout as it is now.
+    """
+    clock = site.clock
+    parameters = site.parameters_for(clock.config)
+    assert parameters is not None
+    with torch.no_grad():
+        _, inputs = observed(block, index, spiking, [site], clock, outputs=False)
+        rows = inputs[site.name].view(clock.config.timesteps, -1, site.width)
+        count = rows.shape[1]
+        picked = torch.linspace(0, count - 1, min(count, search_rows), device=rows.device).long()
+        search = Search(site, rows[:, picked], encodings[picked], _importance(block, site))
+        choice, least = _present(parameters), error()
+        for refine in (lambda _: search.coarse(), search.per_channel)[: 1 + per_channel]:
+            found = refine(choice)
+            _put(parameters, found)
+            now = error()
+            if now <= least + TOLERANCE:
+                choice, least = found, min(now, least)
+            else:
+                _put(parameters, choice)
+
+
+def _present(parameters: NeuronParameters) -> Choice:
+    steps = tuple(int(k) for k in parameters.steps)
+    return Choice(parameters.threshold.detach(), parameters.v_init.detach().clone(), parameters.a_init.clone(), steps)
+
+
+def _put(parameters: NeuronParameters, choice: Choice) -> None:
+    parameters.log_threshold.data.copy_(choice.threshold.log())
+    parameters.v_init.data.copy_(choice.v_init)
+    parameters.a_init.copy_(choice.a_init)
+    parameters.steps.copy_(torch.tensor(choice.steps, dtype=torch.float32))
+
+
+def _importance(block: nn.Module, site: Site) -> Tensor:
+    """Σ over consumers of ‖W_c‖² per input channel ``[C]``."""
+    total = torch.zeros_like(site.log_scale.detach())
+    for module in block.modules():
+        hooks = module._forward_pre_hooks.values()
+        if any(getattr(hook, "site", None) is site for hook in hooks):
+            weight = module.weight.detach().float()  # type: ignore[union-attr]
+            total += weight.square().sum(0 if isinstance(module, nn.Linear) else 1)
+    return total
+
+
+def observed(
+    block: nn.Module, index: int, streams: Sequence[Stream], sites: Sequence[Site], clock: Clock, outputs: bool
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Run ``block`` on all streams; its outputs, and what each site gave (``outputs``) or was given, tokens flattened."""
+    seen: dict[str, list[Tensor]] = {site.name: [] for site in sites}
+
+    def keep(site: Site, args: tuple[Tensor, ...], output: Tensor) -> None:
+        value = (output if outputs else args[0]).detach().float()
+        rows = clock.config.timesteps if clock.folds else 1
+        seen[site.name].append(value.reshape(rows, -1, site.width))
+
+    handles = [site.register_forward_hook(keep) for site in sites]
+    try:
+        results = [run_block(block, index, stream, clock) for stream in streams]
+    finally:
+        for handle in handles:
+            handle.remove()
+    joined = {name: torch.cat(values, dim=1) for name, values in seen.items()}
+    return results, {name: value[0] if outputs else value for name, value in joined.items()}
