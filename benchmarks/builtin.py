@@ -32,7 +32,7 @@ def options(coverage: str, args: argparse.Namespace) -> ConvertOptions:
     return ConvertOptions(
         model="builtin", data="builtin", out=Path(args.work) / coverage, coverage=coverage, levels=8,
         codings=("sigma_delta", "rate"), timesteps=TIMESTEPS, stage1_steps=args.steps, length=128,
-        calibration_sequences=32, eval_sequences=args.sequences, before_stage2=True, seed=args.seed,
+        calibration_sequences=16, eval_sequences=args.sequences, before_stage2=True, seed=args.seed,
     )  # fmt: skip
 
 
@@ -54,8 +54,8 @@ def step_rows(settings: ConvertOptions, progress: Lines) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--sequences", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--sequences", type=int, default=192)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", default="runs/benchmark-builtin")
     args = parser.parse_args()

@@ -30,9 +30,9 @@ class CalibrationOptions:
     """One threshold factor and one initial potential per site."""
     per_channel: bool = True
     """Then each channel's own best pair of the same candidates (closed form, no gradient)."""
-    align_steps: int = 16
+    align_steps: int = 8
     """Gradient steps per layer on the activation-align loss (0: none)."""
-    global_steps: int = 32
+    global_steps: int = 24
     """Gradient steps of all sites together on the logits KL against the QCFS model (0: none)."""
     temperature: float = 1.0
     search_rows: int = 512

@@ -119,10 +119,7 @@ def _control(run: Run, ann: PreTrainedModel) -> dict[str, Any]:
 
 
 def _qcfs(run: Run, ann: PreTrainedModel) -> None:
-    """Stage 1: QCFS units with fitted scales, then full-parameter fine-tuning from the ANN's weights.
-
-    The better of ANN and control is also the teacher; the control itself sees the task loss only.
-    """
+    """Stage 1: QCFS units with fitted scales, then full-parameter fine-tuning with the ANN as teacher."""
     if run.workspace.has("qcfs"):
         return
     options = run.options
@@ -130,14 +127,14 @@ def _qcfs(run: Run, ann: PreTrainedModel) -> None:
     model, _ = load_ann(options.model, options.device)
     prepare(model, options.targets()[0], run.calibration_batches(size=16))
     if options.stage1 == "full":
-        settings, teacher = _stage1_options(options, ann), run.load("control")
-        fine_tune(model, run.training, settings, teacher, run.progress, "Stage 1: fine-tuning the QCFS model")
+        settings = _stage1_options(options, ann)
+        fine_tune(model, run.training, settings, ann, run.progress, "Stage 1: fine-tuning the QCFS model")
     run.workspace.store("qcfs", model.save_pretrained)
 
 
 def _stage1_options(options: ConvertOptions, ann: PreTrainedModel) -> Stage1Options:
     small = ann.num_parameters() < 20_000_000  # small models stand, and need, larger steps (docs/log.md)
-    lr = options.lr if options.lr is not None else (1e-4 if small else 2e-5)
+    lr = options.lr if options.lr is not None else (3e-4 if small else 2e-5)
     return Stage1Options(
         steps=options.stage1_steps or (600 if small else 1000),
         batch_size=options.batch_size,

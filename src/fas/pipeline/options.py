@@ -38,11 +38,11 @@ class ConvertOptions:
     length: int | None = None
     lr: float | None = None
     scale_lr: float | None = None
-    distill: float = 0.9
+    distill: float = 0.5
     stage2: bool = True
     calibration_sequences: int = 32
-    align_steps: int = 16
-    global_steps: int = 32
+    align_steps: int = 8
+    global_steps: int = 24
     eval_sequences: int | None = None
     before_stage2: bool = False
     """Also measure the SNN before Stage 2."""
