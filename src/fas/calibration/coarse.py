@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations, combinations_with_replacement, pairwise
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ FACTORS = {
 }
 POTENTIALS = (0.35, 0.5, 0.65)
 EARLY_WEIGHT = 0.03
-MOST_SCHEDULES = 64
+MOST_SCHEDULES = 80
 
 
 @dataclass(frozen=True)
@@ -98,22 +98,26 @@ class Search:
         if self.config.coding == "rate":
             return [()]
         given = self.config.step_schedule
-        return [given, *(steps for steps in falling_schedules(given) if steps != given)]
+        return [given, *(steps for steps in falling_schedules(given, self.config.levels) if steps != given)]
 
 
-def falling_schedules(steps: Sequence[int]) -> list[tuple[int, ...]]:
-    """All schedules of the same length that fall by halves from the largest step to the smallest, at most `MOST_SCHEDULES`.
+def falling_schedules(steps: Sequence[int], levels: int) -> list[tuple[int, ...]]:
+    """Schedules of powers of two of the same length that never rise, from at most 2L down to 1; at most `MOST_SCHEDULES`.
 
-    >>> falling_schedules((4, 2, 2, 1))
-    [(4, 2, 1, 1), (4, 2, 2, 1), (4, 4, 2, 1)]
+    Few timesteps: all of them, also incomplete ones such as 16,4,2,1, which miss some codes by one and reach further (good
+    for heavy tails). More timesteps: those that fall by halves from the largest of ``steps``.
+
+    >>> falling_schedules((2, 1), 2)
+    [(4, 2), (4, 1), (2, 2), (2, 1), (1, 1)]
     """
-    largest, smallest, timesteps = max(steps), min(steps), len(steps)
-    run = [largest >> i for i in range(largest.bit_length() - smallest.bit_length() + 1)]
-    if len(run) > timesteps:
-        return []
-    found = []
-    for cuts in combinations(range(1, timesteps), len(run) - 1):
-        borders = (0, *cuts, timesteps)
-        counts = [b - a for a, b in pairwise(borders)]
-        found.append(tuple(k for k, count in zip(run, counts, strict=True) for _ in range(count)))
+    timesteps = len(steps)
+    if timesteps <= 4:
+        sizes = [2**e for e in range(levels.bit_length(), -1, -1)]
+        found = [s for s in combinations_with_replacement(sizes, timesteps) if s[0] <= 2 * levels and s[-1] <= 2]
+    else:
+        run = [max(steps) >> i for i in range(max(steps).bit_length())]
+        found = []
+        for cuts in combinations(range(1, timesteps), min(len(run), timesteps) - 1):
+            counts = [b - a for a, b in pairwise((0, *cuts, timesteps))]
+            found.append(tuple(k for k, count in zip(run, counts, strict=False) for _ in range(count)))
     return found[:: -(-len(found) // MOST_SCHEDULES)]
