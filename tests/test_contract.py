@@ -345,7 +345,7 @@ def test_set_timesteps_is_remembered_and_says_when_nothing_is_calibrated(
 ) -> None:
     model = calibrated(snn("gpt2"))
     model.set_timesteps(6)
-    assert "no calibrated neurons for sigma_delta_4_2_1_4_2_1" in caplog.text
+    assert "no calibrated neurons for sigma_delta_4_2_2_1_1_1" in caplog.text
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert clock_of(loaded).config.timesteps == 6
