@@ -25,7 +25,7 @@ from fas.tasks.language_modeling import encode_blocks, spread
 from fas.tasks.text import load_text
 
 RESULTS = Path(__file__).parent / "results" / "builtin.json"
-TIMESTEPS = (4, 2, 3, 8, 16)
+TIMESTEPS = (4, 2, 3, 8)
 
 
 def options(coverage: str, args: argparse.Namespace) -> ConvertOptions:
@@ -54,8 +54,8 @@ def step_rows(settings: ConvertOptions, progress: Lines) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--sequences", type=int, default=192)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--sequences", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", default="runs/benchmark-builtin")
     args = parser.parse_args()

@@ -50,7 +50,9 @@ def command(
     length: Annotated[int | None, _flag("length", "Tokens in a sequence; else min(context, 256).", _STAGE1)] = None,
     lr: Annotated[float | None, _flag("lr", "Learning rate of the weights.", _STAGE1)] = None,
     scale_lr: Annotated[float | None, _flag("scale_lr", "Learning rate of the neurons' scales.", _STAGE1)] = None,
-    distill: Annotated[float | None, _flag("distill", "Weight of distillation from the ANN, 0–1.", _STAGE1)] = None,
+    distill: Annotated[
+        float | None, _flag("distill", "Weight of distillation from the ANN, 0–1; else by the control.", _STAGE1)
+    ] = None,
     stage2: Annotated[bool | None, _flag("stage2", "Calibrate the neurons.", _STAGE2, "--stage2/--no-stage2")] = None,
     calibration_sequences: Annotated[int | None, _flag("calibration_sequences", "Sequences to use.", _STAGE2)] = None,
     align_steps: Annotated[int | None, _flag("align_steps", "Gradient steps for each layer.", _STAGE2)] = None,

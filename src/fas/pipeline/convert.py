@@ -83,7 +83,7 @@ def run_conversion(options: ConvertOptions, progress: Progress | None = None) ->
     workspace.open()
     run = Run(options, workspace, progress, tokenizer, blocks[0], blocks[1], evaluation, ann.device)
     decision = _control(run, ann)
-    _qcfs(run, ann)
+    _qcfs(run, ann, decision)
     del ann
     for target in options.targets() if options.stage2 else ():
         _stage2(run, target)
@@ -118,8 +118,11 @@ def _control(run: Run, ann: PreTrainedModel) -> dict[str, Any]:
     return workspace.store_json("control-decision", decision)
 
 
-def _qcfs(run: Run, ann: PreTrainedModel) -> None:
-    """Stage 1: QCFS units with fitted scales, then full-parameter fine-tuning with the ANN as teacher."""
+def _qcfs(run: Run, ann: PreTrainedModel, decision: dict[str, Any]) -> None:
+    """Stage 1: QCFS units with fitted scales, then full-parameter fine-tuning with the ANN as teacher.
+
+    Where the task loss on this text made the control worse than the ANN, it would do the same here: distil only.
+    """
     if run.workspace.has("qcfs"):
         return
     options = run.options
@@ -128,19 +131,22 @@ def _qcfs(run: Run, ann: PreTrainedModel) -> None:
     prepare(model, options.targets()[0], run.calibration_batches(size=16))
     if options.stage1 == "full":
         settings = _stage1_options(options, ann)
+        if options.distill is None:
+            settings = replace(settings, distill=0.5 if decision["chosen"] == "fine-tuned" else 1.0)
+        run.progress.note(f"Stage 1: {settings.distill:g} of the loss is KL to the ANN, the rest the task's")
         fine_tune(model, run.training, settings, ann, run.progress, "Stage 1: fine-tuning the QCFS model")
     run.workspace.store("qcfs", model.save_pretrained)
 
 
 def _stage1_options(options: ConvertOptions, ann: PreTrainedModel) -> Stage1Options:
     small = ann.num_parameters() < 20_000_000  # small models stand, and need, larger steps (docs/log.md)
-    lr = options.lr if options.lr is not None else (3e-4 if small else 2e-5)
+    lr = options.lr if options.lr is not None else (2e-4 if small else 2e-5)
     return Stage1Options(
         steps=options.stage1_steps or (600 if small else 1000),
         batch_size=options.batch_size,
         lr=lr,
         scale_lr=options.scale_lr if options.scale_lr is not None else 10 * lr,
-        distill=options.distill,
+        distill=0.5 if options.distill is None else options.distill,
         seed=options.seed,
     )
 

@@ -38,7 +38,8 @@ class ConvertOptions:
     length: int | None = None
     lr: float | None = None
     scale_lr: float | None = None
-    distill: float = 0.5
+    distill: float | None = None
+    """Weight of KL(ANN ‖ QCFS model); None: ½, or 1 where the task loss made the control worse than the ANN."""
     stage2: bool = True
     calibration_sequences: int = 32
     align_steps: int = 8
@@ -55,7 +56,7 @@ class ConvertOptions:
             raise ConfigError(f"stage1={self.stage1!r} is not valid: choose 'full' or 'none' (training-free)")
         if self.dtype not in _DTYPES:
             raise ConfigError(f"dtype={self.dtype!r} is not valid: choose one of {', '.join(_DTYPES)}")
-        if not 0 <= self.distill <= 1:
+        if self.distill is not None and not 0 <= self.distill <= 1:
             raise ConfigError(
                 f"distill={self.distill} is not valid: the weight of the distillation loss is between 0 and 1"
             )
