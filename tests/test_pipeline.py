@@ -86,7 +86,7 @@ class KillAt(Silent):
             raise Killed
 
 
-@pytest.mark.parametrize("title", ["control", "Stage 1", "Stage 2, sigma delta", "evaluating SNN, sigma_delta T=2"])
+@pytest.mark.parametrize("title", ["control", "Stage 1", "Stage 2, sigma-delta", "evaluating SNN, sigma_delta T=2"])
 def test_killed_and_started_again_ends_with_the_same_result(whole, place, title):
     options, results = whole
     out = place["root"] / f"killed at {title}"

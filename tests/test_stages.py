@@ -61,6 +61,12 @@ def test_failed_calibration_leaves_nothing_behind():
     with pytest.raises(IndexError):
         calibrate(model, bad)
     assert all(len(site.neurons) == 0 for site in sites_of(model).values())
+    calibrate(model, BATCHES, CalibrationOptions(align_steps=1, global_steps=1))
+    logits = model(**BATCHES[0]).logits
+    with pytest.raises(IndexError):
+        calibrate(model.train(), bad)
+    assert model.training
+    assert torch.equal(model.eval()(**BATCHES[0]).logits, logits), "an earlier calibration outlives a failed one"
 
 
 def test_stage2_refuses_what_it_cannot_do():

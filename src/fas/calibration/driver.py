@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from fas.calibration.fine import descend, descend_globally, only_trainable
 from fas.calibration.replay import Stream, blocks_of, readout, record, run_block
 from fas.calibration.sites import calibrate_site, observed
+from fas.config import SpikingConfig
 from fas.conversion import describe
 from fas.errors import DataError, FasError
 from fas.losses import alignment
@@ -71,6 +72,7 @@ def calibrate(
     sites = list(sites_of(model).values())
     training = model.training
     model.eval()
+    earlier = [site.parameters_for(clock.config) for site in sites]
     parameters = [site.add_parameters(key) for site in sites]
     reports: list[LayerReport] = []
     try:
@@ -80,19 +82,29 @@ def calibrate(
                 targets = [record(model, segment, batch) for batch in listed]
             blocks = blocks_of(segment)
             steps = len(blocks) * (1 + options.align_steps) + options.global_steps
-            progress.start(f"Stage 2, {key.replace('_', ' ')}", steps)
+            progress.start(f"Stage 2, {_described(clock.config)}", steps)
             for index, block in enumerate(blocks):
                 name = f"{segment.name}.{index}"
                 reports.append(_calibrate_block(model, block, index, name, spiking, targets, options, progress))
         summary = _finish_globally(model, parameters, listed, options, progress)
     except BaseException:
-        for site in sites:
-            del site.neurons[key]  # nothing half-calibrated stays behind
+        for site, before in zip(sites, earlier, strict=True):  # nothing half-calibrated stays, nothing finished is lost
+            if before is None:
+                del site.neurons[key]
+            else:
+                site.neurons[key] = before
         raise
-    model.train(training)
+    finally:
+        model.train(training)
     describe(model)
     progress.done(summary)
     return reports
+
+
+def _described(config: SpikingConfig) -> str:
+    if config.coding == "rate":
+        return f"rate ({config.rows} rows), T={config.timesteps}"
+    return f"sigma-delta, T={config.timesteps}, from steps {','.join(map(str, config.step_schedule))}"
 
 
 def _calibrate_block(

@@ -43,11 +43,11 @@ def coding_label(row: Row) -> str:
 
 
 def schedule_label(row: Row) -> str:
-    """``layerwise``, or the weights of the timesteps of a sigma-delta row, e.g. ``4,2,2,1``."""
+    """``layerwise``, or the weights of the timesteps of a sigma-delta row, e.g. ``4,2,2,1``; Stage 2 sets them by site."""
     if row.name != "snn":
         return ""
     if row.steps and row.schedule != "layerwise":
-        return ",".join(map(str, row.steps))
+        return ",".join(map(str, row.steps)) + (", set by site" if row.stage2 else "")
     return row.schedule or ""
 
 
