@@ -81,7 +81,8 @@ def test_blocks_keep_one_separator_between_documents():
 
 
 def test_builtin_training_text_holds_no_evaluation_text():
-    evaluation = builtin.evaluation_documents()
+    evaluation = [*builtin.evaluation_documents(), *builtin.held_out_documents()]
+    assert len(set(evaluation)) == len(evaluation)
     long_lines = {line for text in evaluation for line in text.splitlines() if len(line.strip()) > 40}
     assert len(evaluation) > 20
     training = builtin.training_documents()

@@ -36,6 +36,9 @@ class Workspace:
 
     @property
     def finished(self) -> bool:
+        """Whether the result is there; stages that a kill left behind after that are removed."""
+        if self.out.exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
         return self.out.exists()
 
     def open(self) -> None:

@@ -23,7 +23,7 @@ class TextData:
     training: list[str]
     """Stage 1 trains, and Stage 2 calibrates, on these."""
     held_out: list[str]
-    """Training text that is not trained on: decides which of ANN and control is better."""
+    """Text that is neither trained nor evaluated on: decides which of ANN and control is better."""
     evaluation: list[str]
     """What reported figures are measured on."""
 
@@ -34,9 +34,9 @@ def load_text(data: str, eval_data: str | None = None) -> TextData:
     Raises `DataError` for a missing file, an unknown format, or too little text.
     """
     if data == "builtin":
-        training = builtin.training_documents()
         evaluation = documents(eval_data) if eval_data else builtin.evaluation_documents()
-    elif eval_data:
+        return TextData(builtin.training_documents(), builtin.held_out_documents(), evaluation)
+    if eval_data:
         training, evaluation = documents(data), documents(eval_data)
     else:
         found = documents(data)
