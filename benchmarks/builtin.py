@@ -14,9 +14,9 @@ from pathlib import Path
 
 import fas
 from fas.cli.show import Lines
-from fas.pipeline.convert import EVALUATION_BATCH, run_conversion
+from fas.pipeline.convert import run_conversion
 from fas.pipeline.load import load_spiking
-from fas.pipeline.measure import spiking_row
+from fas.pipeline.measure import EVALUATION_BATCH, spiking_row
 from fas.pipeline.options import ConvertOptions
 from fas.report.results import Results, Row
 from fas.report.table import print_results
@@ -25,13 +25,13 @@ from fas.tasks.language_modeling import encode_blocks, spread
 from fas.tasks.text import load_text
 
 RESULTS = Path(__file__).parent / "results" / "builtin.json"
-TIMESTEPS = (4, 2, 3, 8)
+TIMESTEPS = (4, 2, 3, 8, 16)
 
 
 def options(coverage: str, args: argparse.Namespace) -> ConvertOptions:
     return ConvertOptions(
         model="builtin", data="builtin", out=Path(args.work) / coverage, coverage=coverage, levels=8,
-        codings=("sigma_delta", "rate"), timesteps=TIMESTEPS, stage1_steps=args.steps, length=128,
+        codings=("sigma_delta", "rate"), timesteps=TIMESTEPS, stage1_steps=args.steps, lr=3e-4, length=128,
         calibration_sequences=16, eval_sequences=args.sequences, before_stage2=True, seed=args.seed,
     )  # fmt: skip
 
@@ -54,7 +54,7 @@ def step_rows(settings: ConvertOptions, progress: Lines) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--sequences", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", default="runs/benchmark-builtin")

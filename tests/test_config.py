@@ -159,3 +159,14 @@ def test_newer_version_is_refused() -> None:
     with pytest.raises(CheckpointError, match="version 2, this FAS reads up to 1; upgrade"):
         SpikingConfig.from_dict({"version": CONFIG_VERSION + 1, "something_new": True})
     assert SpikingConfig.from_dict({}) == SpikingConfig()
+
+
+def test_calibrated_neurons_are_found_by_coding_and_time() -> None:
+    config = SpikingConfig(levels=7, timesteps=4, steps=(4, 2, 1, 1))
+    keys = ["sigma_delta_4_2_2_1", "rate_step_8"]
+    assert config.replaced(timesteps=4).steps == (4, 2, 1, 1), "the same T keeps its schedule"
+    assert config.closest(keys).step_schedule == (4, 2, 2, 1)
+    assert config.closest(keys, {"steps"}) is config
+    assert config.replaced(coding="rate", timesteps=8).closest(keys).rows == "step"
+    for key in keys:
+        assert config.for_key(key).neuron_key == key

@@ -114,6 +114,58 @@ def test_other_arguments_are_refused_finished_or_not(whole, place):
         )
 
 
+def test_a_stage_stored_just_before_a_kill_is_stored_again(place, whole, monkeypatch):
+    """Killed after the control was written and before the decision was; and after the result was, before the rename."""
+    from fas.pipeline.workspace import Workspace
+
+    options = ConvertOptions(model=place["model"], data=place["data"], out=place["root"] / "windows", **SMALL)
+    keep, finish = Workspace.store_json, Workspace.finish
+
+    def killed(self, stage, value):
+        raise Killed
+
+    def killed_between(self, write):
+        monkeypatch.setattr(
+            "pathlib.Path.rename", lambda a, b: (_ for _ in ()).throw(Killed()) if b == self.out else move(a, b)
+        )
+        finish(self, write)
+
+    import pathlib
+
+    move = pathlib.Path.rename
+    for method, broken in (("store_json", killed), ("finish", killed_between)):
+        monkeypatch.setattr(Workspace, method, broken)
+        with pytest.raises(Killed):
+            run_conversion(options)
+        assert not options.out.exists()
+        monkeypatch.setattr(Workspace, "store_json", keep)
+        monkeypatch.setattr(Workspace, "finish", finish)
+        monkeypatch.setattr("pathlib.Path.rename", move)
+    assert [row.loss for row in run_conversion(options).rows] == [row.loss for row in whole[1].rows]
+
+
+def test_eval_without_options_measures_all_that_was_calibrated_on_the_same_text(whole, place):
+    options, results = whole
+    measured = evaluate_folder(options.out, place["data"])
+    assert {(r.coding, r.timesteps) for r in measured.rows if r.name == "snn"} == {
+        (c, t) for c in options.codings for t in options.timesteps
+    }
+    losses = {(r.name, r.coding, r.timesteps, r.schedule): r.loss for r in results.rows}
+    for row in measured.rows:
+        assert row.loss == pytest.approx(losses[row.name, row.coding, row.timesteps, row.schedule], rel=1e-6)
+        assert row.stage2 in (None, True)
+
+
+def test_demo_does_not_remove_what_it_did_not_make(tmp_path):
+    from fas.pipeline.demo import run_demo
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "precious").write_text("mine")
+    with pytest.raises(CheckpointError, match="no conversion of FAS"):
+        run_demo(tmp_path)
+    assert (tmp_path / "model" / "precious").exists()
+
+
 def test_finished_run_is_shown_not_repeated(whole):
     options, results = whole
     assert run_conversion(options, KillAt("")).to_dict()["rows"] == results.to_dict()["rows"]

@@ -26,10 +26,22 @@ def test_last_tenth_is_evaluation(tmp_path, separator):
 
 
 def test_given_evaluation_text_leaves_all_else_for_training(tmp_path):
-    file, other = write(tmp_path / "a.txt", 40, "\n\n"), write(tmp_path / "b.txt", 3, "\n\n")
-    text = load_text(file, other)
+    file, other = write(tmp_path / "a.txt", 40, "\n\n"), tmp_path / "b.txt"
+    other.write_text("one\n\ntwo\n\nthree")
+    text = load_text(file, str(other))
     assert len(text.training) + len(text.held_out) == 40
     assert len(text.evaluation) == 3
+
+
+def test_a_document_in_both_texts_is_not_trained_on(tmp_path):
+    file, other = write(tmp_path / "a.txt", 40, "\n\n"), write(tmp_path / "b.txt", 3, "\n\n")
+    text = load_text(file, other)
+    assert len(text.training) + len(text.held_out) == 37
+    assert not set(text.evaluation) & {*text.training, *text.held_out}
+    with pytest.raises(DataError, match="all in the evaluation text"):
+        load_text(file, file)
+    builtin_text = load_text("builtin", "builtin")
+    assert builtin_text.evaluation == builtin.evaluation_documents()
 
 
 def test_tables(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -65,6 +66,12 @@ class SpikingConfig(BaseModel):
             )
         if self.steps is not None:
             self._check_steps(self.steps)
+        elif self.coding == "sigma_delta" and self.folds_time and not is_complete(self.step_schedule, self.levels):
+            warnings.warn(
+                f"{self.timesteps} timesteps are few for {self.levels} levels: with steps {list(self.step_schedule)} some "
+                "constant inputs do not settle",
+                stacklevel=2,
+            )
         return self
 
     def _check_steps(self, steps: tuple[int, ...]) -> None:
@@ -98,11 +105,31 @@ class SpikingConfig(BaseModel):
     def replaced(self, **changes: Any) -> SpikingConfig:
         """A validated copy with ``changes``; a new T or coding drops a step schedule that no longer applies."""
         values = self.model_dump() | changes
-        if {"timesteps", "coding", "levels"} & set(changes) and "steps" not in changes:
+        moved = any(
+            name in changes and changes[name] != getattr(self, name) for name in ("timesteps", "coding", "levels")
+        )
+        if moved and "steps" not in changes:
             values["steps"] = None
         if changes.get("coding") == "sigma_delta" and "rows" not in changes:
             values["rows"] = "mean"
         return SpikingConfig(**values)
+
+    def for_key(self, key: str) -> SpikingConfig:
+        """This conversion under the coding and time that a `neuron_key` names."""
+        if key.startswith("rate_"):
+            _, rows, timesteps = key.split("_")
+            return self.replaced(schedule="synchronous", coding="rate", rows=rows, timesteps=int(timesteps))
+        steps = steps_in(key)
+        return self.replaced(schedule="synchronous", coding="sigma_delta", timesteps=len(steps), steps=steps)
+
+    def closest(self, keys: Iterable[str], chosen: Collection[str] = ()) -> SpikingConfig:
+        """This configuration, or the calibrated one (of ``keys``) of the same coding and T where steps and rows were not
+        themselves ``chosen``."""
+        keys = list(keys)
+        if self.neuron_key in keys or {"steps", "rows"} & set(chosen):
+            return self
+        same = [c for c in map(self.for_key, keys) if (c.coding, c.timesteps) == (self.coding, self.timesteps)]
+        return same[0] if same and self.folds_time else self
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SpikingConfig:

@@ -102,7 +102,7 @@ class Search:
 
 
 def falling_schedules(steps: Sequence[int], levels: int) -> list[tuple[int, ...]]:
-    """Schedules of powers of two of the same length that never rise, from at most 2L down to 1; at most `MOST_SCHEDULES`.
+    """Schedules of powers of two of the same length that never rise, from at most 2L down; at most `MOST_SCHEDULES`.
 
     Few timesteps: all of them, also incomplete ones such as 16,4,2,1, which miss some codes by one and reach further (good
     for heavy tails). More timesteps: those that fall by halves from the largest of ``steps``.
@@ -111,6 +111,8 @@ def falling_schedules(steps: Sequence[int], levels: int) -> list[tuple[int, ...]
     [(4, 2), (4, 1), (2, 2), (2, 1), (1, 1)]
     """
     timesteps = len(steps)
+    if timesteps > 24:  # their number explodes, and with so much time the schedule matters little
+        return [tuple(steps)]
     if timesteps <= 4:
         sizes = [2**e for e in range(levels.bit_length(), -1, -1)]
         found = [s for s in combinations_with_replacement(sizes, timesteps) if s[0] <= 2 * levels and s[-1] <= 2]

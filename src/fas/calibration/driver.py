@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,17 +11,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fas.calibration.fine import descend, descend_globally, only_trainable
-from fas.calibration.replay import Stream, blocks_of, readout, record, run_block
+from fas.calibration.fine import descend, only_trainable
+from fas.calibration.replay import Stream, blocks_of, record, run_block
 from fas.calibration.sites import calibrate_site, observed
 from fas.config import SpikingConfig
 from fas.conversion import describe
-from fas.errors import DataError, FasError
-from fas.losses import alignment
+from fas.errors import ConfigError, DataError, FasError
+from fas.losses import alignment, logits_kl
 from fas.models import find_segments
-from fas.neurons import NeuronParameters, Site
+from fas.neurons import Site
 from fas.progress import Progress, Silent
 from fas.runtime.control import as_qcfs, clock_of, sites_of
+from fas.runtime.folding import readout
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class CalibrationOptions:
     temperature: float = 1.0
     search_rows: int = 512
     """Tokens on which candidates are judged."""
+
+    def __post_init__(self) -> None:
+        if self.per_channel and not self.coarse:
+            raise ConfigError("per_channel refines the coarse search; set per_channel=False too, or coarse=True")
 
 
 @dataclass
@@ -66,6 +72,8 @@ def calibrate(
     clock, listed = clock_of(model), list(batches)
     if not listed:
         raise DataError("no calibration batches: give at least one batch of training text")
+    if any("attention_mask" in batch and not bool(batch["attention_mask"].all()) for batch in listed):
+        raise DataError("calibration batches are padded, and padding would be calibrated too; give full sequences")
     if not clock.folds:
         raise FasError("Stage 2 calibrates time: convert the model first and choose schedule='synchronous'")
     key = clock.config.neuron_key
@@ -74,8 +82,11 @@ def calibrate(
     model.eval()
     earlier = [site.parameters_for(clock.config) for site in sites]
     parameters = [site.add_parameters(key) for site in sites]
+    fresh = [copy.deepcopy(entry.state_dict()) for entry in parameters]
     reports: list[LayerReport] = []
     try:
+        target = _Target(model, listed, options.temperature)
+        uncalibrated = target.distance()
         for segment in find_segments(model):
             spiking = [record(model, segment, batch) for batch in listed]
             with as_qcfs(model):
@@ -83,10 +94,22 @@ def calibrate(
             blocks = blocks_of(segment)
             steps = len(blocks) * (1 + options.align_steps) + options.global_steps
             progress.start(f"Stage 2, {_described(clock.config)}", steps)
+            inside = {site for block in blocks for site in block.modules() if isinstance(site, Site)}
+            outside = [site.name for site in sites if site not in inside and site.name.startswith(segment.name)]
+            if outside:
+                progress.note(f"{', '.join(outside)}: outside the layers, calibrated in the global pass only")
             for index, block in enumerate(blocks):
                 name = f"{segment.name}.{index}"
                 reports.append(_calibrate_block(model, block, index, name, spiking, targets, options, progress))
-        summary = _finish_globally(model, parameters, listed, options, progress)
+        by_layer = end = target.distance()
+        if options.global_steps:
+            with only_trainable(model, parameters):
+                _, end = descend(parameters, target.loss_of, len(listed), options.global_steps, progress)
+        summary = f"logits KL {uncalibrated:.4f} uncalibrated → {by_layer:.4f} by layer → {end:.4f} nats"
+        if not end < uncalibrated:
+            for entry, values in zip(parameters, fresh, strict=True):
+                entry.load_state_dict(values)
+            summary += "; no better, so the uncalibrated neurons stay"
     except BaseException:
         for site, before in zip(sites, earlier, strict=True):  # nothing half-calibrated stays, nothing finished is lost
             if before is None:
@@ -153,19 +176,20 @@ def _calibrate_block(
     return LayerReport(name, before, coarse, fine)
 
 
-def _finish_globally(
-    model: PreTrainedModel,
-    parameters: Sequence[NeuronParameters],
-    batches: Sequence[Mapping[str, Any]],
-    options: CalibrationOptions,
-    progress: Progress,
-) -> str:
-    if not options.global_steps:
-        return ""
-    with as_qcfs(model), torch.no_grad():
-        targets = [
-            model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False).logits for batch in batches
-        ]
-    steps, temperature = options.global_steps, options.temperature
-    before, after = descend_globally(model, parameters, batches, targets, steps, temperature, progress)
-    return f"logits KL {before:.4f} → {after:.4f} nats"
+class _Target:
+    """The QCFS model's logits on the calibration batches, and how far the SNN is from them."""
+
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Mapping[str, Any]], temperature: float) -> None:
+        self.model, self.temperature = model, temperature
+        self.inputs = [{key: value for key, value in batch.items() if key != "labels"} for batch in batches]
+        with as_qcfs(model), torch.no_grad():
+            self.logits = [model(**inputs, use_cache=False).logits for inputs in self.inputs]
+
+    def loss_of(self, index: int) -> Tensor:
+        """KL(QCFS model ‖ SNN) on one batch, in nats per token."""
+        return logits_kl(self.model(**self.inputs[index], use_cache=False).logits, self.logits[index], self.temperature)
+
+    def distance(self) -> float:
+        """The same over all batches, without gradient."""
+        with torch.no_grad():
+            return sum(float(self.loss_of(index)) for index in range(len(self.inputs))) / len(self.inputs)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fas.losses import logits_kl
 from fas.neurons import NeuronParameters
 from fas.progress import Progress
 
@@ -80,22 +78,3 @@ def descend(
             entry.v_init.data.copy_(v_init)
         return before, before
     return before, after
-
-
-def descend_globally(
-    model: nn.Module,
-    parameters: Sequence[NeuronParameters],
-    batches: Sequence[Mapping[str, Any]],
-    targets: Sequence[Tensor],
-    steps: int,
-    temperature: float,
-    progress: Progress,
-) -> tuple[float, float]:
-    """All sites at once: KL(QCFS model ‖ SNN) of the logits, mean over tokens; returns (before, after) in nats."""
-
-    def loss_of(index: int) -> Tensor:
-        inputs = {key: value for key, value in batches[index].items() if key != "labels"}
-        return logits_kl(model(**inputs, use_cache=False).logits, targets[index], temperature)
-
-    with only_trainable(model, parameters):
-        return descend(parameters, loss_of, len(batches), steps, progress)

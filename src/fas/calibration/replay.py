@@ -69,13 +69,3 @@ def run_block(block: nn.Module, index: int, stream: Stream, clock: Clock) -> Ten
     with inside_segment(clock):
         output = block(stream.hidden, *args, **kwargs)
     return output[0] if isinstance(output, tuple) else output
-
-
-def readout(rows: Tensor, clock: Clock) -> Tensor:
-    """``[T·B, …]`` to ``[B, …]`` as the segment's readout does (QCFS rows are their own readout)."""
-    if not clock.folds:
-        return rows
-    timesteps = clock.config.timesteps
-    split = rows.view(timesteps, rows.shape[0] // timesteps, *rows.shape[1:])
-    averaged = clock.config.coding == "rate" and clock.config.rows == "step"
-    return split.mean(0) if averaged else split[-1]

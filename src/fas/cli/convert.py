@@ -111,6 +111,10 @@ def _read_recipe(path: Path, known: list[str]) -> dict[str, Any]:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must have lines of the form 'coverage: linear'")
+    if "coding" in values:
+        values["codings"] = values.pop("coding")
+    for name in {"codings", "timesteps", "steps"} & set(values):
+        values[name] = values[name] if isinstance(values[name], list) else [values[name]]
     unknown = sorted(set(map(str, values)) - set(known))
     if unknown:
         raise ConfigError(f"{path}: unknown option {unknown[0]!r}; known are {', '.join(known)}")

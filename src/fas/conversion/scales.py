@@ -63,12 +63,12 @@ def sample_inputs(
             hook = _Sampler(samples, max(1, SAMPLES_PER_SITE // len(listed)), replaces is not None)
             samplers.append(hook)
             stack.callback(source.register_forward_hook(hook).remove)
+        stack.callback(model.train, training)
         model.eval()
         for batch in listed:
             for hook in samplers:
                 hook.mask = batch.get("attention_mask")
             model(**{key: value for key, value in batch.items() if key != "labels"})
-    model.train(training)
     return found
 
 

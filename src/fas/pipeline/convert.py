@@ -19,20 +19,20 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from fas.calibration import CalibrationOptions, calibrate
 from fas.config import SpikingConfig
-from fas.conversion import convert, describe, prepare
+from fas.conversion import convert, prepare
 from fas.models import find_placements, find_segments
 from fas.pipeline.load import block_length, load_ann
-from fas.pipeline.measure import dense_row, layerwise_target, qcfs_row, spiking_row
+from fas.pipeline.measure import EVALUATION_BATCH, dense_row, layerwise_target, qcfs_row, spiking_row
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.workspace import Workspace
 from fas.progress import Progress, Silent
-from fas.report.results import Results, Row
+from fas.report.results import Results, Row, versions
 from fas.runtime.control import sites_of
 from fas.tasks.language_modeling import encode_blocks, evaluate, spread
 from fas.tasks.text import load_text
 from fas.training import Stage1Options, fine_tune
 
-EVALUATION_BATCH = 16
+HELD_OUT_BLOCKS = 256
 
 
 @dataclass
@@ -75,12 +75,14 @@ def run_conversion(options: ConvertOptions, progress: Progress | None = None) ->
     ]
     evaluation = spread(encode_blocks(tokenizer, text.evaluation, length, "evaluation text"), options.eval_sequences)
     workspace = Workspace(
-        options.out, options.fingerprint(weights=_digest(ann), text=_text_digest(*blocks, evaluation))
+        options.out,
+        options.fingerprint(weights=_digest(ann), text=_text_digest(*blocks, evaluation), versions=_versions()),
     )
     if workspace.finished:
+        workspace.clear()
         progress.note(f"{options.out} was converted with these arguments already; its results are shown")
         return Results.read(options.out / "results.json")
-    workspace.open()
+    resumed = workspace.open()
     run = Run(options, workspace, progress, tokenizer, blocks[0], blocks[1], evaluation, ann.device)
     decision = _control(run, ann)
     _qcfs(run, ann, decision)
@@ -92,6 +94,11 @@ def run_conversion(options: ConvertOptions, progress: Progress | None = None) ->
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     results.extra = {"control": decision, "seconds": round(time.time() - start, 1), "peak_memory_gib": round(peak, 2)}
     results.extra["options"] = {**asdict(options), "out": str(options.out)}
+    results.extra["evaluation"] = {
+        "data": options.data, "eval_data": options.eval_data, "length": length, "sequences": len(evaluation),
+    }  # fmt: skip
+    if resumed:
+        results.extra["seconds_of"] = "the last leg of an interrupted run"
     workspace.finish(lambda folder: _assemble(run, results, folder))
     return results
 
@@ -101,7 +108,8 @@ def _control(run: Run, ann: PreTrainedModel) -> dict[str, Any]:
     workspace, options = run.workspace, run.options
     if workspace.has("control-decision"):
         return workspace.read_json("control-decision")
-    ann_loss = evaluate(ann, run.held_out, EVALUATION_BATCH, title="ANN on held-out training text").loss
+    held_out = spread(run.held_out, HELD_OUT_BLOCKS)
+    ann_loss = evaluate(ann, held_out, EVALUATION_BATCH, run.progress, "ANN on held-out text").loss
     decision: dict[str, Any] = {"chosen": "ann", "ann_held_out_loss": ann_loss}
     best = ann
     if options.stage1 == "full":
@@ -109,11 +117,11 @@ def _control(run: Run, ann: PreTrainedModel) -> dict[str, Any]:
         fine_tune(
             tuned, run.training, _stage1_options(options, ann), None, run.progress, "control: fine-tuning the ANN"
         )
-        tuned_loss = evaluate(tuned, run.held_out, EVALUATION_BATCH).loss
+        tuned_loss = evaluate(tuned, held_out, EVALUATION_BATCH, run.progress, "fine-tuned ANN on held-out text").loss
         decision["fine_tuned_held_out_loss"] = tuned_loss
         if tuned_loss < ann_loss:
             best, decision["chosen"] = tuned, "fine-tuned"
-    run.progress.note(f"control = {decision['chosen']} (better on held-out training text)")
+    run.progress.note(f"control = {decision['chosen']} (better on held-out text)")
     workspace.store("control", best.save_pretrained)
     return workspace.store_json("control-decision", decision)
 
@@ -151,9 +159,13 @@ def _stage1_options(options: ConvertOptions, ann: PreTrainedModel) -> Stage1Opti
     )
 
 
+def _stage_of(target: SpikingConfig) -> str:
+    return f"neurons-{target.coding}-{target.timesteps}"
+
+
 def _stage2(run: Run, target: SpikingConfig) -> None:
     """Calibrate the neurons for one coding and time; only their parameters are stored."""
-    stage = f"neurons-{target.neuron_key}"
+    stage = _stage_of(target)
     if run.workspace.has(stage):
         return
     set_seed(run.options.seed)
@@ -176,11 +188,10 @@ def _spiking_model(run: Run, calibrated: bool) -> PreTrainedModel:
         for target in targets:
             for site in sites_of(model).values():
                 site.add_parameters(target.neuron_key)
-            values |= load_file(run.workspace.path(f"neurons-{target.neuron_key}") / "neurons.safetensors")
+            values |= load_file(run.workspace.path(_stage_of(target)) / "neurons.safetensors")
         unexpected = model.load_state_dict(values, strict=False).unexpected_keys
         assert not unexpected, unexpected
     model.set_timesteps(**targets[0].model_dump())
-    describe(model)
     return model.to(getattr(torch, run.options.dtype))
 
 
@@ -201,10 +212,10 @@ def _spiking_rows(run: Run) -> list[Row]:
     model = _spiking_model(run, calibrated=True)
     rows = [_kept(run, "row-qcfs", lambda: qcfs_row(model, run.evaluation, EVALUATION_BATCH, run.progress))]
     plan = [(model, layerwise_target(options.targets()[0]), "row-layerwise")]
-    plan += [(model, target, f"row-{target.neuron_key}") for target in options.targets()]
+    plan += [(model, target, f"row-{target.coding}-{target.timesteps}") for target in options.targets()]
     if options.before_stage2 and options.stage2:
         plain = _spiking_model(run, calibrated=False)
-        plan += [(plain, target, f"row-{target.neuron_key}-before") for target in options.targets()]
+        plan += [(plain, target, f"row-{target.coding}-{target.timesteps}-before") for target in options.targets()]
     for spiking, target, stage in plan:
         rows.append(
             _kept(
@@ -238,6 +249,11 @@ def _digest(model: PreTrainedModel) -> str:
         digest.update(name.encode())
         digest.update(value.detach().float().flatten()[:: max(1, value.numel() // 4096)].cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    """A resumed run must not mix stages of two versions."""
+    return {name: version for name, version in versions().items() if name != "platform"}
 
 
 def _text_digest(*blocks: Tensor) -> str:

@@ -40,7 +40,8 @@ def run_demo(out: Path, seed: int = 0, progress: Progress | None = None) -> Resu
     An interrupted demonstration goes on where it stopped; a finished one starts anew.
     """
     progress = progress or Silent()
-    shutil.rmtree(out / "model", ignore_errors=True)
+    if (out / "model" / "run.json").exists():  # a finished conversion of ours; anything else is refused, not removed
+        shutil.rmtree(out / "model")
     results = run_conversion(demo_options(out / "model", seed), progress)
     results.rows.sort(key=_place)
     progress.start("writing samples", 2)

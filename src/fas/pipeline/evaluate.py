@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
+from fas.config import SpikingConfig
 from fas.errors import FasError
 from fas.pipeline.load import block_length, load_ann, load_spiking
-from fas.pipeline.measure import dense_row, layerwise_target, qcfs_row, spiking_row
+from fas.pipeline.measure import EVALUATION_BATCH, dense_row, layerwise_target, qcfs_row, spiking_row
 from fas.progress import Progress, Silent
 from fas.report.results import Results, Row
 from fas.runtime.control import clock_of, sites_of
 from fas.tasks.language_modeling import encode_blocks, spread
 from fas.tasks.text import evaluation_text
-
-EVALUATION_BATCH = 16
 
 
 def evaluate_folder(
@@ -37,39 +38,64 @@ def evaluate_folder(
 ) -> Results:
     """Measure every form of ``folder`` on the evaluation part of ``data``.
 
-    Without ``timesteps`` and ``codings`` the folder's own are measured; each given timestep is crossed with each coding.
-    The ANN is measured if the model it came from can be loaded; else its stored row is shown, marked so. Raises
+    Without ``timesteps`` and ``codings`` all that the folder was calibrated for is measured; else each timestep is crossed
+    with each coding. On the text of the conversion the same blocks are measured as then. The ANN is measured if the
+    model it came from can be loaded; else its stored row is shown, marked so. Raises
     `CheckpointError` if ``folder`` is not a converted model and `DataError` for too little text.
     """
-    progress, batch = progress or Silent(), batch_size or EVALUATION_BATCH
+    progress, batch, folder = progress or Silent(), batch_size or EVALUATION_BATCH, Path(folder)
     model, tokenizer = load_spiking(str(folder), device, dtype)
+    stored = Results.read(folder / "results.json") if (folder / "results.json").exists() else None
+    then = stored.extra.get("options", {}) if stored else {}
+    if data == then.get("data"):  # the text of the conversion: its evaluation part, not what it was trained on
+        eval_data = eval_data or then.get("eval_data")
+        length, eval_sequences = length or then.get("length"), eval_sequences or then.get("eval_sequences")
+    blocks = encode_blocks(tokenizer, evaluation_text(data, eval_data), block_length(model, length), "evaluation text")
+    blocks = spread(blocks, eval_sequences)
+    text = {"data": data, "eval_data": eval_data, "length": blocks.shape[1], "sequences": len(blocks)}
+    precision = str(model.dtype).removeprefix("torch.")
+    same_text = stored is not None and stored.extra.get("evaluation") == text
+    rows = _dense_rows(folder, stored, same_text, blocks, batch, device, precision, progress)
+    rows.append(qcfs_row(model, blocks, batch, progress))
     config = clock_of(model).config
-    length = block_length(model, length)
-    blocks = spread(
-        encode_blocks(tokenizer, evaluation_text(data, eval_data), length, "evaluation text"), eval_sequences
-    )
-    targets = [
-        config.replaced(coding=coding, timesteps=count)
-        if (coding, count) != (config.coding, config.timesteps)
-        else config
+    if layerwise:
+        rows.append(spiking_row(model, layerwise_target(config), blocks, batch, progress))
+    for target in _targets(model, config, timesteps, codings):
+        if target.neuron_key not in _calibrated(model):
+            progress.note(f"no calibrated neurons for {target.neuron_key}; uncalibrated ones are measured")
+        rows.append(spiking_row(model, target, blocks, batch, progress))
+    return Results(str(folder), eval_data or data, seed, rows, extra={"evaluation": text, "dtype": precision})
+
+
+def _calibrated(model: PreTrainedModel) -> list[str]:
+    return sorted(next(iter(sites_of(model).values())).neurons)
+
+
+def _targets(
+    model: PreTrainedModel, config: SpikingConfig, timesteps: Sequence[int] | None, codings: Sequence[str] | None
+) -> list[SpikingConfig]:
+    """Each timestep crossed with each coding; without either, everything that the folder was calibrated for."""
+    known = _calibrated(model)
+    if not timesteps and not codings:
+        return [config.for_key(key) for key in known] or [config]
+    return [
+        config.replaced(coding=coding, timesteps=count).closest(known)
         for coding in codings or (config.coding,)
         for count in timesteps or (config.timesteps,)
     ]
-    rows = _dense_rows(Path(folder), data, blocks, batch, device, dtype, progress)
-    rows.append(qcfs_row(model, blocks, batch, progress))
-    known = sorted(next(iter(sites_of(model).values())).neurons)
-    for target in [*([layerwise_target(config)] if layerwise else []), *targets]:
-        if target.folds_time and known and target.neuron_key not in known:
-            progress.note(f"no calibrated neurons for {target.neuron_key}; uncalibrated ones are measured")
-        rows.append(spiking_row(model, target, blocks, batch, progress))
-    return Results(str(folder), eval_data or data, seed, rows)
 
 
 def _dense_rows(
-    folder: Path, data: str, blocks: torch.Tensor, batch: int, device: str, dtype: str | None, progress: Progress
+    folder: Path,
+    stored: Results | None,
+    same_text: bool,
+    blocks: Tensor,
+    batch: int,
+    device: str,
+    precision: str,
+    progress: Progress,
 ) -> list[Row]:
-    stored = Results.read(folder / "results.json") if (folder / "results.json").exists() else None
-    precision = dtype or "float32"
+    """The ANN, measured where it can be loaded, else as stored if that was on the same text; and the control."""
     rows: list[Row] = []
     if stored is not None:
         try:
@@ -77,15 +103,10 @@ def _dense_rows(
             rows.append(dense_row("ann", ann, blocks, batch, progress))
         except FasError as error:
             progress.note(f"the original model is not at hand ({error})")
-            rows += [_as_stored(row) for row in stored.rows if row.name == "ann" and stored.data == data]
+            rows += [replace(row, stored=True) for row in stored.rows if row.name == "ann" and same_text]
     if (folder / "control").exists():
         control, _ = load_ann(str(folder / "control"), device, precision)
         rows.append(dense_row("control", control, blocks, batch, progress))
     else:
         progress.note(f"{folder} has no control beside it; ratios are against the ANN")
     return rows
-
-
-def _as_stored(row: Row) -> Row:
-    row.stored = True
-    return row

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from fas.errors import CheckpointError, ConfigError, FasError
@@ -30,6 +31,8 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(
             "device=cuda was asked for and this machine has no GPU that torch can use; choose --device cpu"
         )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # the Trainer takes the current one
     if device.type == "cpu":
         torch.set_float32_matmul_precision(_matmul_precision())
     return device
@@ -63,7 +66,7 @@ def load_spiking(
     """A converted model and its tokenizer; never the ANN: raises `CheckpointError` unless ``model`` holds neurons."""
     config = _config(model)
     description = getattr(config, "quantization_config", None)
-    if description is None or description["quant_method"] != "fas":
+    if description is None or description.get("quant_method") != "fas":
         raise CheckpointError(
             f"{model} is not a converted model; make one with: fas convert --model {model} --out DIR …"
         )
@@ -100,9 +103,12 @@ def _load(model: str, device: str, dtype: str | None) -> tuple[PreTrainedModel, 
     target = pick_device(device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
-        loaded = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or "auto")
+        loaded, found = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or "auto", output_loading_info=True)
+        loaded = loaded.to(target).eval()
     except FasError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise FasError(f"{model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
-    return loaded.to(target).eval(), cast(PreTrainedTokenizerBase, tokenizer)
+    if found["missing_keys"]:  # transformers would go on with random weights
+        raise CheckpointError(f"{model} lacks {len(found['missing_keys'])} weights, first {min(found['missing_keys'])}")
+    return loaded, cast(PreTrainedTokenizerBase, tokenizer)

@@ -13,6 +13,8 @@ from fas.report.results import Row
 from fas.runtime.control import as_qcfs, at_time, clock_of, sites_of
 from fas.tasks.language_modeling import Evaluation, evaluate, evaluate_spiking
 
+EVALUATION_BATCH = 16
+
 
 def dense_row(name: str, model: PreTrainedModel, blocks: Tensor, batch_size: int, progress: Progress) -> Row:
     """The ANN or the control."""

@@ -60,8 +60,12 @@ class ConvertOptions:
             raise ConfigError(
                 f"distill={self.distill} is not valid: the weight of the distillation loss is between 0 and 1"
             )
+        if not isinstance(self.stage2, bool):
+            raise ConfigError(f"stage2={self.stage2!r} is not valid: choose true or false")
         for name, least in _LEAST.items():
             value = getattr(self, name)
+            if isinstance(value, bool | str):
+                raise ConfigError(f"{name}={value!r} is not a number (YAML reads 1e-4 as text; write 1.0e-4)")
             if value is not None and value < least:
                 raise ConfigError(f"{name}={value} is not valid: it must be at least {least}")
         if not self.codings or not self.timesteps:

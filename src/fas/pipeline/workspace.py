@@ -13,6 +13,13 @@ from safetensors import SafetensorError
 from fas.errors import CheckpointError
 
 
+def _fingerprint(marker: Path) -> str | None:
+    try:
+        return json.loads(marker.read_text())["fingerprint"]
+    except (ValueError, KeyError, TypeError):  # a marker that is not ours fits nothing
+        return None
+
+
 class Workspace:
     """Stages of one run, each written beside and renamed, so that a stage exists whole or not at all.
 
@@ -20,7 +27,7 @@ class Workspace:
     """
 
     def __init__(self, out: Path, fingerprint: str) -> None:
-        self.out = out
+        self.out = out = out.resolve()
         self.folder = out.with_name(out.name + ".work")
         self.fingerprint = fingerprint
         for place, state in ((self.out, "was finished"), (self.folder, "was begun")):
@@ -29,22 +36,21 @@ class Workspace:
             found = place / "run.json"
             if not found.exists():
                 raise CheckpointError(f"{place} exists and is no conversion of FAS; choose another --out")
-            if json.loads(found.read_text())["fingerprint"] != fingerprint:
+            if _fingerprint(found) != fingerprint:
                 raise CheckpointError(
                     f"{place} {state} with other arguments, model or data; repeat those, choose another --out, or remove it"
                 )
 
     @property
     def finished(self) -> bool:
-        """Whether the result is there; stages that a kill left behind after that are removed."""
-        if self.out.exists():
-            shutil.rmtree(self.folder, ignore_errors=True)
         return self.out.exists()
 
-    def open(self) -> None:
-        """Make the work folder of a new run."""
-        if not self.folder.exists():
-            self._guarded(self._write_marker, self.folder)
+    def open(self) -> bool:
+        """Make the work folder of a new run; whether one was there, of a run that was interrupted."""
+        if self.folder.exists():
+            return True
+        self._guarded(self._write_marker, self.folder)
+        return False
 
     def _write_marker(self, folder: Path) -> None:
         staged = folder.with_name(folder.name + ".new")
@@ -62,7 +68,8 @@ class Workspace:
     def store(self, stage: str, write: Callable[[Path], Any]) -> Path:
         """Let ``write`` fill a folder and rename it to ``stage``."""
         staged, final = self.folder / f"{stage}.new", self.folder / stage
-        shutil.rmtree(staged, ignore_errors=True)
+        for left in (staged, final):  # final: stored by a run that was killed before it went on
+            shutil.rmtree(left, ignore_errors=True)
         staged.mkdir(parents=True)
         self._guarded(write, staged)
         staged.rename(final)
@@ -78,11 +85,19 @@ class Workspace:
 
     def finish(self, write: Callable[[Path], Any]) -> None:
         """Let ``write`` fill the result, make it ``out``, and remove the stages."""
-        staged = self.store("result", write)
-        (staged / "run.json").write_text(json.dumps({"fingerprint": self.fingerprint}))
+
+        def whole(folder: Path) -> None:
+            write(folder)
+            (folder / "run.json").write_text(json.dumps({"fingerprint": self.fingerprint}))
+
+        staged = self.store("result", whole)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         staged.rename(self.out)
-        shutil.rmtree(self.folder)
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove the stages of a finished run."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _guarded(self, write: Callable[[Path], Any], folder: Path) -> None:
         try:

@@ -43,12 +43,12 @@ class SetTimesteps:
         clock = self.sites[0].clock
         if timesteps is not None:
             changes["timesteps"] = timesteps
-        config = clock.config.replaced(**changes)
+        known = sorted(self.sites[0].neurons)
+        config = clock.config.replaced(**changes).closest(known, changes)
         if config.coverage != clock.config.coverage or config.levels != clock.config.levels:
             raise FasError("coverage and levels belong to Stage 1; convert anew to change them")
         clock.config = config
         self.changed(self.model)
-        known = sorted(self.sites[0].neurons)
         if config.folds_time and known and config.neuron_key not in known:
             logger.warning(
                 "no calibrated neurons for %s; using uncalibrated ones (calibrated: %s)",

@@ -75,7 +75,7 @@ class ReadoutHook(Hook):
         if isinstance(output, Cache):
             return output
         if torch.is_tensor(output):
-            return self._rows(output)
+            return output if output.ndim == 0 else readout(output, self.clock)
         if isinstance(output, ModelOutput):
             for key in list(output.keys()):
                 output[key] = self._read(output[key])
@@ -84,13 +84,15 @@ class ReadoutHook(Hook):
             return type(output)(self._read(entry) for entry in output)
         return output
 
-    def _rows(self, value: Tensor) -> Tensor:
-        if value.ndim == 0:
-            return value
-        timesteps = self.clock.config.timesteps
-        rows = value.view(timesteps, value.shape[0] // timesteps, *value.shape[1:])
-        averaged = self.clock.config.coding == "rate" and self.clock.config.rows == "step"
-        return rows.mean(0) if averaged else rows[-1]
+
+def readout(rows: Tensor, clock: Clock) -> Tensor:
+    """``[T·B, …]`` to ``[B, …]``: the last timestep, or the mean of ``step`` rows; without folded time, ``rows`` itself."""
+    if not clock.folds:
+        return rows
+    timesteps = clock.config.timesteps
+    split = rows.view(timesteps, rows.shape[0] // timesteps, *rows.shape[1:])
+    averaged = clock.config.coding == "rate" and clock.config.rows == "step"
+    return split.mean(0) if averaged else split[-1]
 
 
 def fold_segment(segment: Segment, clock: Clock) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +57,17 @@ def counting(model: nn.Module) -> Iterator[SpikeCount]:
     """Count the spikes of every forward of ``model`` inside the context."""
     clock = clock_of(model)
     count = SpikeCount()
+
+    def see_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids")
+        count.mask = None
+        if isinstance(mask, Tensor) and mask.ndim == 2 and isinstance(ids, Tensor):
+            count.mask = mask[:, -ids.shape[1] :]  # cached tokens have no new spikes
+
     before, clock.probe = clock.probe, count
+    handle = model.register_forward_pre_hook(see_mask, with_kwargs=True)
     try:
         yield count
     finally:
         clock.probe = before
+        handle.remove()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,30 +31,45 @@ class TextData:
 def load_text(data: str, eval_data: str | None = None) -> TextData:
     """Documents of ``data``; ``eval_data`` or, without it, the last 10 % of the documents are the evaluation text.
 
-    Raises `DataError` for a missing file, an unknown format, or too little text.
+    A document that stands in both is taken out of the training text. Raises `DataError` for a missing file, an unknown
+    format, or too little text.
     """
     if data == "builtin":
-        evaluation = documents(eval_data) if eval_data else builtin.evaluation_documents()
-        return TextData(builtin.training_documents(), builtin.held_out_documents(), evaluation)
+        training, held_out = builtin.training_documents(), builtin.held_out_documents()
+        return _disjoint(data, training, held_out, _evaluation(eval_data or data))
+    found = documents(data)
     if eval_data:
-        training, evaluation = documents(data), documents(eval_data)
+        training, evaluation = found, _evaluation(eval_data)
     else:
-        found = documents(data)
         cut = len(found) - max(1, round(len(found) * EVALUATION_SHARE))
         training, evaluation = found[:cut], found[cut:]
     keep = len(training) - max(1, round(len(training) * HELD_OUT_SHARE))
     if keep < 1 or not evaluation:
         raise DataError(
-            f"{data} has {len(training) + len(evaluation)} documents; at least 3 are needed to train, hold out and evaluate "
-            "(documents end with <|endoftext|> or an empty line)"
+            f"{data} has {len(training) + len(evaluation)} documents; at least 3 are needed to train, hold out and "
+            "evaluate (documents end with <|endoftext|> or an empty line)"
         )
-    return TextData(training[:keep], training[keep:], evaluation)
+    return _disjoint(data, training[:keep], training[keep:], evaluation)
+
+
+def _disjoint(data: str, training: list[str], held_out: list[str], evaluation: list[str]) -> TextData:
+    seen = set(evaluation)
+    held_out = [document for document in held_out if document not in seen]
+    seen |= set(held_out)
+    training = [document for document in training if document not in seen]
+    if not training or not held_out:
+        raise DataError(f"the documents of {data} are all in the evaluation text too; give another --eval-data")
+    return TextData(training, held_out, evaluation)
+
+
+def _evaluation(source: str) -> list[str]:
+    return builtin.evaluation_documents() if source == "builtin" else documents(source)
 
 
 def evaluation_text(data: str, eval_data: str | None = None) -> list[str]:
     """Only the evaluation part of `load_text`, without need of training text."""
     if eval_data or data == "builtin":
-        return documents(eval_data) if eval_data else builtin.evaluation_documents()
+        return _evaluation(eval_data or data)
     found = documents(data)
     return found[len(found) - max(1, round(len(found) * EVALUATION_SHARE)) :]
 
@@ -106,7 +121,7 @@ def _read_table(path: Path) -> list[str]:
         raise DataError(
             f"{path} cannot be read as {path.suffix}: {str(error.__cause__ or error).splitlines()[0]}"
         ) from None
-    return list(table[_text_column(table.column_names, str(path))])
+    return _texts(table[_text_column(table.column_names, str(path))])
 
 
 def _from_hub(source: str) -> list[str]:
@@ -118,7 +133,11 @@ def _from_hub(source: str) -> list[str]:
     except Exception as error:  # the hub client raises many unrelated types; the user needs one sentence
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{source} is neither a local file nor a data set that the hub gives: {reason}") from None
-    return list(table[_text_column(table.column_names, source)])
+    return _texts(table[_text_column(table.column_names, source)])
+
+
+def _texts(column: Iterable[Any]) -> list[str]:
+    return [str(value) for value in column if value is not None]
 
 
 def _text_column(columns: Sequence[str], source: str) -> str:

@@ -129,6 +129,8 @@ def fine_tune(
             use_cpu=model.device.type == "cpu",
             dataloader_drop_last=len(blocks) >= options.batch_size,
         )
+        # several GPUs in one process would mean DataParallel, whose replicas share one site: use one
+        arguments._n_gpu = min(arguments.n_gpu, 1)
         trainer = Stage1Trainer(
             model=model,
             args=arguments,
