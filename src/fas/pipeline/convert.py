@@ -6,6 +6,7 @@ Every stage starts from what the stage before left on disk, so an interrupted ru
 from __future__ import annotations
 
 import hashlib
+import json
 import resource
 import time
 from dataclasses import asdict, dataclass, replace
@@ -97,6 +98,8 @@ def run_conversion(options: ConvertOptions, progress: Progress | None = None) ->
     results.extra["evaluation"] = {
         "data": options.data, "eval_data": options.eval_data, "length": length, "sequences": len(evaluation),
     }  # fmt: skip
+    if options.stage2:  # relative error of each layer's readout: uncalibrated, after coarse, after fine
+        results.extra["layer_errors"] = {t.neuron_key: workspace.read_json(_stage_of(t)) for t in options.targets()}
     if resumed:
         results.extra["seconds_of"] = "the last leg of an interrupted run"
     workspace.finish(lambda folder: _assemble(run, results, folder))
@@ -172,11 +175,16 @@ def _stage2(run: Run, target: SpikingConfig) -> None:
     model = convert(run.load("qcfs"))
     model.set_timesteps(**target.model_dump())
     settings = CalibrationOptions(align_steps=run.options.align_steps, global_steps=run.options.global_steps)
-    calibrate(model, run.calibration_batches(), settings, run.progress)
+    reports = calibrate(model, run.calibration_batches(), settings, run.progress)
     values = {
         name: p.detach().cpu() for name, p in model.state_dict().items() if f".neurons.{target.neuron_key}." in name
     }
-    run.workspace.store(stage, lambda folder: save_file(values, folder / "neurons.safetensors"))
+
+    def write(folder: Path) -> None:
+        save_file(values, folder / "neurons.safetensors")
+        (folder / "value.json").write_text(json.dumps([vars(report) for report in reports]))
+
+    run.workspace.store(stage, write)
 
 
 def _spiking_model(run: Run, calibrated: bool) -> PreTrainedModel:

@@ -51,6 +51,8 @@ def spiking_row(
         levels=target.levels,
         stage2=target.folds_time and first.parameters_for(target) is not None,
     )
+    if row.stage2 and not rate:
+        row.steps_by_site = {n: [int(k) for k in s.steps_for(target)] for n, s in sites_of(model).items()}
     return _row(row, measured, start)
 
 

@@ -33,6 +33,8 @@ class Row:
     """``synchronous`` or ``layerwise``."""
     steps: list[int] | None = None
     """sigma_delta only: what a spike of each timestep is worth."""
+    steps_by_site: dict[str, list[int]] | None = None
+    """sigma_delta after Stage 2: the schedule that each site was given."""
     timesteps: int | None = None
     levels: int | None = None
     stage2: bool | None = None

@@ -133,6 +133,6 @@ def provenance(results: Results) -> dict[str, str]:
     for key, value in results.extra.items():
         if isinstance(value, dict):
             value = ", ".join(f"{name}={entry}" for name, entry in value.items() if entry is not None)
-        if key != "samples":
+        if key not in ("samples", "layer_errors"):  # the first has its own place, the second is for reading in JSON
             facts[key.replace("_", " ")] = str(value)
     return facts | results.versions
