@@ -22,8 +22,8 @@ _HOMES = {
     "FasError": "fas.errors",
     "SpikingConfig": "fas.config",
     "calibrate": "fas.calibration.driver",
-    "convert": "fas.conversion.prepare",
-    "prepare": "fas.conversion.prepare",
+    "convert": "fas.conversion.verbs",
+    "prepare": "fas.conversion.verbs",
 }
 
 register()

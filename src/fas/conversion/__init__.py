@@ -1,6 +1,6 @@
 """ANN → QCFS model → SNN: finds sites, swaps modules, saves and loads."""
 
 from fas.conversion.description import FasQuantizationConfig, describe
-from fas.conversion.prepare import convert, prepare
+from fas.conversion.verbs import convert, prepare
 
 __all__ = ["FasQuantizationConfig", "convert", "describe", "prepare"]
