@@ -1,4 +1,7 @@
-"""Train the embedded model from scratch: ``python scripts/train_builtin.py [--freeze-text] [--steps N]``.
+"""Train the embedded model from scratch: ``python scripts/train_builtin.py [--freeze-text] [--steps N] [--start DIR]``.
+
+Two phases: with dropout, then ``--finish`` steps without, after which fine-tuning gains little more, so that a conversion is
+compared with a converged model. ``--start`` takes the model after the first phase from a folder.
 
 Writes the tokenizer and the model (fp16 weights) to ``src/fas/builtin/model`` and, with ``--freeze-text``, the evaluation
 text of this interpreter to ``src/fas/builtin/evaluation.txt``.
@@ -51,6 +54,15 @@ def stream(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> torch.Te
     return torch.tensor(ids)
 
 
+def scratch(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> GPT2LMHeadModel:
+    drop = args.dropout
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=args.context, n_embd=192, n_layer=4, n_head=6,
+        resid_pdrop=drop, embd_pdrop=drop, attn_pdrop=drop, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config)
+
+
 def perplexity(model: GPT2LMHeadModel, ids: torch.Tensor, length: int) -> float:
     model.eval()
     blocks = ids[: len(ids) // length * length].view(-1, length)
@@ -60,15 +72,17 @@ def perplexity(model: GPT2LMHeadModel, ids: torch.Tensor, length: int) -> float:
     return math.exp(sum(losses) / len(blocks))
 
 
-def train(model: GPT2LMHeadModel, ids: torch.Tensor, evaluation: torch.Tensor, args: argparse.Namespace) -> None:
+def train(
+    model: GPT2LMHeadModel, ids: torch.Tensor, evaluation: torch.Tensor, steps: int, lr: float, args: argparse.Namespace
+) -> None:
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps, pct_start=0.05)
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.05)
     generator = torch.Generator().manual_seed(args.seed)
     start = time.time()
-    for step in range(1, args.steps + 1):
+    for step in range(1, steps + 1):
         offsets = torch.randint(len(ids) - args.length, (args.batch,), generator=generator)
         batch = torch.stack([ids[o : o + args.length] for o in offsets.tolist()])
         loss = model(input_ids=batch, labels=batch).loss
@@ -77,7 +91,7 @@ def train(model: GPT2LMHeadModel, ids: torch.Tensor, evaluation: torch.Tensor, a
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % args.report == 0 or step == args.steps:
+        if step % args.report == 0 or step == steps:
             value = perplexity(model, evaluation[:20_000], args.length)
             print(f"step {step} loss {loss.item():.3f} perplexity {value:.2f} {time.time() - start:.0f} s", flush=True)
 
@@ -87,6 +101,9 @@ def main() -> None:
     parser.add_argument("--freeze-text", action="store_true")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--finish", type=int, default=400)
+    parser.add_argument("--finish-lr", type=float, default=3e-4)
+    parser.add_argument("--start", type=Path, help="folder with the model after the first phase")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--context", type=int, default=256)
@@ -100,23 +117,29 @@ def main() -> None:
     set_seed(args.seed)
     torch.set_float32_matmul_precision("medium")
     documents = builtin.training_documents()
-    tokenizer = train_tokenizer(documents, args.vocabulary, args.context)
+    if args.start:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start)
+    else:
+        tokenizer = train_tokenizer(documents, args.vocabulary, args.context)
     ids, evaluation = stream(tokenizer, documents), stream(tokenizer, builtin.evaluation_documents())
     print(f"{len(documents)} documents, {len(ids)} training and {len(evaluation)} evaluation tokens", flush=True)
-    drop = args.dropout
-    config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=args.context, n_embd=192, n_layer=4, n_head=6,
-        resid_pdrop=drop, embd_pdrop=drop, attn_pdrop=drop, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    model = GPT2LMHeadModel(config)
+    model = GPT2LMHeadModel.from_pretrained(args.start, dtype=torch.float32) if args.start else scratch(tokenizer, args)
     print(f"{sum(p.numel() for p in model.parameters())} parameters", flush=True)
-    train(model, ids, evaluation, args)
+    if not args.start:
+        train(model, ids, evaluation, args.steps, args.lr, args)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
         setattr(model.config, name, 0.0)  # fine-tuning a trained model for a few hundred steps needs no dropout
+    train(model, ids, evaluation, args.finish, args.finish_lr, args)
+    earlier = {"start": json.loads((args.start / "training.json").read_text())} if args.start else {}
     model.half().save_pretrained(PACKAGE / "model")
     tokenizer.save_pretrained(PACKAGE / "model")
     provenance = {"command": sys.argv, "torch": torch.__version__, "python": sys.version.split()[0]}
-    (PACKAGE / "model" / "training.json").write_text(json.dumps(provenance | vars(args), indent=1) + "\n")
+    (PACKAGE / "model" / "training.json").write_text(
+        json.dumps(provenance | vars(args) | earlier, indent=1, default=str) + "\n"
+    )
 
 
 if __name__ == "__main__":

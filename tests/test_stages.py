@@ -5,11 +5,14 @@ import copy
 import pytest
 import tiny
 import torch
+from transformers.pytorch_utils import Conv1D
 
 import fas
 from fas.calibration import CalibrationOptions, calibrate
+from fas.conversion.install import rotate_reader
 from fas.errors import DataError, FasError
 from fas.losses import logits_kl
+from fas.neurons.rotation import rotate
 from fas.runtime.control import as_qcfs, sites_of
 from fas.training import Stage1Options, fine_tune
 from fas.training.stage1 import Stage1Trainer
@@ -152,3 +155,44 @@ def test_initial_scale_beats_its_neighbours():
             errors.append(((x / step + 0.5).floor().clamp(-6, 6) * step - x).square().mean(0))
     assert (errors[1] <= errors[0] + 1e-7).float().mean() > 0.95
     assert (errors[1] <= errors[2] + 1e-7).float().mean() > 0.95
+
+
+@pytest.mark.filterwarnings("ignore:8 timesteps are few")
+@pytest.mark.parametrize("rotation", ["hadamard", "none"])
+def test_a_fine_grid_computes_what_the_ann_does(rotation):
+    model = tiny.qcfs_model("llama", levels=1024, timesteps=8, rotation=rotation)
+    assert {site.block for name, site in sites_of(model).items() if "ffn_hidden" in name} == {
+        4 if rotation == "hadamard" else 1
+    }
+    ids = tiny.tokens(4, 9, seed=2)  # what the model was prepared on: nothing is clipped
+    with torch.no_grad():
+        wanted, found = tiny.ann("llama")(ids).logits, model(ids).logits
+    assert (found - wanted).square().mean() < 1e-4 * wanted.square().mean()
+
+
+def test_rotated_readers_compute_the_same():
+    torch.manual_seed(0)
+    for reader in (torch.nn.Linear(12, 5), Conv1D(5, 12)):
+        x = torch.randn(3, 12)
+        before = reader(x)
+        rotate_reader(reader, 4)
+        torch.testing.assert_close(reader(rotate(x, 4)), before)
+
+
+def test_what_a_unit_leaves_out_of_gelu_goes_into_the_bias():
+    ids = tiny.tokens(4, 9, seed=2)  # what the model was prepared on
+    model, ann = tiny.qcfs_model("gpt2", "ffn"), tiny.ann("gpt2")
+    outputs = []
+    for network in (ann, model):
+        layer = network.transformer.h[0].mlp
+        handle = layer.register_forward_hook(lambda module, args, output: outputs.append(output.detach()))
+        with torch.no_grad():
+            network(ids)
+        handle.remove()
+    torch.testing.assert_close(outputs[1].mean((0, 1)), outputs[0].mean((0, 1)), rtol=1e-3, atol=1e-3)
+
+
+def test_rotation_belongs_to_stage_1():
+    model = tiny.snn("llama")
+    with pytest.raises(FasError, match="rotation"):
+        model.set_timesteps(4, rotation="none")

@@ -18,6 +18,7 @@ Coding = Literal["rate", "sigma_delta"]
 Rows = Literal["mean", "step"]
 Schedule = Literal["synchronous", "layerwise"]
 CacheKind = Literal["exact", "settled"]
+Rotation = Literal["hadamard", "none"]
 
 
 class SpikingConfig(BaseModel):
@@ -44,6 +45,8 @@ class SpikingConfig(BaseModel):
     """rate only: rows carry the running ``mean``, or one ``step``'s charge (the paper's way, for reproduction)."""
     schedule: Schedule = "synchronous"
     """``synchronous``: all layers advance together; ``layerwise``: a layer fires after its whole input (T = L)."""
+    rotation: Rotation = "hadamard"
+    """``hadamard``: products of gated FFNs, which have heavy tails, are rotated (analog additions) before they spike."""
     cache: CacheKind = "exact"
     """Key/value cache: ``exact`` keeps every timestep of past tokens, ``settled`` only their last (T times less)."""
 

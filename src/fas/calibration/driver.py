@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fas.calibration.fine import descend, only_trainable
+from fas.calibration.fine import GLOBAL_LR, descend, only_trainable
 from fas.calibration.replay import Stream, blocks_of, record, run_block
 from fas.calibration.sites import calibrate_site, observed
 from fas.config import SpikingConfig
@@ -104,7 +104,7 @@ def calibrate(
         by_layer = end = target.distance()
         if options.global_steps:
             with only_trainable(model, parameters):
-                _, end = descend(parameters, target.loss_of, len(listed), options.global_steps, progress)
+                _, end = descend(parameters, target.loss_of, len(listed), options.global_steps, GLOBAL_LR, progress)
         summary = f"logits KL {uncalibrated:.4f} uncalibrated → {by_layer:.4f} by layer → {end:.4f} nats"
         if not end < uncalibrated:
             for entry, values in zip(parameters, fresh, strict=True):
@@ -166,7 +166,11 @@ def _calibrate_block(
         chosen = [site.parameters_for(clock.config) for site in sites]
         with only_trainable(model, [p for p in chosen if p is not None]):
             _, fine = descend(
-                [p for p in chosen if p is not None], loss_of, len(spiking), options.align_steps, progress
+                [p for p in chosen if p is not None],
+                loss_of,
+                len(spiking),
+                options.align_steps,
+                progress=progress,
             )
     with torch.no_grad():
         for stream, output in zip(targets, wanted, strict=True):

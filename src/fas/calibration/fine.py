@@ -11,19 +11,15 @@ from torch import Tensor, nn
 from fas.neurons import NeuronParameters
 from fas.progress import Progress
 
-THRESHOLD_LR = 5e-3
-POTENTIAL_LR = 5e-3
+LAYER_LR = 5e-3
+GLOBAL_LR = 2e-3
+"""All sites move at once, near the optimum already: larger steps overshoot (docs/log.md)."""
 
 
-def optimizer_for(parameters: Sequence[NeuronParameters]) -> torch.optim.Optimizer:
+def optimizer_for(parameters: Sequence[NeuronParameters], lr: float) -> torch.optim.Optimizer:
     """Adam on log θ (relative steps) and v₀ (in units of θ or of one quantization step)."""
-    return torch.optim.Adam(
-        [
-            {"params": [p.log_threshold for p in parameters], "lr": THRESHOLD_LR},
-            {"params": [p.v_init for p in parameters], "lr": POTENTIAL_LR},
-        ],
-        betas=(0.9, 0.98),
-    )
+    values = [value for p in parameters for value in (p.log_threshold, p.v_init)]
+    return torch.optim.Adam(values, lr=lr, betas=(0.9, 0.98))
 
 
 @contextmanager
@@ -46,22 +42,27 @@ def descend(
     loss_of: Callable[[int], Tensor],
     batches: int,
     steps: int,
+    lr: float = LAYER_LR,
     progress: Progress | None = None,
 ) -> tuple[float, float]:
-    """Minimise the mean of ``loss_of(batch)`` and keep the better of start and end; returns (before, after).
+    """Minimise the mean of ``loss_of(batch)`` and keep the best point on the way; returns (before, after).
 
-    What counts is the loss over all batches, so a calibration that does not help changes nothing.
+    What counts is the loss over all batches, looked at after every pass over them and at the end, so a calibration that
+    does not help changes nothing.
     """
 
     def total() -> float:
         with torch.no_grad():
             return sum(float(loss_of(batch)) for batch in range(batches)) / batches
 
-    start = [(p, p.log_threshold.detach().clone(), p.v_init.detach().clone()) for p in parameters]
-    before = total()
-    optimizer = optimizer_for(parameters)
+    def present() -> list[dict[str, Tensor]]:
+        return [{name: value.detach().clone() for name, value in p.state_dict().items()} for p in parameters]
+
+    before = least = total()
+    best = present()
+    optimizer = optimizer_for(parameters, lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-    for step in range(steps):
+    for step in range(1, steps + 1):
         loss = loss_of(step % batches)
         optimizer.zero_grad()
         loss.backward()
@@ -71,10 +72,10 @@ def descend(
             entry.v_init.data.clamp_(0.0, 1.0)
         if progress is not None:
             progress.advance(1, f"loss {float(loss.detach()):.5f}")
-    after = total()
-    if not after < before:
-        for entry, log_threshold, v_init in start:
-            entry.log_threshold.data.copy_(log_threshold)
-            entry.v_init.data.copy_(v_init)
-        return before, before
-    return before, after
+        if step % batches == 0 or step == steps:
+            now = total()
+            if now < least:
+                least, best = now, present()
+    for entry, values in zip(parameters, best, strict=True):
+        entry.load_state_dict(values)
+    return before, least

@@ -44,6 +44,9 @@ def command(
     timesteps: Annotated[list[str] | None, _flag("timesteps", "T, one or several: 2,4,8.", _SNN)] = None,
     steps: Annotated[str | None, _flag("steps", "sigma_delta: worth of a spike by timestep: 4,2,2,1.", _SNN)] = None,
     rows: Annotated[str | None, _flag("rows", "rate: mean, or step, the paper's way.", _SNN)] = None,
+    rotation: Annotated[
+        str | None, _flag("rotation", "hadamard rotates the heavy-tailed products of gated FFNs, or none.", _SNN)
+    ] = None,
     stage1: Annotated[str | None, _flag("stage1", "full, or none: a training-free conversion.", _STAGE1)] = None,
     stage1_steps: Annotated[int | None, _flag("stage1_steps", "Optimizer steps; else by model size.", _STAGE1)] = None,
     batch_size: Annotated[int | None, _flag("batch_size", "Sequences in a batch.", _STAGE1)] = None,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fas.config import SpikingConfig
@@ -12,6 +14,7 @@ from fas.errors import FasError
 from fas.models import Placement, find_placements, find_segments
 from fas.neurons import Clock, Site
 from fas.neurons.clock import Stage
+from fas.neurons.rotation import rotate
 from fas.runtime.control import SetTimesteps
 from fas.runtime.folding import fold_segment, silence_dropout
 from fas.runtime.hooks import SiteHook
@@ -43,7 +46,8 @@ def _place(placement: Placement, clock: Clock, order: int) -> Site:
     weight = placement.consumers[0].weight
     device = weight.device if torch.is_tensor(weight) else None
     consumers = len(placement.consumers)
-    site = Site(placement.name, placement.width, spec.signed, consumers, clock, order, device)
+    block = placement.rotation(clock.config)
+    site = Site(placement.name, placement.width, spec.signed, consumers, clock, order, block, device)
     if "sites" not in placement.owner._modules:
         placement.owner.add_module("sites", nn.ModuleDict())
     placement.owner.sites[spec.name] = site  # type: ignore[index]
@@ -53,3 +57,24 @@ def _place(placement: Placement, clock: Clock, order: int) -> Site:
         hook = SiteHook(site)
         hook.handle = consumer.register_forward_pre_hook(hook)
     return site
+
+
+def _by_input(module: nn.Module) -> Tensor:
+    """A view of a consumer's weight as ``[out, in]`` (Conv1D keeps it transposed)."""
+    weight = cast(Tensor, module.weight)
+    return weight if isinstance(module, nn.Linear) else weight.T
+
+
+@torch.no_grad()
+def rotate_reader(module: nn.Module, block: int) -> None:
+    """Rotate the input axis of a consumer's weight, so that on rotated input it computes what it did before."""
+    weight = _by_input(module)
+    weight.copy_(rotate(weight.double(), block))
+
+
+@torch.no_grad()
+def absorb(module: nn.Module, missing: Tensor) -> None:
+    """Add W·``missing`` ``[C]``, the mean of what a site leaves out, to a consumer's bias (if it has one)."""
+    if isinstance(module.bias, Tensor):
+        weight = _by_input(module)
+        module.bias += (weight.double() @ missing.to(weight.device, torch.float64)).to(module.bias.dtype)

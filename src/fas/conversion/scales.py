@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fas.config import SpikingConfig
 from fas.errors import DataError
 from fas.models import Placement
 from fas.neurons import qcfs
+from fas.neurons.rotation import rotate
 
 SAMPLES_PER_SITE = 4096
 CANDIDATES = 48
@@ -37,18 +39,19 @@ class Samples:
 class _Sampler:
     """Forward hook that takes evenly spaced rows of a consumer's input, or of an activation's input and output."""
 
-    def __init__(self, samples: Samples, keep: int, replaces: bool) -> None:
-        self.samples, self.keep, self.replaces = samples, keep, replaces
+    def __init__(self, samples: Samples, keep: int, replaces: bool, block: int) -> None:
+        self.samples, self.keep, self.replaces, self.block = samples, keep, replaces, block
         self.mask: Tensor | None = None
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        self.samples.add(args[0], output if self.replaces else args[0], self.keep, self.mask)
+        x = rotate(args[0], self.block)
+        self.samples.add(x, output if self.replaces else x, self.keep, self.mask)
 
 
 def sample_inputs(
-    model: nn.Module, placements: list[Placement], batches: Iterable[Mapping[str, Any]]
+    model: nn.Module, placements: list[Placement], config: SpikingConfig, batches: Iterable[Mapping[str, Any]]
 ) -> dict[str, Samples]:
-    """Run ``batches`` (keyword arguments of the model) through the untouched ANN and sample every site's input."""
+    """Run ``batches`` (keyword arguments of the model) through the untouched ANN, sampling what each site will see."""
     listed = list(batches)
     if not listed:
         raise DataError("no calibration batches: the initial scales are fitted to data; give at least one batch")
@@ -60,7 +63,8 @@ def sample_inputs(
             samples = found[place.name] = Samples()
             replaces = place.spec.replaces
             source = place.owner.get_submodule(replaces) if replaces else place.consumers[0]
-            hook = _Sampler(samples, max(1, SAMPLES_PER_SITE // len(listed)), replaces is not None)
+            keep = max(1, SAMPLES_PER_SITE // len(listed))
+            hook = _Sampler(samples, keep, replaces is not None, place.rotation(config))
             samplers.append(hook)
             stack.callback(source.register_forward_hook(hook).remove)
         stack.callback(model.train, training)
@@ -85,3 +89,9 @@ def mmse_scale(samples: Samples, levels: int, signed: bool) -> Tensor:
         better = error < best_error
         best, best_error = torch.where(better, scale, best), torch.where(better, error, best_error)
     return best.clamp(min=1e-6)
+
+
+def mean_error(samples: Samples, scale: Tensor, levels: int, signed: bool) -> Tensor:
+    """E[target − h(x)] ``[C]``: what a unit that stands in for GELU leaves out on average (its negative values)."""
+    x, target = torch.cat(samples.inputs), torch.cat(samples.targets)
+    return (target - qcfs(x, scale, levels, signed)).mean(0)

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from fas.config import SpikingConfig
 from fas.conversion.description import describe
-from fas.conversion.install import install
-from fas.conversion.scales import mmse_scale, sample_inputs
+from fas.conversion.install import absorb, install, rotate_reader
+from fas.conversion.scales import mean_error, mmse_scale, sample_inputs
 from fas.models import find_placements, find_segments
 from fas.runtime.control import clock_of
 from fas.runtime.folding import silence_dropout
@@ -26,11 +26,17 @@ def prepare(model: Model, config: SpikingConfig, batches: Iterable[Mapping[str, 
     `DataError` without batches, before the model is changed.
     """
     placements = [p for segment in find_segments(model) for p in find_placements(segment, config.coverage)]
-    samples = sample_inputs(model, placements, batches)
+    samples = sample_inputs(model, placements, config, batches)
     sites = install(model, config, stage="qcfs")
     for site in sites:
         scale = mmse_scale(samples[site.name], config.levels, site.signed)
         site.log_scale.data.copy_(scale.log())
+    for placement, site in zip(placements, sites, strict=True):
+        left_out = mean_error(samples[site.name], site.scale.cpu(), config.levels, site.signed)
+        for consumer in placement.consumers:
+            rotate_reader(consumer, placement.rotation(config))
+            if placement.spec.replaces is not None:
+                absorb(consumer, left_out)
     return model
 
 

@@ -29,6 +29,8 @@ class SiteSpec:
     signed: bool = True
     replaces: str | None = None
     """Pointwise activation that the (then unsigned) QCFS unit stands in for."""
+    rotates: bool = False
+    """Whether its values have the heavy tails of a gated product, so that ``rotation`` applies to it."""
     optional: bool = False
     """Whether some models of the family lack the consumers."""
 

@@ -9,9 +9,10 @@ from torch import nn
 from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
-from fas.config import Coverage
+from fas.config import Coverage, SpikingConfig
 from fas.errors import UnsupportedModelError
 from fas.models.family import COMMON_ANALOG, REGISTRY, Family, SiteSpec, supported
+from fas.neurons.rotation import block_of
 
 _ACTIVATIONS = tuple({cls[0] if isinstance(cls, tuple) else cls for cls in ACT2CLS.values()})
 
@@ -35,6 +36,10 @@ class Placement:
     spec: SiteSpec
     consumers: tuple[nn.Module, ...]
     width: int
+
+    def rotation(self, config: SpikingConfig) -> int:
+        """Block of the rotation in front of the site under ``config`` (1: none)."""
+        return block_of(self.width) if self.spec.rotates and config.rotation == "hadamard" else 1
 
 
 def find_segments(model: nn.Module) -> list[Segment]:

@@ -11,7 +11,7 @@ register(
             SiteSpec("attention_input", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
             SiteSpec("attention_output", ("self_attn.o_proj",)),
             SiteSpec("ffn_input", ("mlp.gate_proj", "mlp.up_proj")),
-            SiteSpec("ffn_hidden", ("mlp.down_proj",), coverage="ffn"),
+            SiteSpec("ffn_hidden", ("mlp.down_proj",), coverage="ffn", rotates=True),
         ),
         analog=frozenset({"LlamaAttention", "LlamaMLP", "LlamaRMSNorm", "LlamaRotaryEmbedding"}),
     )

@@ -15,6 +15,7 @@ from fas.neurons.clock import Clock
 from fas.neurons.integrate_fire import rate_mean_rows, rate_step_rows
 from fas.neurons.layerwise import ones_first
 from fas.neurons.qcfs import codes, qcfs
+from fas.neurons.rotation import rotate
 from fas.neurons.sigma_delta import sigma_delta
 
 
@@ -43,8 +44,8 @@ class Site(nn.Module):
     """QCFS unit or spiking neuron in front of its consumers, as the shared clock says.
 
     ``width`` channels, ``signed`` or unsigned grid, ``consumers`` how many modules fetch one encoding, ``order`` its
-    place in the run of the model. λ is stored as ``log_scale`` ``[C]``; calibrated neuron parameters are
-    kept per coding and time in ``neurons``.
+    place in the run of the model, ``block`` the size of the rotation in front of it (1: none). λ is stored as
+    ``log_scale`` ``[C]``; calibrated neuron parameters are kept per coding and time in ``neurons``.
     """
 
     def __init__(
@@ -55,11 +56,12 @@ class Site(nn.Module):
         consumers: int,
         clock: Clock,
         order: int = 0,
+        block: int = 1,
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.name, self.width, self.signed, self.consumers, self.clock = name, width, signed, consumers, clock
-        self.order = order
+        self.order, self.block = order, block
         self.log_scale = nn.Parameter(torch.zeros(width, dtype=torch.float32, device=device))
         self.neurons = nn.ModuleDict()
         self._memo: list[Any] | None = None
@@ -85,19 +87,23 @@ class Site(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """The encoding of ``x``, computed once for all consumers that are handed the same tensor."""
         if self.consumers == 1:
-            return self(x)
+            return self(self.rotated(x))
         if self._memo is None or self._memo[0] is not x:
-            self._memo = [x, self(x), self.consumers]
+            self._memo = [x, self(self.rotated(x)), self.consumers]
         memo = self._memo
         memo[2] -= 1
         if memo[2] == 0:
             self._memo = None
         return memo[1]
 
+    def rotated(self, x: Tensor) -> Tensor:
+        """``x`` as the neurons see it: rotated (analog, fp32 or wider) where the site has a rotation."""
+        return x if self.block == 1 else rotate(_wide(x), self.block).to(x.dtype)
+
     def forward(self, x: Tensor) -> Tensor:
         """Encode ``x`` ``[B, …, C]`` (QCFS, layerwise) or ``[T·B, …, C]`` (folded); arithmetic in fp32 or wider."""
         clock = self.clock
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = _wide(x)
         if not clock.folds:
             return self._quantize(wide).to(x.dtype)
         if clock.depth == 0 and torch._C._current_graph_task_id() == -1:
@@ -161,3 +167,7 @@ class Site(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.name}, width={self.width}, signed={self.signed}, consumers={self.consumers}"
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

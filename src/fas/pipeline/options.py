@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fas.config import Coding, Coverage, Rows, SpikingConfig
+from fas.config import Coding, Coverage, Rotation, Rows, SpikingConfig
 from fas.errors import ConfigError
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -32,6 +32,7 @@ class ConvertOptions:
     timesteps: tuple[int, ...] = (8,)
     steps: tuple[int, ...] | None = None
     rows: Rows = "mean"
+    rotation: Rotation = "hadamard"
     stage1: Literal["full", "none"] = "full"
     stage1_steps: int | None = None
     batch_size: int = 8
@@ -86,6 +87,7 @@ class ConvertOptions:
                 timesteps=timesteps,
                 steps=self.steps if coding == "sigma_delta" and self.steps and len(self.steps) == timesteps else None,
                 rows=self.rows if coding == "rate" else "mean",
+                rotation=self.rotation,
             )
             for coding in self.codings
             for timesteps in self.timesteps

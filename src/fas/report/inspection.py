@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -62,6 +63,8 @@ class Inspection:
     """Multiply–accumulates of linear layers: ``covered`` by sites, ``blocks`` (all in the segments), ``head``."""
     memory: dict[str, int]
     """Bytes, rough."""
+    seconds: dict[str, float]
+    """Matrix products alone, on this machine: ``stage1_step`` (with its control and its teacher), ``snn_batch``."""
     workload: Workload
     converted: dict[str, Any] = field(default_factory=dict)
     """Of a converted folder: its spiking config, stage and calibrated neurons."""
@@ -78,7 +81,10 @@ def inspect_model(name: str, place: str, coverage: str | None, workload: Workloa
     language model, and `UnsupportedModelError` with the first module that no family accounts for.
     """
     config, converted = _configuration(name, place)
-    settled = SpikingConfig(coverage=coverage or converted.get("spiking", {}).get("coverage", "linear"))
+    spiking = converted.get("spiking", {})
+    settled = SpikingConfig(
+        coverage=coverage or spiking.get("coverage", "linear"), rotation=spiking.get("rotation", "hadamard")
+    )
     model = _skeleton(name, config)
     segments = find_segments(model)
     placed = [(segment, find_placements(segment, settled.coverage)) for segment in segments]
@@ -91,10 +97,11 @@ def inspect_model(name: str, place: str, coverage: str | None, workload: Workloa
         coverage=settled.coverage,
         segments={s.name or type(s.module).__name__: _blocks(s) for s in segments},
         sites=_groups(placements),
-        analog=_analog(model, segments, placements),
+        analog=_analog(model, segments, placements, settled),
         parameters=sum(p.numel() for p in model.parameters()),
         macs_per_token=macs,
         memory=_memory(model, placements, workload),
+        seconds=_seconds(macs, workload),
         workload=workload,
         converted=converted,
     )
@@ -150,7 +157,9 @@ def _macs(model: PreTrainedModel, segments: list[Segment], placements: list[Plac
     }
 
 
-def _analog(model: PreTrainedModel, segments: list[Segment], placements: list[Placement]) -> dict[str, int]:
+def _analog(
+    model: PreTrainedModel, segments: list[Segment], placements: list[Placement], config: SpikingConfig
+) -> dict[str, int]:
     """Leaf modules that no site reaches, by class, and the parts of attention that are no modules."""
     spiking = {id(consumer) for place in placements for consumer in place.consumers}
     spiking |= {id(place.owner.get_submodule(place.spec.replaces)) for place in placements if place.spec.replaces}
@@ -162,7 +171,29 @@ def _analog(model: PreTrainedModel, segments: list[Segment], placements: list[Pl
         kind = type(module).__name__
         kinds["output head" if module is head else f"{kind} (not covered)" if _linear_macs(module) else kind] += 1
     layers = sum(map(_blocks, segments))
+    rotated = sum(place.rotation(config) > 1 for place in placements)
+    if rotated:
+        kinds["Hadamard rotation in front of a site"] = rotated
     return {"softmax": layers, "attention products (query·key, probabilities·value)": 2 * layers, **kinds}
+
+
+def _seconds(macs: dict[str, int], work: Workload) -> dict[str, float]:
+    second = 2 * work.batch_size * work.length / _throughput()
+    dense = (macs["blocks"] + macs["head"]) * second
+    # forward and backward are three forwards: of the control and of the QCFS model; the teacher runs forward only
+    return {"stage1_step": 7 * dense, "snn_batch": (work.timesteps * macs["blocks"] + macs["head"]) * second}
+
+
+def _throughput() -> float:
+    """Floating-point operations a second of a large fp32 product here (best of three)."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    square = torch.ones(1024, 1024, device=device)
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        float((square @ square)[0, 0])  # reading one entry waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * 1024**3 / best
 
 
 def _memory(model: PreTrainedModel, placements: list[Placement], work: Workload) -> dict[str, int]:

@@ -9,7 +9,7 @@ from fas.report.inspection import Inspection
 
 def as_text(found: Inspection) -> str:
     """Everything `inspect_model` found."""
-    parts = [_head(found), _sites(found), _analog(found), _macs(found), _memory(found)]
+    parts = [_head(found), _sites(found), _analog(found), _macs(found), _memory(found), _time(found)]
     return "\n\n".join("\n".join(lines) for lines in parts)
 
 
@@ -66,6 +66,26 @@ def _memory(found: Inspection) -> list[str]:
                                        f"{human(memory['exact_cache'] // work.timesteps)}"),
     ]  # fmt: skip
     return ["Memory, roughly:", *_aligned(table)]
+
+
+def _time(found: Inspection) -> list[str]:
+    work = found.workload
+    table = [
+        (_duration(found.seconds["stage1_step"]), "a step of Stage 1, its control and its teacher included"),
+        (_duration(found.seconds["snn_batch"]), f"a batch through the SNN at T = {work.timesteps}"),
+    ]
+    size = f"{work.batch_size} sequences of {work.length} tokens, fp32"
+    return [f"Time on this machine, at least (matrix products alone; {size}):", *_aligned(table)]
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{1000 * seconds:.0f} ms"
+        if seconds < 1
+        else f"{seconds:.1f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+    )
 
 
 def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:

@@ -45,8 +45,9 @@ class SetTimesteps:
             changes["timesteps"] = timesteps
         known = sorted(self.sites[0].neurons)
         config = clock.config.replaced(**changes).closest(known, changes)
-        if config.coverage != clock.config.coverage or config.levels != clock.config.levels:
-            raise FasError("coverage and levels belong to Stage 1; convert anew to change them")
+        fixed = ("coverage", "levels", "rotation")
+        if any(getattr(config, name) != getattr(clock.config, name) for name in fixed):
+            raise FasError("coverage, levels and rotation belong to Stage 1; convert anew to change them")
         clock.config = config
         self.changed(self.model)
         if config.folds_time and known and config.neuron_key not in known:

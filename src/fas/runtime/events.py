@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from fas.errors import FasError
 from fas.neurons import Site
+from fas.neurons.rotation import rotate
 from fas.runtime import event_attention
 from fas.runtime.control import clock_of
 from fas.runtime.folding import ReadoutHook
@@ -49,6 +50,7 @@ class _Neuron:
 
     def __init__(self, site: Site, time: _Time) -> None:
         self.config, self.signed, self.time = site.clock.config, site.signed, time
+        self.block = site.block
         self.threshold, self.v_init, self.a_init = (value.detach() for value in site.neuron_values(self.config))
         self.steps = [int(k) for k in site.steps_for(self.config)] if self.config.coding == "sigma_delta" else []
         if self.config.coding == "sigma_delta" and not torch.equal(self.a_init, self.a_init.round()):
@@ -71,7 +73,7 @@ class _Neuron:
     def spikes(self, x: Tensor) -> Tensor:
         """This timestep's spikes ``[B, …, C]`` of the running value (step rows: the charge) ``x``."""
         if len(self.train) < self.time.now:
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            wide = rotate(x.to(torch.promote_types(x.dtype, torch.float32)), self.block)  # analog, before the neuron
             spike = self._track(wide) if self.config.coding == "sigma_delta" else self._integrate(wide)
             self.train.append(spike.to(torch.int8))
         return self.train[-1]

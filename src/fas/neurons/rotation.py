@@ -1,0 +1,41 @@
+"""Block Hadamard rotation in front of a site: spreads the outliers of a token over the channels of a block.
+
+The product of a gated FFN has heavy tails, which a uniform grid resolves badly. Multiplied by an orthogonal ±1/√b matrix in
+blocks of b channels it is close to a Gaussian (QuaRot, Ashkboos et al. 2024, rotates it for integer networks); the weight
+that reads it is rotated once, so that the network computes the same. The rotation itself stays analog: log₂ b additions a
+channel.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+LARGEST_BLOCK = 256
+
+
+def block_of(width: int) -> int:
+    """Largest power of two that divides ``width``, at most `LARGEST_BLOCK` (1: there is nothing to rotate).
+
+    >>> block_of(352), block_of(11008), block_of(4096), block_of(7)
+    (32, 256, 256, 1)
+    """
+    return min(width & -width, LARGEST_BLOCK)
+
+
+@lru_cache(maxsize=32)
+def _hadamard(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Sylvester's matrix ``[size, size]``, scaled to be orthogonal; it is symmetric, hence its own inverse."""
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return (matrix / size**0.5).to(device, dtype)
+
+
+def rotate(x: Tensor, block: int) -> Tensor:
+    """``x`` ``[…, C]`` with each ``block`` of channels rotated; applied twice it gives ``x`` back."""
+    if block <= 1:
+        return x
+    return (x.unflatten(-1, (-1, block)) @ _hadamard(block, x.dtype, x.device)).flatten(-2)
