@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from fas.cli import main
 from fas.cli.convert import options_from
@@ -24,7 +32,7 @@ COMMANDS = ("demo", "convert", "eval", "generate", "inspect")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``ann``, ``snn`` (with its control) and ``bert``, all tiny and random."""
+    """``ann``, ``snn`` (with its control), ``bert`` and ``bloom``, all tiny and random."""
     root = tmp_path_factory.mktemp("models")
     tokenizer = AutoTokenizer.from_pretrained(model_path())
     torch.manual_seed(0)
@@ -35,7 +43,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bert = BertModel(
         BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     )
-    for model, name in ((ann, "ann"), (ann, "snn/control"), (bert, "bert")):
+    bloom = BloomForCausalLM(BloomConfig(hidden_size=8, n_layer=1, n_head=1, vocab_size=8))
+    for model, name in ((ann, "ann"), (ann, "snn/control"), (bert, "bert"), (bloom, "bloom")):
         model.save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
     batches = [{"input_ids": torch.randint(0, len(tokenizer), (2, 16))}]
@@ -111,7 +120,7 @@ def test_an_error_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
             "timesteps=0",
         ),
         (["inspect", "{root}/none"], "none"),
-        (["inspect", "{root}/bert"], "BertLMHeadModel"),
+        (["inspect", "{root}/bloom"], "BloomForCausalLM has no part"),
         (["inspect", "{root}/ann", "--coverage", "all"], "coverage='all'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -162,6 +171,14 @@ def test_inspect_agrees_with_the_conversion(folders: Path, capsys: pytest.Captur
     assert found["snn"]["converted"]["spiking"]["timesteps"] == 4
     assert found["ann"]["converted"] == {}
     assert found["ann"]["analog"]["LayerNorm"] == 5
+
+
+def test_inspect_knows_encoders(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(folders / "bert")]) == 0
+    text = capsys.readouterr().out
+    assert "BertModel, family bert" in text
+    assert "pooler_input" in text
+    assert "a step of Stage 1" in text
 
 
 def test_inspect_in_words(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,65 +5,137 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    DistilBertForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    ModernBertForSequenceClassification,
     OPTConfig,
     OPTForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 import fas
 
 VOCAB = 97
-FAMILIES = ("gpt2", "opt", "opt_projected", "llama")
 COVERAGES = ("ffn", "linear")
 
-SITES = {
-    ("gpt2", "ffn"): 2,
-    ("gpt2", "linear"): 8,
-    ("opt", "ffn"): 2,
-    ("opt", "linear"): 8,
-    ("opt_projected", "ffn"): 2,
-    ("opt_projected", "linear"): 10,
-    ("llama", "ffn"): 2,
-    ("llama", "linear"): 8,
+_SPECIAL = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+_PLAIN = {
+    "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+_GROUPED = _PLAIN | {"num_key_value_heads": 2}
+_GEMMA = _GROUPED | {"head_dim": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+_OPT = {
+    "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
+}  # fmt: skip
+
+# model class, configuration class, settings
+DECODERS: dict[str, tuple[type, type, dict[str, object]]] = {
+    "gpt2": (GPT2LMHeadModel, GPT2Config, {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}),
+    "opt": (OPTForCausalLM, OPTConfig, _OPT | {"word_embed_proj_dim": 32}),
+    "opt_projected": (OPTForCausalLM, OPTConfig, _OPT | {"word_embed_proj_dim": 16}),
+    "llama": (LlamaForCausalLM, LlamaConfig, _GROUPED | {"attention_bias": True, "mlp_bias": True}),
+    "gpt_neox": (GPTNeoXForCausalLM, GPTNeoXConfig, _PLAIN),
+    "mistral": (MistralForCausalLM, MistralConfig, _GROUPED | {"sliding_window": 4}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, _GROUPED),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, _GROUPED | {"head_dim": 8}),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config, _GEMMA | {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0}),
+    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, _GEMMA | {"query_pre_attn_scalar": 8}),
+    "phi3": (Phi3ForCausalLM, Phi3Config, _GROUPED),
 }
+FAMILIES = tuple(DECODERS)
+FIRST = ("gpt2", "opt", "opt_projected", "llama")
+"""Those on which everything is tested; the others differ from one of them in data only."""
+
+# four sites a block, one of them in the FFN
+SITES = {(family, coverage): 2 if coverage == "ffn" else 8 for family in FAMILIES for coverage in COVERAGES}
+SITES["opt_projected", "linear"] = 10
 
 
 def ann(family: str, seed: int = 0, **settings: object) -> PreTrainedModel:
     """An untrained model of two layers; weights are larger than transformers' and biases are not zero."""
     torch.manual_seed(seed)
-    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    if family == "gpt2":
-        model: PreTrainedModel = GPT2LMHeadModel(
-            GPT2Config(vocab_size=VOCAB, n_positions=64, n_embd=32, n_layer=2, n_head=4, **special, **settings)
-        )
-    elif family.startswith("opt"):
-        width = 16 if family == "opt_projected" else 32
-        model = OPTForCausalLM(
-            OPTConfig(
-                vocab_size=VOCAB, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
-                max_position_embeddings=64, word_embed_proj_dim=width, **special, **settings,
-            )
-        )  # fmt: skip
-    else:
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=VOCAB, hidden_size=32, intermediate_size=44, num_hidden_layers=2, num_attention_heads=4,
-                num_key_value_heads=2, max_position_embeddings=64, attention_bias=True, mlp_bias=True,
-                **special, **settings,
-            )
-        )  # fmt: skip
+    model_class, config_class, own = (DECODERS | ENCODERS)[family]
+    model = model_class(config_class(**({} if config_class is ViTConfig else _SPECIAL) | own | settings))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(0, 0.1)
             elif parameter.ndim == 2:
                 parameter.normal_(0, 0.25)
-    model.generation_config.eos_token_id = None  # generations have the length that a test asks for
+    if model.can_generate():
+        model.generation_config.eos_token_id = None  # generations have the length that a test asks for
     return model.eval()
+
+
+_PATCHES = {
+    "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 12,
+    "patch_size": 4, "num_labels": 5,
+}  # fmt: skip
+_DISTILBERT = {"dim": 32, "hidden_dim": 44, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64}
+_MODERN = _PLAIN | {"local_attention": 4, "global_attn_every_n_layers": 2, "cls_token_id": 0, "sep_token_id": 1}
+
+ENCODERS: dict[str, tuple[type, type, dict[str, object]]] = {
+    "bert_mlm": (BertForMaskedLM, BertConfig, _PLAIN),
+    "bert_sequence": (BertForSequenceClassification, BertConfig, _PLAIN | {"num_labels": 3}),
+    "bert_token": (BertForTokenClassification, BertConfig, _PLAIN | {"num_labels": 3}),
+    "bert_answer": (BertForQuestionAnswering, BertConfig, _PLAIN),
+    "bert_choice": (BertForMultipleChoice, BertConfig, _PLAIN),
+    "roberta_mlm": (RobertaForMaskedLM, RobertaConfig, _PLAIN),
+    "roberta_sequence": (RobertaForSequenceClassification, RobertaConfig, _PLAIN),
+    "distilbert_mlm": (DistilBertForMaskedLM, DistilBertConfig, _DISTILBERT),
+    "distilbert_sequence": (DistilBertForSequenceClassification, DistilBertConfig, _DISTILBERT),
+    "modernbert_mlm": (ModernBertForMaskedLM, ModernBertConfig, _MODERN),
+    "modernbert_sequence": (ModernBertForSequenceClassification, ModernBertConfig, _MODERN),
+    "vit_image": (ViTForImageClassification, ViTConfig, _PATCHES),
+}
+
+
+def inputs_for(model: PreTrainedModel, batch: int = 3, length: int = 7, seed: int = 1) -> dict[str, Tensor]:
+    """Arguments of any tiny model: tokens, two choices of them, or images."""
+    if model.main_input_name == "pixel_values":
+        size = (batch, 3, model.config.image_size, model.config.image_size)
+        return {"pixel_values": torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=model.dtype)}
+    ids = tokens(batch, length, seed)
+    return {"input_ids": torch.stack([ids, ids.flip(1)], 1) if "MultipleChoice" in type(model).__name__ else ids}
+
+
+def exact(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in fp64, where no rounding can move a spike. Gemma 2 stays fp32: in fp64 transformers' own attention gives
+    NaN for padding (the mask's least value overflows in its fp32 softmax)."""
+    return model if getattr(model.config, "attn_logit_softcapping", None) else model.double()
 
 
 def tokens(batch: int = 3, length: int = 7, seed: int = 1) -> Tensor:
@@ -74,7 +146,8 @@ def tokens(batch: int = 3, length: int = 7, seed: int = 1) -> Tensor:
 def qcfs_model(family: str, coverage: str = "linear", seed: int = 0, **settings: object) -> PreTrainedModel:
     """The prepared model (``settings`` are those of `SpikingConfig`)."""
     config = fas.SpikingConfig(coverage=coverage, **settings)
-    return fas.prepare(ann(family, seed), config, [{"input_ids": tokens(4, 9, seed=seed + 2)}])
+    model = ann(family, seed)
+    return fas.prepare(model, config, [inputs_for(model, 4, 9, seed=seed + 2)])
 
 
 def snn(family: str, coverage: str = "linear", seed: int = 0, **settings: object) -> PreTrainedModel:

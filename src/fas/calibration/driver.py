@@ -21,7 +21,7 @@ from fas.losses import alignment, logits_kl
 from fas.models import find_segments
 from fas.neurons import Site
 from fas.progress import Progress, Silent
-from fas.runtime.control import as_qcfs, clock_of, sites_of
+from fas.runtime.control import as_qcfs, clock_of, sites_of, without_cache
 from fas.runtime.folding import readout
 
 
@@ -187,11 +187,13 @@ class _Target:
         self.model, self.temperature = model, temperature
         self.inputs = [{key: value for key, value in batch.items() if key != "labels"} for batch in batches]
         with as_qcfs(model), torch.no_grad():
-            self.logits = [model(**inputs, use_cache=False).logits for inputs in self.inputs]
+            self.logits = [model(**inputs, **without_cache(model)).logits for inputs in self.inputs]
 
     def loss_of(self, index: int) -> Tensor:
         """KL(QCFS model ‖ SNN) on one batch, in nats per token."""
-        return logits_kl(self.model(**self.inputs[index], use_cache=False).logits, self.logits[index], self.temperature)
+        return logits_kl(
+            self.model(**self.inputs[index], **without_cache(self.model)).logits, self.logits[index], self.temperature
+        )
 
     def distance(self) -> float:
         """The same over all batches, without gradient."""

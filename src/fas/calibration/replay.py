@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fas.models import Segment
 from fas.neurons import Clock
+from fas.runtime.control import without_cache
 
 
 @dataclass
@@ -49,7 +50,7 @@ def record(model: nn.Module, segment: Segment, batch: Mapping[str, Any]) -> Stre
     with ExitStack() as stack:
         for block in blocks_of(segment):
             stack.callback(block.register_forward_pre_hook(_Recorder(stream), with_kwargs=True).remove)
-        model(**{key: value for key, value in batch.items() if key != "labels"}, use_cache=False)
+        model(**{key: value for key, value in batch.items() if key != "labels"}, **without_cache(model))
     return stream
 
 

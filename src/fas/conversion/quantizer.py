@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -97,16 +98,17 @@ def _align(model: PreTrainedModel) -> None:
 
 def _require_parameters(model: PreTrainedModel, files: Iterable[str] | None) -> None:
     """Parameters that a checkpoint lacks would be uninitialised memory after loading: refuse them by name."""
-    stored: list[str] = []
+    stored: Counter[str] = Counter()
     for file in files or ():
         with safe_open(file, framework="pt") as opened:
-            stored += opened.keys()
+            stored.update(map(_place, opened.keys()))
     if not stored:
         return
-    wanted = [name for name in model.state_dict() if name.endswith(PARAMETER_NAMES) and ".sites." in name]
-    missing = [
-        n for n in wanted if not any(s == n or s.endswith(f".{n}") or n.endswith(f".{s}") for s in _like(n, stored))
-    ]
+    missing = []
+    for name in model.state_dict():
+        if name.endswith(PARAMETER_NAMES) and ".sites." in name:
+            stored.subtract([_place(name)])
+            missing += [name] * (stored[_place(name)] < 0)
     if missing:
         raise CheckpointError(
             f"the checkpoint lacks {len(missing)} neuron parameters, first {missing[0]}; it was not saved by "
@@ -114,6 +116,11 @@ def _require_parameters(model: PreTrainedModel, files: Iterable[str] | None) -> 
         )
 
 
-def _like(name: str, stored: list[str]) -> list[str]:
-    ending = name.rsplit(".", 1)[-1]
-    return [entry for entry in stored if entry.endswith(ending)]
+def _place(name: str) -> str:
+    """Layer numbers and the part behind ``sites``: what a name keeps when transformers renames modules in checkpoints.
+
+    >>> _place("vit.layers.0.sites.ffn_hidden.log_scale") == _place("vit.encoder.layer.0.sites.ffn_hidden.log_scale")
+    True
+    """
+    owner, _, inside = name.partition(".sites.")
+    return ".".join([*(part for part in owner.split(".") if part.isdigit()), inside])

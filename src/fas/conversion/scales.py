@@ -29,7 +29,7 @@ class Samples:
 
     def add(self, x: Tensor, target: Tensor, keep: int, mask: Tensor | None) -> None:
         x, target = (v.detach().flatten(0, -2).float() for v in (x, target))
-        if mask is not None:  # padding says nothing about real activations
+        if mask is not None and mask.numel() == len(x):  # padding says nothing about real activations
             x, target = x[mask.flatten().bool()], target[mask.flatten().bool()]
         rows = torch.linspace(0, len(x) - 1, min(keep, len(x)), device=x.device).long()
         self.inputs.append(x[rows].cpu())

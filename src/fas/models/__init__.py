@@ -1,6 +1,22 @@
 """Where sites are in each architecture: declarative data, one small file a family."""
 
-from fas.models import gpt2, llama, opt  # noqa: F401  (importing a family registers it)
+from fas.models import (  # noqa: F401  (importing a family registers it)
+    bert,
+    distilbert,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neox,
+    llama,
+    mistral,
+    modernbert,
+    opt,
+    phi3,
+    qwen2,
+    qwen3,
+    roberta,
+    vit,
+)
 from fas.models.family import REGISTRY, Family, SiteSpec, register, supported
 from fas.models.find import Placement, Segment, find_placements, find_segments
 

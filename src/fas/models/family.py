@@ -13,7 +13,7 @@ COMMON_ANALOG = frozenset({"ModuleList", "Dropout", "Embedding", "LayerNorm", "I
 
 # Tensor arguments whose first axis is the batch, by the argument's name; any other raises until it is declared here.
 FOLDABLE = frozenset(
-    {"input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids"},
+    {"input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids", "pixel_values"},
 )
 
 
@@ -31,6 +31,8 @@ class SiteSpec:
     """Pointwise activation that the (then unsigned) QCFS unit stands in for."""
     rotates: bool = False
     """Whether its values have the heavy tails of a gated product, so that ``rotation`` applies to it."""
+    last: bool = False
+    """Whether this site of a segment runs behind its blocks."""
     optional: bool = False
     """Whether some models of the family lack the consumers."""
 

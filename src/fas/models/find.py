@@ -73,8 +73,7 @@ def find_placements(segment: Segment, coverage: Coverage) -> list[Placement]:
         )
     owners = [(segment.name, segment.module, family.segment_sites), *((n, m, family.sites) for n, m in blocks)]
     places = [p for name, owner, specs in owners for p in _places(name, owner, specs, coverage)]
-    # a projection behind the blocks runs last, whatever the order of declaration
-    return sorted(places, key=lambda place: place.spec.name == "output_projection")
+    return sorted(places, key=lambda place: place.spec.last)
 
 
 def _places(name: str, owner: nn.Module, specs: tuple[SiteSpec, ...], coverage: Coverage) -> Iterator[Placement]:

@@ -15,7 +15,7 @@ register(
         ),
         segment_sites=(
             SiteSpec("embedding_projection", ("project_in",), optional=True),
-            SiteSpec("output_projection", ("project_out",), optional=True),
+            SiteSpec("output_projection", ("project_out",), optional=True, last=True),
         ),
         analog=frozenset({"OPTAttention", "OPTLearnedPositionalEmbedding"}),
     )

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -77,8 +78,8 @@ class Inspection:
 def inspect_model(name: str, place: str, coverage: str | None, workload: Workload) -> Inspection:
     """Look at the model in ``place`` (folder or hub id), called ``name``, by its configuration.
 
-    ``coverage`` None takes that of a converted folder, else ``linear``. Raises `FasError` for what is no causal
-    language model, and `UnsupportedModelError` with the first module that no family accounts for.
+    ``coverage`` None takes that of a converted folder, else ``linear``. Raises `FasError` for what transformers
+    cannot build, and `UnsupportedModelError` with the first module that no family accounts for.
     """
     config, converted = _configuration(name, place)
     spiking = converted.get("spiking", {})
@@ -125,11 +126,16 @@ def _configuration(name: str, place: str) -> tuple[PreTrainedConfig, dict[str, A
 
 
 def _skeleton(name: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """The model with the head that its configuration names, without memory for its weights."""
+    architecture = (config.architectures or [""])[0]
+    build = getattr(transformers, architecture, None)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return build(config) if build is not None else AutoModelForCausalLM.from_config(config)
     except ValueError:
-        raise FasError(f"{name} is not a causal language model: its type is {config.model_type!r}") from None
+        raise FasError(
+            f"{name} names no architecture that transformers has: {architecture or config.model_type!r}"
+        ) from None
 
 
 def _blocks(segment: Segment) -> int:

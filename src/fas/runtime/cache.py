@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, EncoderDecoderCache
 
 from fas.errors import FasError
 from fas.neurons import Clock
@@ -72,7 +72,7 @@ def _folded(layer_class: Any, kind: str) -> Any:
         return layer_class.layer_class
     key = (layer_class, kind)
     if key not in _FOLDED:
-        if kind == "settled" and layer_class is not DynamicLayer:
+        if kind == "settled" and layer_class not in (DynamicLayer, DynamicSlidingWindowLayer):
             raise FasError(f"the settled cache needs a dynamic cache, not {layer_class.__name__}; use cache='exact'")
         methods = _settled_methods(layer_class) if kind == "settled" else _exact_methods(layer_class)
         _FOLDED[key] = type(f"{kind.capitalize()}{layer_class.__name__}", (layer_class,), methods)

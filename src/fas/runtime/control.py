@@ -58,6 +58,11 @@ class SetTimesteps:
             )
 
 
+def without_cache(model: nn.Module) -> dict[str, bool]:
+    """Argument that keeps a generative model from filling a cache; encoders have none to fill."""
+    return {"use_cache": False} if getattr(model, "can_generate", bool)() else {}
+
+
 @contextmanager
 def as_qcfs(model: nn.Module) -> Iterator[nn.Module]:
     """The same model as QCFS model (no time), for the length of the context."""

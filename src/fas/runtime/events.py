@@ -141,17 +141,19 @@ class _Consumer:
 
 
 class _MeanReadout:
-    """Hook of a segment whose rows carry single steps: at t its hidden state is the mean of the steps 1 … t."""
+    """Hook of a segment whose rows carry single steps: at t what it gives out is the mean of the steps 1 … t."""
 
     def __init__(self, time: _Time) -> None:
         self.time = time
 
     def start(self) -> None:
-        self.total: Tensor | float = 0.0
+        self.totals: dict[str, Tensor] = {}
 
     def __call__(self, module: nn.Module, args: Any, output: ModelOutput) -> ModelOutput:
-        self.total = self.total + output["last_hidden_state"]
-        output["last_hidden_state"] = self.total / self.time.now
+        for name in ("last_hidden_state", "pooler_output"):
+            if isinstance(output.get(name), Tensor):
+                self.totals[name] = output[name] + self.totals.get(name, 0.0)
+                output[name] = self.totals[name] / self.time.now
         return output
 
 

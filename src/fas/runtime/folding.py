@@ -19,7 +19,7 @@ from fas.neurons import Clock
 from fas.runtime.cache import prepare_cache
 from fas.runtime.hooks import Hook
 
-_ANCHORS = ("input_ids", "inputs_embeds")
+_ANCHORS = ("input_ids", "inputs_embeds", "pixel_values")
 
 
 class FoldHook(Hook):

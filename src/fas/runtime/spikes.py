@@ -38,7 +38,7 @@ class SpikeCount:
         timesteps, width = spikes.shape[0], spikes.shape[-1]
         fired = (spikes != 0).reshape(timesteps, -1, width).sum(-1)  # [T, B·S]
         tokens = fired.shape[1]
-        if self.mask is not None:
+        if self.mask is not None and self.mask.numel() == tokens:  # a pooler sees one token of each sequence
             real = self.mask.reshape(-1).to(fired.device).bool()
             fired, tokens = fired[:, real], int(real.sum())
         count = self.sites.setdefault(name, SiteCount(torch.zeros(timesteps, dtype=torch.int64)))
@@ -61,8 +61,8 @@ def counting(model: nn.Module) -> Iterator[SpikeCount]:
     def see_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids")
         count.mask = None
-        if isinstance(mask, Tensor) and mask.ndim == 2 and isinstance(ids, Tensor):
-            count.mask = mask[:, -ids.shape[1] :]  # cached tokens have no new spikes
+        if isinstance(mask, Tensor) and isinstance(ids, Tensor) and mask.ndim == ids.ndim:
+            count.mask = mask[..., -ids.shape[-1] :]  # cached tokens have no new spikes
 
     before, clock.probe = clock.probe, count
     handle = model.register_forward_pre_hook(see_mask, with_kwargs=True)

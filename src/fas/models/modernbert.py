@@ -1,0 +1,19 @@
+"""ModernBERT: pre-norm encoder, fused projections, a gated FFN, alternating local and global attention."""
+
+from fas.models.family import Family, SiteSpec, register
+from fas.models.shapes import classes
+
+register(
+    Family(
+        name="modernbert",
+        segment="ModernBertModel",
+        block="ModernBertEncoderLayer",
+        sites=(
+            SiteSpec("attention_input", ("attn.Wqkv",)),
+            SiteSpec("attention_output", ("attn.Wo",)),
+            SiteSpec("ffn_input", ("mlp.Wi",)),
+            SiteSpec("ffn_hidden", ("mlp.Wo",), coverage="ffn", rotates=True),
+        ),
+        analog=classes("ModernBert", "Embeddings", "Attention", "MLP", "RotaryEmbedding"),
+    )
+)

@@ -1,0 +1,34 @@
+"""Sites of blocks that many families share."""
+
+from fas.models.family import SiteSpec
+
+# separate projections, and a gated FFN whose product is the site of the down-projection
+GATED_BLOCK = (
+    SiteSpec("attention_input", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    SiteSpec("attention_output", ("self_attn.o_proj",)),
+    SiteSpec("ffn_input", ("mlp.gate_proj", "mlp.up_proj")),
+    SiteSpec("ffn_hidden", ("mlp.down_proj",), coverage="ffn", rotates=True),
+)
+
+# post-norm encoder of the BERT kind
+BERT_BLOCK = (
+    SiteSpec("attention_input", ("attention.self.query", "attention.self.key", "attention.self.value")),
+    SiteSpec("attention_output", ("attention.output.dense",)),
+    SiteSpec("ffn_input", ("intermediate.dense",)),
+    SiteSpec(
+        "ffn_hidden", ("output.dense",), coverage="ffn", signed=False, replaces="intermediate.intermediate_act_fn"
+    ),
+)
+BERT_POOLER = SiteSpec("pooler_input", ("pooler.dense",), optional=True, last=True)
+BERT_PARTS = (
+    "Embeddings", "Encoder", "Attention", "SelfAttention", "SelfOutput", "Intermediate", "Output", "Pooler",
+)  # fmt: skip
+
+
+def classes(prefix: str, *parts: str) -> frozenset[str]:
+    """Class names of one family that stay analog.
+
+    >>> sorted(classes("Llama", "Attention", "MLP"))
+    ['LlamaAttention', 'LlamaMLP']
+    """
+    return frozenset(prefix + part for part in parts)

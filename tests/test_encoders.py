@@ -1,0 +1,139 @@
+"""The contract of converted encoders: every head, saved and loaded, without time and through it, padded and not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import COVERAGES, ENCODERS, inputs_for, snn, tokens
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import fas
+from fas.calibration import CalibrationOptions
+from fas.runtime.control import as_qcfs, at_time, clock_of, sites_of
+from fas.runtime.events import EventExecutor
+from fas.runtime.spikes import counting
+
+CODINGS = {
+    "sigma_delta": {"coding": "sigma_delta", "timesteps": 4},
+    "rate": {"coding": "rate", "timesteps": 4},
+    "rate_step": {"coding": "rate", "rows": "step", "timesteps": 3},
+}
+POOLED = ("bert_sequence", "bert_choice")
+encoders = pytest.mark.parametrize("family", ENCODERS)
+every = pytest.mark.parametrize(
+    ("family", "coverage", "coding"), [(f, v, c) for f in ENCODERS for v in COVERAGES for c in CODINGS]
+)
+
+
+def out(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
+    """The model's first output: logits, or the logits of where an answer starts."""
+    with torch.no_grad():
+        return model(**inputs)[0]
+
+
+def spikes_of(model: PreTrainedModel, **inputs: Tensor) -> dict[str, Tensor]:
+    clock, spikes = clock_of(model), {}
+    clock.probe = lambda name, train: spikes.__setitem__(name, train.clone())
+    out(model, **inputs)
+    clock.probe = None
+    return spikes
+
+
+@pytest.mark.parametrize("coverage", COVERAGES)
+@encoders
+def test_site_counts(family: str, coverage: str) -> None:
+    sites = sites_of(snn(family, coverage))
+    pooler = family in POOLED and coverage == "linear"
+    assert len(sites) == (2 if coverage == "ffn" else 8) + pooler
+    assert pooler == any(name.endswith("pooler_input") for name in sites)
+
+
+@every
+def test_loaded_model_is_bit_identical(family: str, coverage: str, coding: str, tmp_path: Path) -> None:
+    model = snn(family, coverage, **CODINGS[coding])
+    for dtype in (torch.float32, torch.bfloat16):
+        folder = tmp_path / str(dtype)
+        if dtype != torch.float32:
+            model = type(model).from_pretrained(tmp_path / "torch.float32", dtype=dtype)
+        model.save_pretrained(folder)
+        loaded = type(model).from_pretrained(folder)
+        assert loaded.dtype == dtype
+        for batch, length in ((1, 1), (3, 7)):
+            inputs = inputs_for(model, batch, length)
+            assert torch.equal(out(loaded, **inputs), out(model, **inputs))
+
+
+@pytest.mark.parametrize("coverage", COVERAGES)
+@encoders
+def test_layerwise_and_settled_neurons_equal_the_qcfs_model(family: str, coverage: str) -> None:
+    model = snn(family, coverage, levels=4).double()
+    inputs = inputs_for(model)
+    with as_qcfs(model):
+        expected = out(model, **inputs)
+    with at_time(model, timesteps=4, schedule="layerwise"):
+        assert torch.equal(out(model, **inputs), expected)
+    steps = 4 * len(sites_of(model))
+    model.set_timesteps(steps, steps=(1,) * steps)
+    torch.testing.assert_close(out(model, **inputs), expected, rtol=0, atol=1e-9)
+    model.set_timesteps(1)
+    assert not torch.allclose(out(model, **inputs), expected)
+
+
+@every
+def test_events_equal_the_folded_run(family: str, coverage: str, coding: str) -> None:
+    model = snn(family, coverage, **CODINGS[coding]).double()
+    inputs = inputs_for(model, 2, 5)
+    spikes = spikes_of(model, **inputs)
+    run = EventExecutor(model)(**inputs)
+    assert list(run.spikes) == list(spikes)
+    for name, train in run.spikes.items():
+        assert torch.equal(train.flatten(), spikes[name].flatten().to(torch.int8)), name
+        assert train.abs().sum() > 0
+    torch.testing.assert_close(run.output[0], out(model, **inputs), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", ["bert_token", "roberta_mlm", "distilbert_mlm", "modernbert_mlm"])
+def test_padding_changes_no_real_token(family: str, side: str) -> None:
+    model = snn(family).double()
+    ids, width = tokens(1, 5), 3
+    alone = out(model, input_ids=ids)
+    ids, mask = torch.cat([ids, torch.full((1, width), 2)], 1), (torch.arange(8) < 5).long()[None]
+    if side == "left":
+        if family.startswith("roberta"):
+            pytest.skip(
+                "RoBERTa counts its positions from the padding itself; left padding equals none by construction"
+            )
+        positions = torch.cat([torch.zeros(1, width, dtype=torch.long), torch.arange(5)[None]], 1)
+        ids, mask = ids.roll(width, 1), mask.roll(width, 1)
+        padded = out(model, input_ids=ids, attention_mask=mask, position_ids=positions)[:, width:]
+    else:
+        padded = out(model, input_ids=ids, attention_mask=mask)[:, :5]
+    torch.testing.assert_close(padded, alone)
+
+
+@encoders
+def test_rows_of_a_batch_do_not_meet_and_spikes_are_counted(family: str) -> None:
+    model = snn(family).double()
+    inputs = inputs_for(model)
+    with counting(model) as spikes:
+        together = out(model, **inputs)
+    assert set(spikes.sites) == set(sites_of(model))
+    assert 0 < spikes.per_neuron < 4
+    for row in range(3):
+        alone = out(model, **{name: value[row : row + 1] for name, value in inputs.items()})
+        torch.testing.assert_close(together[row : row + 1], alone)
+
+
+@pytest.mark.parametrize("family", ["bert_mlm", "bert_sequence", "modernbert_mlm", "vit_image"])
+def test_stage_2_calibrates(family: str) -> None:
+    model = snn(family, timesteps=2, levels=3)
+    inputs = inputs_for(model, 4, 9)
+    with as_qcfs(model):
+        target = out(model, **inputs)
+    before = (out(model, **inputs) - target).square().mean()
+    fas.calibrate(model, [inputs], CalibrationOptions(align_steps=2, global_steps=2))
+    assert (out(model, **inputs) - target).square().mean() < before
