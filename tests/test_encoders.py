@@ -8,10 +8,11 @@ import pytest
 import torch
 from tiny import COVERAGES, ENCODERS, inputs_for, snn, tokens
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import CLIPConfig, CLIPModel, PreTrainedModel, SiglipConfig, SiglipModel
 
 import fas
 from fas.calibration import CalibrationOptions
+from fas.models import find_segments
 from fas.runtime.control import as_qcfs, at_time, clock_of, sites_of
 from fas.runtime.events import EventExecutor
 from fas.runtime.spikes import counting
@@ -21,7 +22,12 @@ CODINGS = {
     "rate": {"coding": "rate", "timesteps": 4},
     "rate_step": {"coding": "rate", "rows": "step", "timesteps": 3},
 }
-POOLED = ("bert_sequence", "bert_choice")
+HEADS = {  # sites of the segment behind its blocks
+    "bert_sequence": {"linear": {"pooler_input"}},
+    "bert_choice": {"linear": {"pooler_input"}},
+    "siglip_text": {"linear": {"head_input"}},
+    "siglip_image": {"ffn": {"head_ffn_hidden"}, "linear": {"head_ffn_input", "head_ffn_hidden"}},
+}
 encoders = pytest.mark.parametrize("family", ENCODERS)
 every = pytest.mark.parametrize(
     ("family", "coverage", "coding"), [(f, v, c) for f in ENCODERS for v in COVERAGES for c in CODINGS]
@@ -46,9 +52,9 @@ def spikes_of(model: PreTrainedModel, **inputs: Tensor) -> dict[str, Tensor]:
 @encoders
 def test_site_counts(family: str, coverage: str) -> None:
     sites = sites_of(snn(family, coverage))
-    pooler = family in POOLED and coverage == "linear"
-    assert len(sites) == (2 if coverage == "ffn" else 8) + pooler
-    assert pooler == any(name.endswith("pooler_input") for name in sites)
+    heads = HEADS.get(family, {}).get(coverage, set())
+    assert len(sites) == (2 if coverage == "ffn" else 8) + len(heads)
+    assert {name.rsplit(".", 1)[-1] for name in list(sites)[len(sites) - len(heads) :]} == heads, "behind the blocks"
 
 
 @every
@@ -137,3 +143,29 @@ def test_stage_2_calibrates(family: str) -> None:
     before = (out(model, **inputs) - target).square().mean()
     fas.calibrate(model, [inputs], CalibrationOptions(align_steps=2, global_steps=2))
     assert (out(model, **inputs) - target).square().mean() < before
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_both_towers_of_a_contrastive_model_spike(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain = {"hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = plain | {
+        "vocab_size": 97,
+        "max_position_embeddings": 64,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 2,
+    }
+    towers = {"text_config": text, "vision_config": plain | {"image_size": 12, "patch_size": 4}}
+    ann = CLIPModel(CLIPConfig(**towers)) if family == "clip" else SiglipModel(SiglipConfig(**towers))
+    inputs = {"input_ids": tokens(3, 7), "pixel_values": torch.randn(2, 3, 12, 12)}
+    model = fas.convert(fas.prepare(ann.eval(), fas.SpikingConfig(levels=4), [inputs]))
+    assert len(find_segments(model)) == 2
+    assert len(sites_of(model)) == {"clip": 16, "siglip": 19}[family]
+    with torch.no_grad():
+        logits = model(**inputs).logits_per_image
+    assert logits.shape == (2, 3)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits_per_image, logits)

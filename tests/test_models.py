@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import COVERAGES, FAMILIES, SITES, VOCAB, ann, qcfs_model, tokens
@@ -10,7 +14,7 @@ from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadMo
 
 import fas
 from fas.errors import DataError, FasError, UnsupportedModelError
-from fas.models import find_placements, find_segments, supported
+from fas.models import REGISTRY, find_placements, find_segments, supported
 from fas.neurons import Site
 from fas.runtime.control import clock_of, sites_of
 
@@ -114,3 +118,17 @@ def test_preparing_twice_or_without_data_is_refused() -> None:
         fas.prepare(ann("gpt2"), fas.SpikingConfig(), [])
     with pytest.raises(FasError, match="convert it first"):
         fas.convert(ann("gpt2"))
+
+
+def test_the_worked_example_of_the_docs_is_the_family_that_ships(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "adding-a-family.md").read_text(encoding="utf-8")
+    listing, declaration = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(textwrap.dedent(listing), {})
+    assert "gpt_neox.layers.0.attention.query_key_value Linear" in capsys.readouterr().out
+    shipped = REGISTRY["GPTNeoXModel"]
+    try:
+        exec(textwrap.dedent(declaration), {})
+        assert REGISTRY["GPTNeoXModel"] == shipped
+        assert REGISTRY["GPTNeoXModel"] is not shipped
+    finally:
+        REGISTRY["GPTNeoXModel"] = shipped

@@ -11,6 +11,10 @@ from transformers import (
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
+    CLIPConfig,
+    CLIPForImageClassification,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
     DistilBertConfig,
     DistilBertForMaskedLM,
     DistilBertForSequenceClassification,
@@ -41,6 +45,10 @@ from transformers import (
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaForSequenceClassification,
+    SiglipConfig,
+    SiglipForImageClassification,
+    SiglipTextConfig,
+    SiglipTextModel,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -88,7 +96,7 @@ def ann(family: str, seed: int = 0, **settings: object) -> PreTrainedModel:
     """An untrained model of two layers; weights are larger than transformers' and biases are not zero."""
     torch.manual_seed(seed)
     model_class, config_class, own = (DECODERS | ENCODERS)[family]
-    model = model_class(config_class(**({} if config_class is ViTConfig else _SPECIAL) | own | settings))
+    model = model_class(config_class(**(_SPECIAL if "vocab_size" in config_class().to_dict() else {}) | own | settings))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -120,13 +128,17 @@ ENCODERS: dict[str, tuple[type, type, dict[str, object]]] = {
     "modernbert_mlm": (ModernBertForMaskedLM, ModernBertConfig, _MODERN),
     "modernbert_sequence": (ModernBertForSequenceClassification, ModernBertConfig, _MODERN),
     "vit_image": (ViTForImageClassification, ViTConfig, _PATCHES),
+    "clip_image": (CLIPForImageClassification, CLIPConfig, {"vision_config": _PATCHES, "num_labels": 5}),
+    "clip_text": (CLIPTextModelWithProjection, CLIPTextConfig, _PLAIN | {"projection_dim": 16}),
+    "siglip_image": (SiglipForImageClassification, SiglipConfig, {"vision_config": _PATCHES, "num_labels": 5}),
+    "siglip_text": (SiglipTextModel, SiglipTextConfig, _PLAIN),
 }
 
 
 def inputs_for(model: PreTrainedModel, batch: int = 3, length: int = 7, seed: int = 1) -> dict[str, Tensor]:
     """Arguments of any tiny model: tokens, two choices of them, or images."""
     if model.main_input_name == "pixel_values":
-        size = (batch, 3, model.config.image_size, model.config.image_size)
+        size = (batch, 3, _PATCHES["image_size"], _PATCHES["image_size"])
         return {"pixel_values": torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=model.dtype)}
     ids = tokens(batch, length, seed)
     return {"input_ids": torch.stack([ids, ids.flip(1)], 1) if "MultipleChoice" in type(model).__name__ else ids}

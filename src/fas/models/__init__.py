@@ -2,6 +2,7 @@
 
 from fas.models import (  # noqa: F401  (importing a family registers it)
     bert,
+    clip,
     distilbert,
     gemma2,
     gemma3,
@@ -15,6 +16,7 @@ from fas.models import (  # noqa: F401  (importing a family registers it)
     qwen2,
     qwen3,
     roberta,
+    siglip,
     vit,
 )
 from fas.models.family import REGISTRY, Family, SiteSpec, register, supported

@@ -24,6 +24,16 @@ BERT_PARTS = (
     "Embeddings", "Encoder", "Attention", "SelfAttention", "SelfOutput", "Intermediate", "Output", "Pooler",
 )  # fmt: skip
 
+# pre-norm encoder of CLIP's towers
+CLIP_BLOCK = (
+    SiteSpec("attention_input", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    SiteSpec("attention_output", ("self_attn.out_proj",)),
+    SiteSpec("ffn_input", ("mlp.fc1",)),
+    SiteSpec("ffn_hidden", ("mlp.fc2",), coverage="ffn", signed=False, replaces="mlp.activation_fn"),
+)
+# patch embeddings: real-valued pixels go in, so they stay analog
+CONVOLUTION = frozenset({"Conv2d"})
+
 
 def classes(prefix: str, *parts: str) -> frozenset[str]:
     """Class names of one family that stay analog.

@@ -1,7 +1,7 @@
 """ViT: pre-norm encoder of image patches, a pooler on the first one; the patch embedding stays analog."""
 
 from fas.models.family import Family, SiteSpec, register
-from fas.models.shapes import classes
+from fas.models.shapes import CONVOLUTION, classes
 
 register(
     Family(
@@ -15,6 +15,6 @@ register(
             SiteSpec("ffn_hidden", ("mlp.fc2",), coverage="ffn", signed=False, replaces="mlp.activation_fn"),
         ),
         segment_sites=(SiteSpec("pooler_input", ("pooler.dense",), optional=True, last=True),),
-        analog=classes("ViT", "Embeddings", "PatchEmbeddings", "Attention", "MLP", "Pooler") | {"Conv2d"},
+        analog=classes("ViT", "Embeddings", "PatchEmbeddings", "Attention", "MLP", "Pooler") | CONVOLUTION,
     )
 )

@@ -21,7 +21,7 @@ from fas.errors import FasError
 NAME = "fas_events"
 
 # Arguments that change what attention computes; leaving one out would be silent nonsense.
-_UNKNOWN = ("position_bias", "softcap", "s_aux", "sinks")
+_UNKNOWN = ("position_bias", "s_aux", "sinks")
 
 
 class RunningProduct:
@@ -67,6 +67,7 @@ def event_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Transformers' contract: ``query`` ``[B, H, S, D]``, keys and values ``[B, Hkv, S, D]`` to ``[B, S, H, D]``.
@@ -80,6 +81,8 @@ def event_attention(
     groups = query.shape[1] // key.shape[1]
     key, value = (entry.repeat_interleave(groups, dim=1) for entry in (key, value))
     scores = state.scores(query, key.transpose(-1, -2)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
     if attention_mask is None:
         probabilities = _softmax(scores)
     else:
