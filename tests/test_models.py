@@ -13,7 +13,7 @@ from torch import nn
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Model
 
 import fas
-from fas.errors import DataError, FasError, UnsupportedModelError
+from fas.errors import ConfigError, DataError, FasError, UnsupportedModelError
 from fas.models import REGISTRY, find_placements, find_segments, supported
 from fas.neurons import Site
 from fas.runtime.control import clock_of, sites_of
@@ -132,3 +132,47 @@ def test_the_worked_example_of_the_docs_is_the_family_that_ships(capsys: pytest.
         assert REGISTRY["GPTNeoXModel"] is not shipped
     finally:
         REGISTRY["GPTNeoXModel"] = shipped
+
+
+@pytest.mark.parametrize(
+    ("selection", "left"),
+    [
+        ({"targets": ("transformer.h.1.ffn_hidden",)}, ["transformer.h.1.ffn_hidden"]),
+        ({"targets": (r"re:.*\.attention_(input|output)",), "ignore": (r"re:transformer\.h\.0\..*",)},
+         ["transformer.h.1.attention_input", "transformer.h.1.attention_output"]),
+        ({"ignore": (r"re:.*ffn_hidden", "transformer.h.0.ffn_input")},
+         ["transformer.h.0.attention_input", "transformer.h.0.attention_output", "transformer.h.1.attention_input",
+          "transformer.h.1.attention_output", "transformer.h.1.ffn_input"]),
+    ],
+)  # fmt: skip
+def test_targets_and_ignored_sites(selection: dict[str, tuple[str, ...]], left: list[str], tmp_path: Path) -> None:
+    model = fas.convert(qcfs_model("gpt2", "linear", **selection))
+    assert list(sites_of(model)) == left
+    kept = (
+        isinstance(model.transformer.h[0].mlp.act, nn.Identity),
+        isinstance(model.transformer.h[1].mlp.act, nn.Identity),
+    )
+    assert kept == tuple(f"transformer.h.{i}.ffn_hidden" in left for i in (0, 1)), (
+        "an ignored unit leaves the activation"
+    )
+    with torch.no_grad():
+        expected = model(tokens()).logits
+        hidden = model.transformer(tokens()).last_hidden_state
+        model.save_pretrained(tmp_path)
+        assert torch.equal(GPT2LMHeadModel.from_pretrained(tmp_path)(tokens()).logits, expected)
+        assert torch.equal(GPT2Model.from_pretrained(tmp_path)(tokens()).last_hidden_state, hidden)
+    with pytest.raises(FasError, match="belong to Stage 1"):
+        model.set_timesteps(4, ignore=("another",))
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        ({"targets": ("h.1.ffn",)}, r"targets: 'h\.1\.ffn' matches no site; sites are named like transformer\.h\.0\."),
+        ({"ignore": ("re:(",)}, r"ignore: 're:\(' is no regular expression"),
+        ({"ignore": ("re:.*",)}, r"ignore \['re:\.\*'\] leave none of the 8 sites"),
+    ],
+)
+def test_a_selection_that_selects_nothing_is_refused(selection: dict[str, tuple[str, ...]], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        qcfs_model("gpt2", "linear", **selection)

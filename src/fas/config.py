@@ -47,6 +47,10 @@ class SpikingConfig(BaseModel):
     """``synchronous``: all layers advance together; ``layerwise``: a layer fires after its whole input (T = L)."""
     rotation: Rotation = "hadamard"
     """``hadamard``: products of gated FFNs, which have heavy tails, are rotated (analog additions) before they spike."""
+    targets: tuple[str, ...] = ()
+    """Sites that spike, of those of the coverage: exact names, or ``re:`` and what the whole name matches; () is all."""
+    ignore: tuple[str, ...] = ()
+    """Sites that stay analog, named in the same way."""
     cache: CacheKind = "exact"
     """Key/value cache: ``exact`` keeps every timestep of past tokens, ``settled`` only their last (T times less)."""
 

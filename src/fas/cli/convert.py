@@ -27,7 +27,7 @@ def _flag(name: str, help: str, panel: str | None = None, *spelling: str) -> Any
     """The option for one field of `ConvertOptions`, which alone knows the default: None means that it was not given."""
     default = _DEFAULTS.get(name)
     if isinstance(default, tuple):
-        default = ",".join(map(str, default))
+        default = ",".join(map(str, default)) or None
     shown = "" if default is None or default is MISSING or isinstance(default, bool) else f" (default {default})"
     return typer.Option(*spelling, help=help.removesuffix(".") + shown + ".", rich_help_panel=panel, show_default=False)
 
@@ -47,6 +47,11 @@ def command(
     rotation: Annotated[
         str | None, _flag("rotation", "hadamard rotates the heavy-tailed products of gated FFNs, or none.", _SNN)
     ] = None,
+    targets: Annotated[
+        list[str] | None,
+        _flag("targets", "Only these sites spike: names as fas inspect shows them, or re:PATTERN.", _SNN),
+    ] = None,
+    ignore: Annotated[list[str] | None, _flag("ignore", "These sites stay analog; named like targets.", _SNN)] = None,
     stage1: Annotated[str | None, _flag("stage1", "full, or none: a training-free conversion.", _STAGE1)] = None,
     stage1_steps: Annotated[int | None, _flag("stage1_steps", "Optimizer steps; else by model size.", _STAGE1)] = None,
     batch_size: Annotated[int | None, _flag("batch_size", "Sequences in a batch.", _STAGE1)] = None,
@@ -79,6 +84,7 @@ def command(
     from fas.cli.session import print_json, session
 
     flags["codings"] = words_in(flags.pop("coding"))
+    flags |= {name: tuple(flags[name]) for name in ("targets", "ignore") if flags[name]}
     flags["timesteps"] = numbers_in(timesteps, "--timesteps")
     flags["steps"] = numbers_in([steps] if steps else None, "--steps")
     with session(quiet) as progress:
@@ -116,7 +122,7 @@ def _read_recipe(path: Path, known: list[str]) -> dict[str, Any]:
         raise ConfigError(f"{path} must have lines of the form 'coverage: linear'")
     if "coding" in values:
         values["codings"] = values.pop("coding")
-    for name in {"codings", "timesteps", "steps"} & set(values):
+    for name in {"codings", "timesteps", "steps", "targets", "ignore"} & set(values):
         values[name] = values[name] if isinstance(values[name], list) else [values[name]]
     unknown = sorted(set(map(str, values)) - set(known))
     if unknown:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from fas.config import SpikingConfig
 from fas.conversion.description import describe
 from fas.errors import FasError
-from fas.models import Placement, find_placements, find_segments
+from fas.models import Placement, Plan
 from fas.neurons import Clock, Site
 from fas.neurons.clock import Stage
 from fas.neurons.rotation import rotate
@@ -20,18 +20,13 @@ from fas.runtime.folding import fold_segment, silence_dropout
 from fas.runtime.hooks import SiteHook
 
 
-def install(model: PreTrainedModel, config: SpikingConfig, stage: Stage) -> list[Site]:
-    """Add the sites of ``config.coverage`` to ``model`` in place and return them in the order in which they run.
-
-    Raises `UnsupportedModelError` before anything is changed where a family does not account for the model.
-    """
+def install(model: PreTrainedModel, plan: Plan, config: SpikingConfig, stage: Stage) -> list[Site]:
+    """Add the sites of ``plan`` to ``model`` in place and return them in the order in which they run."""
     if any(isinstance(module, Site) for module in model.modules()):
         raise FasError(f"{type(model).__name__} has spiking sites already; start from the original model")
-    segments = find_segments(model)
-    plans = [(segment, find_placements(segment, config.coverage)) for segment in segments]
     clock = Clock(config=config, stage=stage)
     sites: list[Site] = []
-    for segment, placements in plans:
+    for segment, placements in plan:
         sites += [_place(placement, clock, len(sites) + i) for i, placement in enumerate(placements)]
         fold_segment(segment, clock)
         if stage == "snn":

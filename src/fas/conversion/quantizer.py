@@ -14,6 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 from fas.conversion.description import FasQuantizationConfig
 from fas.conversion.install import install
 from fas.errors import CheckpointError
+from fas.models import listed
 from fas.neurons import Site
 
 PARAMETER_NAMES = ("log_scale", "log_threshold", "v_init", "a_init", "steps")
@@ -29,7 +30,9 @@ class FasQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         description = cast(FasQuantizationConfig, self.quantization_config)
-        sites = install(model, description.spiking_config(), stage=description.stage)  # type: ignore[arg-type]
+        config = description.spiking_config()
+        plan = listed(model, config, description.sites)
+        sites = install(model, plan, config, stage=description.stage)  # type: ignore[arg-type]
         for site in sites:
             for key in description.neurons:
                 site.add_parameters(key)

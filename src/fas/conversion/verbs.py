@@ -11,7 +11,7 @@ from fas.config import SpikingConfig
 from fas.conversion.description import describe
 from fas.conversion.install import absorb, install, rotate_reader
 from fas.conversion.scales import mean_error, mmse_scale, sample_inputs
-from fas.models import find_placements, find_segments
+from fas.models import find_segments, planned
 from fas.runtime.control import clock_of
 from fas.runtime.folding import silence_dropout
 
@@ -22,12 +22,13 @@ def prepare(model: Model, config: SpikingConfig, batches: Iterable[Mapping[str, 
     """Turn ``model`` into its QCFS model, in place: Stage 1's starting point, to be trained with any Trainer.
 
     ``batches`` are keyword arguments of the model (``input_ids`` ``[B, S]`` …) on which the initial scale of every site
-    is fitted per channel by least squared error. Raises `UnsupportedModelError` for an unknown architecture and
-    `DataError` without batches, before the model is changed.
+    is fitted per channel by least squared error. Raises `UnsupportedModelError` for an unknown architecture, `ConfigError`
+    for targets or ignored names that match no site and `DataError` without batches, before the model is changed.
     """
-    placements = [p for segment in find_segments(model) for p in find_placements(segment, config.coverage)]
+    plan = planned(model, config)
+    placements = [place for _, places in plan for place in places]
     samples = sample_inputs(model, placements, config, batches)
-    sites = install(model, config, stage="qcfs")
+    sites = install(model, plan, config, stage="qcfs")
     for site in sites:
         scale = mmse_scale(samples[site.name], config.levels, site.signed)
         site.log_scale.data.copy_(scale.log())

@@ -21,15 +21,19 @@ from fas.models import (  # noqa: F401  (importing a family registers it)
 )
 from fas.models.family import REGISTRY, Family, SiteSpec, register, supported
 from fas.models.find import Placement, Segment, find_placements, find_segments
+from fas.models.select import Plan, listed, planned
 
 __all__ = [
     "REGISTRY",
     "Family",
     "Placement",
+    "Plan",
     "Segment",
     "SiteSpec",
     "find_placements",
     "find_segments",
+    "listed",
+    "planned",
     "register",
     "supported",
 ]

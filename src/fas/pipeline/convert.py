@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fas.models import find_placements, find_segments
+from fas.models import planned
 from fas.pipeline.load import block_length, load_ann
 from fas.pipeline.measure import EVALUATION_BATCH, dense_row, layerwise_target, qcfs_row, spiking_row
 from fas.pipeline.options import ConvertOptions
@@ -32,8 +32,7 @@ def run_conversion(options: ConvertOptions, progress: Progress | None = None) ->
     """
     progress, start = progress or Silent(), time.time()
     ann, tokenizer = load_ann(options.model, options.device)
-    for segment in find_segments(ann):  # an unsupported model is refused before anything is trained
-        find_placements(segment, options.coverage)
+    planned(ann, options.configurations()[0])  # an unsupported model is refused before anything is trained
     text = load_text(options.data, options.eval_data)
     length = block_length(ann, options.length)
     blocks = [
@@ -54,7 +53,7 @@ def run_conversion(options: ConvertOptions, progress: Progress | None = None) ->
     decision = train_control(run, ann)
     train_qcfs(run, ann, decision)
     del ann
-    for target in options.targets() if options.stage2 else ():
+    for target in options.configurations() if options.stage2 else ():
         calibrate_for(run, target)
     rows = [*_dense_rows(run, decision), *_spiking_rows(run)]
     results = Results(options.model, options.data, options.seed, rows)
@@ -65,7 +64,9 @@ def run_conversion(options: ConvertOptions, progress: Progress | None = None) ->
         "data": options.data, "eval_data": options.eval_data, "length": length, "sequences": len(evaluation),
     }  # fmt: skip
     if options.stage2:  # relative error of each layer's readout: uncalibrated, after coarse, after fine
-        results.extra["layer_errors"] = {t.neuron_key: workspace.read_json(stage_of(t)) for t in options.targets()}
+        results.extra["layer_errors"] = {
+            t.neuron_key: workspace.read_json(stage_of(t)) for t in options.configurations()
+        }
     if resumed:
         results.extra["seconds_of"] = "the last leg of an interrupted run"
     workspace.finish(lambda folder: _assemble(run, results, folder))
@@ -88,11 +89,13 @@ def _spiking_rows(run: Run) -> list[Row]:
     options = run.options
     model = spiking_model(run, calibrated=True)
     rows = [_kept(run, "row-qcfs", lambda: qcfs_row(model, run.evaluation, EVALUATION_BATCH, run.progress))]
-    plan = [(model, layerwise_target(options.targets()[0]), "row-layerwise")]
-    plan += [(model, target, f"row-{target.coding}-{target.timesteps}") for target in options.targets()]
+    plan = [(model, layerwise_target(options.configurations()[0]), "row-layerwise")]
+    plan += [(model, target, f"row-{target.coding}-{target.timesteps}") for target in options.configurations()]
     if options.before_stage2 and options.stage2:
         plain = spiking_model(run, calibrated=False)
-        plan += [(plain, target, f"row-{target.coding}-{target.timesteps}-before") for target in options.targets()]
+        plan += [
+            (plain, target, f"row-{target.coding}-{target.timesteps}-before") for target in options.configurations()
+        ]
     for spiking, target, stage in plan:
         rows.append(
             _kept(

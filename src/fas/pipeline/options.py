@@ -33,6 +33,8 @@ class ConvertOptions:
     steps: tuple[int, ...] | None = None
     rows: Rows = "mean"
     rotation: Rotation = "hadamard"
+    targets: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
     stage1: Literal["full", "none"] = "full"
     stage1_steps: int | None = None
     batch_size: int = 8
@@ -75,9 +77,9 @@ class ConvertOptions:
             raise ConfigError(
                 f"steps {list(self.steps)} fit no target: they need coding sigma_delta and timesteps {len(self.steps)}"
             )
-        self.targets()  # validates every combination
+        self.configurations()  # validates every combination
 
-    def targets(self) -> list[SpikingConfig]:
+    def configurations(self) -> list[SpikingConfig]:
         """The configurations of the SNN that are calibrated and measured; the first is what the folder loads as."""
         return [
             SpikingConfig(
@@ -88,6 +90,8 @@ class ConvertOptions:
                 steps=self.steps if coding == "sigma_delta" and self.steps and len(self.steps) == timesteps else None,
                 rows=self.rows if coding == "rate" else "mean",
                 rotation=self.rotation,
+                targets=self.targets,
+                ignore=self.ignore,
             )
             for coding in self.codings
             for timesteps in self.timesteps

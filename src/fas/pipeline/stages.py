@@ -86,7 +86,7 @@ def train_qcfs(run: Run, ann: PreTrainedModel, decision: dict[str, Any]) -> None
     options = run.options
     set_seed(options.seed)
     model, _ = load_ann(options.model, options.device)
-    prepare(model, options.targets()[0], run.calibration_batches(size=16))
+    prepare(model, options.configurations()[0], run.calibration_batches(size=16))
     if options.stage1 == "full":
         settings = _stage1_options(options, ann)
         if options.distill is None:
@@ -137,7 +137,7 @@ def calibrate_for(run: Run, target: SpikingConfig) -> None:
 
 def spiking_model(run: Run, calibrated: bool) -> PreTrainedModel:
     """The SNN with the neurons of every finished calibration, in the asked dtype."""
-    targets = run.options.targets()
+    targets = run.options.configurations()
     model = convert(run.load("qcfs"))
     if calibrated and run.options.stage2:
         values: dict[str, Tensor] = {}

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fas.config import SpikingConfig
 from fas.errors import FasError
-from fas.models import Placement, Segment, find_placements, find_segments
+from fas.models import Placement, Segment, planned
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.Dropout, nn.Identity)
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -83,13 +83,11 @@ def inspect_model(name: str, place: str, coverage: str | None, workload: Workloa
     """
     config, converted = _configuration(name, place)
     spiking = converted.get("spiking", {})
-    settled = SpikingConfig(
-        coverage=coverage or spiking.get("coverage", "linear"), rotation=spiking.get("rotation", "hadamard")
-    )
+    kept = {name: spiking[name] for name in ("rotation", "targets", "ignore") if name in spiking}
+    settled = SpikingConfig(coverage=coverage or spiking.get("coverage", "linear"), **kept)
     model = _skeleton(name, config)
-    segments = find_segments(model)
-    placed = [(segment, find_placements(segment, settled.coverage)) for segment in segments]
-    placements = [place for _, places in placed for place in places]
+    plan = planned(model, settled)
+    segments, placements = [segment for segment, _ in plan], [place for _, places in plan for place in places]
     macs = _macs(model, segments, placements)
     return Inspection(
         model=name,

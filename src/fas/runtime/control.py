@@ -45,9 +45,9 @@ class SetTimesteps:
             changes["timesteps"] = timesteps
         known = sorted(self.sites[0].neurons)
         config = clock.config.replaced(**changes).closest(known, changes)
-        fixed = ("coverage", "levels", "rotation")
+        fixed = ("coverage", "levels", "rotation", "targets", "ignore")
         if any(getattr(config, name) != getattr(clock.config, name) for name in fixed):
-            raise FasError("coverage, levels and rotation belong to Stage 1; convert anew to change them")
+            raise FasError(f"{', '.join(fixed)} belong to Stage 1; convert anew to change them")
         clock.config = config
         self.changed(self.model)
         if config.folds_time and known and config.neuron_key not in known:
