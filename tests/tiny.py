@@ -65,6 +65,8 @@ _PLAIN = {
 }  # fmt: skip
 _GROUPED = _PLAIN | {"num_key_value_heads": 2}
 _GEMMA = _GROUPED | {"head_dim": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+# older transformers take sdpa for it, which leaves soft-capping out
+_GEMMA2 = _GEMMA | {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0, "attn_implementation": "eager"}
 _OPT = {
     "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
 }  # fmt: skip
@@ -79,7 +81,7 @@ DECODERS: dict[str, tuple[type, type, dict[str, object]]] = {
     "mistral": (MistralForCausalLM, MistralConfig, _GROUPED | {"sliding_window": 4}),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, _GROUPED),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, _GROUPED | {"head_dim": 8}),
-    "gemma2": (Gemma2ForCausalLM, Gemma2Config, _GEMMA | {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0}),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config, _GEMMA2),
     "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, _GEMMA | {"query_pre_attn_scalar": 8}),
     "phi3": (Phi3ForCausalLM, Phi3Config, _GROUPED),
 }

@@ -54,6 +54,7 @@ class FasQuantizer(HfQuantizer):
                 "neuron parameters must be finite, thresholds positive, a_init integer, steps powers of two; "
                 f"wrong in {broken[:3]}"
             )
+        _unify(model)
         _align(model)
         return model
 
@@ -90,6 +91,13 @@ def _is_valid(name: str, parameter: torch.Tensor) -> bool:
     if name.endswith("steps"):
         return bool((parameter >= 1).all()) and torch.equal(parameter, torch.exp2(parameter.log2().round()))
     return not name.endswith(("log_scale", "log_threshold")) or bool((parameter.exp() > 0).all())
+
+
+def _unify(model: PreTrainedModel) -> None:
+    """Give the head the dtype of the embedding: transformers 5.15–5.18 leave a head that they rename as it was stored."""
+    head = model.get_output_embeddings()
+    if head is not None:
+        head.to(model.get_input_embeddings().weight.dtype)
 
 
 def _align(model: PreTrainedModel) -> None:

@@ -25,7 +25,6 @@ def block_of(width: int) -> int:
     return min(width & -width, LARGEST_BLOCK)
 
 
-@lru_cache(maxsize=32)
 def _hadamard(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Sylvester's matrix ``[size, size]``, scaled to be orthogonal; it is symmetric, hence its own inverse."""
     matrix = torch.ones(1, 1, dtype=torch.float64)
@@ -34,8 +33,13 @@ def _hadamard(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return (matrix / size**0.5).to(device, dtype)
 
 
+_kept_hadamard = lru_cache(maxsize=32)(_hadamard)
+
+
 def rotate(x: Tensor, block: int) -> Tensor:
     """``x`` ``[…, C]`` with each ``block`` of channels rotated; applied twice it gives ``x`` back."""
     if block <= 1:
         return x
-    return (x.unflatten(-1, (-1, block)) @ _hadamard(block, x.dtype, x.device)).flatten(-2)
+    # a compiler folds the constant by itself, and warns of a function that caches
+    matrix = _hadamard if torch.compiler.is_compiling() else _kept_hadamard
+    return (x.unflatten(-1, (-1, block)) @ matrix(block, x.dtype, x.device)).flatten(-2)
