@@ -66,6 +66,8 @@ OTHERS = [(f, COVERAGES[i % 2], list(TIMES)[i % 3], True) for i, f in enumerate(
 def test_events_equal_folded_run_in_fp64(family: str, coverage: str, time: str, calibrated: bool) -> None:
     model = snn(family, coverage).double()
     model.set_timesteps(**TIMES[time])
+    if family == "gemma2":
+        model.set_attn_implementation("eager")  # older transformers take sdpa, which leaves soft-capping out
     if calibrated:
         perturb(model)
     ids = tokens(3, 7)

@@ -65,8 +65,7 @@ _PLAIN = {
 }  # fmt: skip
 _GROUPED = _PLAIN | {"num_key_value_heads": 2}
 _GEMMA = _GROUPED | {"head_dim": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
-# older transformers take sdpa for it, which leaves soft-capping out
-_GEMMA2 = _GEMMA | {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0, "attn_implementation": "eager"}
+_GEMMA2 = _GEMMA | {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0}
 _OPT = {
     "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
 }  # fmt: skip
