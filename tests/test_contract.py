@@ -163,7 +163,11 @@ def test_damaged_neuron_parameters_are_refused_by_name(name: str, damage: str, t
         ("spiking", {"version": 2}, "format version 2"),
         ("stage", "ann", "stage is 'ann'"),
         ("future", 1, r"describes \['future'\]"),
-        ("sites", {"transformer.h.0.ffn_input": 32}, "describes 1 sites and this model has 8"),
+        (
+            "sites",
+            {"transformer.h.0.ffn_input": 32},
+            "neuron parameters of sites that its config.json does not describe",
+        ),
     ],
 )
 def test_foreign_descriptions_are_refused(entry: str, value: Any, message: str, tmp_path: Path) -> None:

@@ -108,12 +108,15 @@ def _align(model: PreTrainedModel) -> None:
 
 
 def _require_parameters(model: PreTrainedModel, files: Iterable[str] | None) -> None:
-    """Parameters that a checkpoint lacks would be uninitialised memory after loading: refuse them by name."""
+    """Parameters that a checkpoint lacks would be uninitialised memory after loading: refuse them by name.
+
+    Those that belong to no site that it describes would be dropped, and that site would be analog: refuse them too.
+    """
     stored: Counter[str] = Counter()
     for file in files or ():
         with safe_open(file, framework="pt") as opened:
-            stored.update(map(_place, opened.keys()))
-    if not stored:
+            stored.update(_place(name) for name in opened.keys() if ".sites." in name)  # noqa: SIM118
+    if not files:
         return
     missing = []
     for name in model.state_dict():
@@ -124,6 +127,12 @@ def _require_parameters(model: PreTrainedModel, files: Iterable[str] | None) -> 
         raise CheckpointError(
             f"the checkpoint lacks {len(missing)} neuron parameters, first {missing[0]}; it was not saved by "
             "save_pretrained of a converted model, or it is damaged"
+        )
+    homeless = [place for place, count in stored.items() if count > 0]
+    if homeless:
+        raise CheckpointError(
+            f"the checkpoint holds {len(homeless)} neuron parameters of sites that its config.json does not describe, "
+            f"first {homeless[0]}; it is damaged"
         )
 
 
