@@ -158,7 +158,7 @@ def test_dictionary_round_trip(values: dict[str, Any]) -> None:
 def test_newer_version_is_refused() -> None:
     with pytest.raises(CheckpointError, match="version 2, this FAS reads up to 1; upgrade"):
         SpikingConfig.from_dict({"version": CONFIG_VERSION + 1, "something_new": True})
-    assert SpikingConfig.from_dict({}) == SpikingConfig()
+    assert SpikingConfig.from_dict({}) == SpikingConfig(rotation="none")
 
 
 def test_calibrated_neurons_are_found_by_coding_and_time() -> None:
@@ -170,3 +170,10 @@ def test_calibrated_neurons_are_found_by_coding_and_time() -> None:
     assert config.replaced(coding="rate", timesteps=8).closest(keys).rows == "step"
     for key in keys:
         assert config.for_key(key).neuron_key == key
+
+
+def test_a_checkpoint_without_rotation_was_not_rotated() -> None:
+    old = SpikingConfig().model_dump(mode="json")
+    del old["rotation"]
+    assert SpikingConfig.from_dict(old).rotation == "none"
+    assert SpikingConfig.from_dict(SpikingConfig().model_dump(mode="json")).rotation == "hadamard"

@@ -146,7 +146,9 @@ class SpikingConfig(BaseModel):
             raise CheckpointError(
                 f"the checkpoint has format version {version}, this FAS reads up to {CONFIG_VERSION}; upgrade fas-snn"
             )
-        return cls(**values)
+        return cls(
+            **{"rotation": "none"} | values
+        )  # a checkpoint that names no rotation was written before there was one
 
 
 def steps_in(neuron_key: str) -> tuple[int, ...]:

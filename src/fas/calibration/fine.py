@@ -13,7 +13,7 @@ from fas.progress import Progress
 
 LAYER_LR = 5e-3
 GLOBAL_LR = 2e-3
-"""All sites move at once, near the optimum already: larger steps overshoot (docs/log.md)."""
+"""Of the last pass: all sites move at once, from where the layers have already been fitted."""
 
 
 def optimizer_for(parameters: Sequence[NeuronParameters], lr: float) -> torch.optim.Optimizer:
