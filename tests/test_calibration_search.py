@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from fas.calibration import CalibrationOptions, calibrate
 from fas.calibration.coarse import Search, falling_schedules
+from fas.calibration.fine import descend
+from fas.neurons import NeuronParameters
 from fas.runtime.control import sites_of
 
 
@@ -86,3 +88,19 @@ def test_calibrated_schedules_survive_saving_and_are_what_the_event_executor_run
     assert {n: s.count_nonzero().item() for n, s in run.spikes.items()} == {
         n: int(c.by_timestep.sum()) for n, c in folded.sites.items()
     }
+
+
+def test_a_descent_keeps_the_best_point_that_it_passed() -> None:
+    neurons, seen = NeuronParameters(1), []
+    neurons.v_init.data.fill_(0.4)
+
+    def loss_of(batch: int) -> torch.Tensor:
+        if torch.is_grad_enabled():  # pushes on, past the optimum
+            return -neurons.v_init.sum() + 0 * neurons.log_threshold.sum()
+        seen.append(float((neurons.v_init - 0.45).abs()))
+        return torch.tensor(seen[-1])
+
+    before, after = descend([neurons], loss_of, batches=1, steps=5, lr=0.04)
+    assert before == seen[0]
+    assert after == min(seen) < min(before, seen[-1])
+    assert float((neurons.v_init - 0.45).abs()) == pytest.approx(after)

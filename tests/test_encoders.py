@@ -169,3 +169,13 @@ def test_both_towers_of_a_contrastive_model_spike(family: str, tmp_path: Path) -
     loaded = type(model).from_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.equal(loaded(**inputs).logits_per_image, logits)
+
+
+def test_padding_is_not_counted_and_a_pooler_is_one_token_a_sequence() -> None:
+    model = snn("bert_sequence")
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    with counting(model) as spikes:
+        out(model, input_ids=tokens(2, 5), attention_mask=mask)
+    neurons = {name.rsplit(".", 1)[-1]: count.neurons for name, count in spikes.sites.items()}
+    assert neurons["pooler_input"] == 2 * 32
+    assert neurons["attention_input"] == 8 * 32
