@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import COVERAGES, ENCODERS, inputs_for, snn, tokens
+from tiny import BLOCK_SITES, COVERAGES, ENCODERS, inputs_for, snn, tokens
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, PreTrainedModel, SiglipConfig, SiglipModel
 
@@ -22,10 +22,10 @@ CODINGS = {
     "rate": {"coding": "rate", "timesteps": 4},
     "rate_step": {"coding": "rate", "rows": "step", "timesteps": 3},
 }
-HEADS = {  # sites of the segment behind its blocks
-    "bert_sequence": {"linear": {"pooler_input"}},
-    "bert_choice": {"linear": {"pooler_input"}},
-    "siglip_text": {"linear": {"head_input"}},
+HEADS = {  # sites of the segment behind its blocks; with more coverage they stay
+    "bert_sequence": {"ffn": set(), "linear": {"pooler_input"}},
+    "bert_choice": {"ffn": set(), "linear": {"pooler_input"}},
+    "siglip_text": {"ffn": set(), "linear": {"head_input"}},
     "siglip_image": {"ffn": {"head_ffn_hidden"}, "linear": {"head_ffn_input", "head_ffn_hidden"}},
 }
 encoders = pytest.mark.parametrize("family", ENCODERS)
@@ -52,8 +52,9 @@ def spikes_of(model: PreTrainedModel, **inputs: Tensor) -> dict[str, Tensor]:
 @encoders
 def test_site_counts(family: str, coverage: str) -> None:
     sites = sites_of(snn(family, coverage))
-    heads = HEADS.get(family, {}).get(coverage, set())
-    assert len(sites) == (2 if coverage == "ffn" else 8) + len(heads)
+    by_coverage = HEADS.get(family, {})
+    heads = by_coverage.get(coverage, by_coverage.get("linear", set()))
+    assert len(sites) == 2 * BLOCK_SITES[coverage] + len(heads)
     assert {name.rsplit(".", 1)[-1] for name in list(sites)[len(sites) - len(heads) :]} == heads, "behind the blocks"
 
 

@@ -56,7 +56,7 @@ from transformers import (
 import fas
 
 VOCAB = 97
-COVERAGES = ("ffn", "linear")
+COVERAGES = ("ffn", "linear", "attention")
 
 _SPECIAL = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 _PLAIN = {
@@ -88,9 +88,11 @@ FAMILIES = tuple(DECODERS)
 FIRST = ("gpt2", "opt", "opt_projected", "llama")
 """Those on which everything is tested; the others differ from one of them in data only."""
 
-# four sites a block, one of them in the FFN
-SITES = {(family, coverage): 2 if coverage == "ffn" else 8 for family in FAMILIES for coverage in COVERAGES}
-SITES["opt_projected", "linear"] = 10
+# of a block: one site in the FFN; three more linear inputs; four operands of the attention products
+BLOCK_SITES = {"ffn": 1, "linear": 4, "attention": 8}
+SITES = {(family, coverage): 2 * count for family in FAMILIES for coverage, count in BLOCK_SITES.items()}
+SITES["opt_projected", "linear"] += 2
+SITES["opt_projected", "attention"] += 2
 
 
 def ann(family: str, seed: int = 0, **settings: object) -> PreTrainedModel:

@@ -13,7 +13,7 @@ from fas.steps import default_steps, is_complete
 
 CONFIG_VERSION = 1
 
-Coverage = Literal["ffn", "linear"]
+Coverage = Literal["ffn", "linear", "attention"]
 Coding = Literal["rate", "sigma_delta"]
 Rows = Literal["mean", "step"]
 Schedule = Literal["synchronous", "layerwise"]
@@ -32,7 +32,8 @@ class SpikingConfig(BaseModel):
     version: int = CONFIG_VERSION
     """Format of this description; a checkpoint of a newer version is refused."""
     coverage: Coverage = "linear"
-    """Which operands spike: ``ffn`` (input of the FFN down-projection) or ``linear`` (inputs of all linear layers)."""
+    """Which operands spike: ``ffn`` (input of the FFN down-projection), ``linear`` (inputs of all linear layers) or
+    ``attention`` (also query, key, value and probabilities of the attention products)."""
     levels: int = Field(default=8, ge=1, le=1024)
     """L: signed grid {−L…L}, unsigned {0…L}; the step of the grid is λ/L."""
     coding: Coding = "sigma_delta"

@@ -87,9 +87,9 @@ class Search:
                 yield Choice(self.scale * factor, v_init, base.a_init, base.steps)
 
     def _starts(self) -> list[Tensor]:
-        """Tracking may start at zero, or at each channel's typical code (a constant bias, no spike)."""
+        """Tracking may start at zero, or at each channel's typical code (for linear layers a constant bias, no spike)."""
         zero = torch.zeros_like(self.scale)
-        if self.config.coding == "rate":
+        if self.config.coding == "rate" or self.site.role is not None:
             return [zero]
         typical = codes(self.target, self.scale, self.config.levels, self.site.signed).mean(0).round()
         return [zero, typical] if bool(typical.any()) else [zero]

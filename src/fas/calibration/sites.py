@@ -13,6 +13,7 @@ from fas.neurons import Clock, NeuronParameters, Site
 
 # A schedule that settles earlier helps later layers, so it may cost this much relative error of its own layer's readout.
 TOLERANCE = 2e-4
+OPERAND_VALUES = 64
 
 
 def calibrate_site(
@@ -35,8 +36,7 @@ def calibrate_site(
     with torch.no_grad():
         _, inputs = observed(block, index, spiking, [site], clock, outputs=False)
         rows = inputs[site.name].view(clock.config.timesteps, -1, site.width)
-        count = rows.shape[1]
-        picked = torch.linspace(0, count - 1, min(count, search_rows), device=rows.device).long()
+        picked = _search_rows(site, rows, search_rows)
         search = Search(site, rows[:, picked], encodings[picked], _importance(block, site))
         choice, least = _present(parameters), error()
         for refine in (lambda _: search.coarse(), search.per_channel)[: 1 + per_channel]:
@@ -47,6 +47,19 @@ def calibrate_site(
                 choice, least = found, min(now, least)
             else:
                 _put(parameters, choice)
+
+
+def _search_rows(site: Site, rows: Tensor, most: int) -> Tensor:
+    """Which of the rows ``[T, N, C]`` candidates are judged on.
+
+    An attention operand has few channels and many rows: more of those, at random, without the hidden ones (all 0).
+    """
+    count = rows.shape[1]
+    if site.role is None:
+        return torch.linspace(0, count - 1, min(count, most), device=rows.device).long()
+    most = most * max(1, OPERAND_VALUES // site.width)
+    picked = torch.randint(count, (2 * most,), generator=torch.Generator().manual_seed(0)).to(rows.device)
+    return picked[rows[-1, picked].any(-1)][:most]
 
 
 def _present(parameters: NeuronParameters) -> Choice:
@@ -62,7 +75,9 @@ def _put(parameters: NeuronParameters, choice: Choice) -> None:
 
 
 def _importance(block: nn.Module, site: Site) -> Tensor:
-    """Σ over consumers of ‖W_c‖² per input channel ``[C]``."""
+    """Σ over consumers of ‖W_c‖² per input channel ``[C]``; 1 for operands of attention, which no weights read."""
+    if site.role is not None:
+        return torch.ones_like(site.log_scale.detach())
     total = torch.zeros_like(site.log_scale.detach())
     for module in block.modules():
         hooks = module._forward_pre_hooks.values()

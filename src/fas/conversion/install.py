@@ -15,6 +15,7 @@ from fas.models import Placement, Plan
 from fas.neurons import Clock, Site
 from fas.neurons.clock import Stage
 from fas.neurons.rotation import rotate
+from fas.runtime.attention import use_spiking_attention
 from fas.runtime.control import SetTimesteps
 from fas.runtime.folding import fold_segment, silence_dropout
 from fas.runtime.hooks import SiteHook
@@ -28,9 +29,11 @@ def install(model: PreTrainedModel, plan: Plan, config: SpikingConfig, stage: St
     sites: list[Site] = []
     for segment, placements in plan:
         sites += [_place(placement, clock, len(sites) + i) for i, placement in enumerate(placements)]
-        fold_segment(segment, clock)
+        fold_segment(segment, clock, any(p.spec.role is not None for p in placements))
         if stage == "snn":
             silence_dropout(segment.module)
+    if any(site.role is not None for site in sites):
+        use_spiking_attention(model)
     model.set_timesteps = SetTimesteps(sites, model, describe)  # type: ignore[assignment]
     describe(model)
     return sites
@@ -38,14 +41,15 @@ def install(model: PreTrainedModel, plan: Plan, config: SpikingConfig, stage: St
 
 def _place(placement: Placement, clock: Clock, order: int) -> Site:
     spec = placement.spec
-    weight = placement.consumers[0].weight
-    device = weight.device if torch.is_tensor(weight) else None
+    device = next(placement.consumers[0].parameters()).device
     consumers = len(placement.consumers)
     block = placement.rotation(clock.config)
-    site = Site(placement.name, placement.width, spec.signed, consumers, clock, order, block, device)
-    if "sites" not in placement.owner._modules:
-        placement.owner.add_module("sites", nn.ModuleDict())
-    placement.owner.sites[spec.name] = site  # type: ignore[index]
+    site = Site(placement.name, placement.width, spec.signed, consumers, clock, order, block, spec.role, device)
+    if "sites" not in placement.home._modules:
+        placement.home.add_module("sites", nn.ModuleDict())
+    placement.home.sites[spec.role or spec.name] = site  # type: ignore[index]
+    if spec.role is not None:
+        return site  # the attention function finds it
     if spec.replaces is not None:
         placement.owner.set_submodule(spec.replaces, nn.Identity())
     for consumer in placement.consumers:

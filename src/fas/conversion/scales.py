@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from fas.config import SpikingConfig
-from fas.errors import DataError
+from fas.errors import DataError, UnsupportedModelError
 from fas.models import Placement
-from fas.neurons import qcfs
+from fas.neurons import Clock, qcfs
 from fas.neurons.rotation import rotate
+from fas.runtime.attention import use_spiking_attention
 
 SAMPLES_PER_SITE = 4096
 CANDIDATES = 48
@@ -26,6 +28,15 @@ class Samples:
 
     inputs: list[Tensor] = field(default_factory=list)
     targets: list[Tensor] = field(default_factory=list)
+
+    def add_operand(self, x: Tensor, keep: int) -> None:
+        """Random rows of an attention operand ``[…, C]`` (evenly spaced ones would meet the same feature again and again);
+        rows of zeros are hidden ones."""
+        rows = x.detach().flatten(0, -2)
+        picked = rows[torch.randint(len(rows), (2 * keep,), generator=torch.Generator().manual_seed(0)).to(x.device)]
+        picked = picked[picked.any(-1)][:keep].float().cpu()
+        self.inputs.append(picked)
+        self.targets.append(picked)
 
     def add(self, x: Tensor, target: Tensor, keep: int, mask: Tensor | None) -> None:
         x, target = (v.detach().flatten(0, -2).float() for v in (x, target))
@@ -48,8 +59,43 @@ class _Sampler:
         self.samples.add(x, output if self.replaces else x, self.keep, self.mask)
 
 
+class _Tap(nn.Module):
+    """Stands where an attention operand's site will be and lets it pass, sampled."""
+
+    role = "sampled"
+
+    def __init__(self, samples: Samples, keep: int) -> None:
+        super().__init__()
+        self.samples, self.keep = samples, keep
+        self.clock = Clock(SpikingConfig())
+
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        self.samples.add_operand(x, self.keep)
+        return x
+
+
+@contextmanager
+def _tapped(model: PreTrainedModel, operands: list[Placement], found: dict[str, Samples], keep: int) -> Iterator[None]:
+    """Attention by FAS's function, with taps for ``operands``; the model is left as it was."""
+    before = {
+        module: module.config._attn_implementation for module in model.modules() if isinstance(module, PreTrainedModel)
+    }
+    try:
+        if operands:
+            use_spiking_attention(model)
+        for place in operands:
+            taps = place.home._modules.setdefault("sites", nn.ModuleDict())
+            taps[place.spec.role] = _Tap(found[place.name], keep)  # type: ignore[index]
+        yield
+    finally:
+        for place in operands:
+            place.home._modules.pop("sites", None)
+        for module, implementation in before.items():
+            module.config._attn_implementation_internal = implementation
+
+
 def sample_inputs(
-    model: nn.Module, placements: list[Placement], config: SpikingConfig, batches: Iterable[Mapping[str, Any]]
+    model: PreTrainedModel, placements: list[Placement], config: SpikingConfig, batches: Iterable[Mapping[str, Any]]
 ) -> dict[str, Samples]:
     """Run ``batches`` (keyword arguments of the model) through the untouched ANN, sampling what each site will see."""
     listed = list(batches)
@@ -58,21 +104,31 @@ def sample_inputs(
     found: dict[str, Samples] = {}
     samplers = []
     training = model.training
+    keep = max(1, SAMPLES_PER_SITE // len(listed))
+    operands = [place for place in placements if place.spec.role is not None]
     with ExitStack() as stack, torch.no_grad():
         for place in placements:
             samples = found[place.name] = Samples()
+            if place.spec.role is not None:
+                continue
             replaces = place.spec.replaces
             source = place.owner.get_submodule(replaces) if replaces else place.consumers[0]
-            keep = max(1, SAMPLES_PER_SITE // len(listed))
             hook = _Sampler(samples, keep, replaces is not None, place.rotation(config))
             samplers.append(hook)
             stack.callback(source.register_forward_hook(hook).remove)
+        stack.enter_context(_tapped(model, operands, found, keep))
         stack.callback(model.train, training)
         model.eval()
         for batch in listed:
             for hook in samplers:
                 hook.mask = batch.get("attention_mask")
             model(**{key: value for key, value in batch.items() if key != "labels"})
+    unreached = [place.name for place in operands if not found[place.name].inputs]
+    if unreached:
+        raise UnsupportedModelError(
+            f"{unreached[0]}: {type(model).__name__} does not call transformers' attention interface there, so the operands of "
+            "its attention cannot spike; choose coverage='linear'"
+        )
     return found
 
 

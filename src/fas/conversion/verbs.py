@@ -34,7 +34,7 @@ def prepare(model: Model, config: SpikingConfig, batches: Iterable[Mapping[str, 
         site.log_scale.data.copy_(scale.log())
     for placement, site in zip(placements, sites, strict=True):
         left_out = mean_error(samples[site.name], site.scale.cpu(), config.levels, site.signed)
-        for consumer in placement.consumers:
+        for consumer in placement.consumers if placement.spec.role is None else ():
             rotate_reader(consumer, placement.rotation(config))
             if placement.spec.replaces is not None:
                 absorb(consumer, left_out)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fas.config import Coverage
 
-COVERAGE_ORDER: tuple[Coverage, ...] = ("ffn", "linear")
+COVERAGE_ORDER: tuple[Coverage, ...] = ("ffn", "linear", "attention")
+
+Role = Literal["query", "key", "value", "probabilities"]
 
 # Modules of every family that stay analog in the coverages that exist: they act on running values as they are.
 COMMON_ANALOG = frozenset({"ModuleList", "Dropout", "Embedding", "LayerNorm", "Identity"})
@@ -35,6 +38,8 @@ class SiteSpec:
     """Whether this site of a segment runs behind its blocks."""
     optional: bool = False
     """Whether some models of the family lack the consumers."""
+    role: Role | None = None
+    """Operand of an attention product: its one consumer is then the module that calls the attention interface."""
 
     def is_in(self, coverage: Coverage) -> bool:
         return COVERAGE_ORDER.index(self.coverage) <= COVERAGE_ORDER.index(coverage)

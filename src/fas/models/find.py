@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers.activations import ACT2CLS
@@ -11,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fas.config import Coverage, SpikingConfig
 from fas.errors import UnsupportedModelError
-from fas.models.family import COMMON_ANALOG, REGISTRY, Family, SiteSpec, supported
+from fas.models.family import COMMON_ANALOG, REGISTRY, Family, Role, SiteSpec, supported
 from fas.neurons.rotation import block_of
 
 _ACTIVATIONS = tuple({cls[0] if isinstance(cls, tuple) else cls for cls in ACT2CLS.values()})
@@ -36,6 +37,11 @@ class Placement:
     spec: SiteSpec
     consumers: tuple[nn.Module, ...]
     width: int
+
+    @property
+    def home(self) -> nn.Module:
+        """The module that holds the site: its owner, or the attention module whose operand it encodes."""
+        return self.owner if self.spec.role is None else self.consumers[0]
 
     def rotation(self, config: SpikingConfig) -> int:
         """Block of the rotation in front of the site under ``config`` (1: none)."""
@@ -72,11 +78,14 @@ def find_placements(segment: Segment, coverage: Coverage) -> list[Placement]:
             f"configuration says {expected} layers"
         )
     owners = [(segment.name, segment.module, family.segment_sites), *((n, m, family.sites) for n, m in blocks)]
-    places = [p for name, owner, specs in owners for p in _places(name, owner, specs, coverage)]
+    config = getattr(segment.module, "config", None)
+    places = [p for name, owner, specs in owners for p in _places(name, owner, specs, coverage, config)]
     return sorted(places, key=lambda place: place.spec.last)
 
 
-def _places(name: str, owner: nn.Module, specs: tuple[SiteSpec, ...], coverage: Coverage) -> Iterator[Placement]:
+def _places(
+    name: str, owner: nn.Module, specs: tuple[SiteSpec, ...], coverage: Coverage, config: Any
+) -> Iterator[Placement]:
     for spec in specs:
         consumers = [_submodule(owner, path) for path in spec.consumers]
         if spec.optional and all(module is None for module in consumers):
@@ -86,7 +95,8 @@ def _places(name: str, owner: nn.Module, specs: tuple[SiteSpec, ...], coverage: 
             raise UnsupportedModelError(f"{name} ({type(owner).__name__}) lacks {missing}, which its family declares")
         if spec.is_in(coverage):
             modules = tuple(module for module in consumers if module is not None)
-            yield Placement(f"{name}.{spec.name}".lstrip("."), owner, spec, modules, input_width(modules[0]))
+            width = input_width(modules[0]) if spec.role is None else operand_width(spec.role, modules[0], config)
+            yield Placement(f"{name}.{spec.name}".lstrip("."), owner, spec, modules, width)
 
 
 def input_width(module: nn.Module) -> int:
@@ -96,6 +106,18 @@ def input_width(module: nn.Module) -> int:
     if isinstance(module, Conv1D):
         return module.weight.shape[0]
     raise UnsupportedModelError(f"{type(module).__name__} cannot consume spikes; it is neither Linear nor Conv1D")
+
+
+def operand_width(role: Role, module: nn.Module, config: Any) -> int:
+    """Channels of an attention operand: one a head, for the value (which is not contracted) one a head and feature."""
+    heads = config.num_attention_heads
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    if role in ("query", "probabilities"):
+        return heads
+    if role == "key":
+        return shared
+    features = getattr(module, "head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // heads
+    return shared * features
 
 
 def _submodule(owner: nn.Module, path: str) -> nn.Module | None:

@@ -1,6 +1,7 @@
 """GPT-2: pre-norm blocks, one fused projection for query, key and value, a pointwise activation."""
 
 from fas.models.family import Family, SiteSpec, register
+from fas.models.shapes import attention
 
 register(
     Family(
@@ -9,6 +10,7 @@ register(
         block="GPT2Block",
         sites=(
             SiteSpec("attention_input", ("attn.c_attn",)),
+            *attention("attn"),
             SiteSpec("attention_output", ("attn.c_proj",)),
             SiteSpec("ffn_input", ("mlp.c_fc",)),
             SiteSpec("ffn_hidden", ("mlp.c_proj",), coverage="ffn", signed=False, replaces="mlp.act"),

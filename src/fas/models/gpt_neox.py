@@ -1,7 +1,7 @@
 """GPT-NeoX (Pythia): attention and FFN side by side on one residual stream, a pointwise activation."""
 
 from fas.models.family import Family, SiteSpec, register
-from fas.models.shapes import classes
+from fas.models.shapes import attention, classes
 
 register(
     Family(
@@ -10,6 +10,7 @@ register(
         block="GPTNeoXLayer",
         sites=(
             SiteSpec("attention_input", ("attention.query_key_value",)),
+            *attention("attention"),
             SiteSpec("attention_output", ("attention.dense",)),
             SiteSpec("ffn_input", ("mlp.dense_h_to_4h",)),
             SiteSpec("ffn_hidden", ("mlp.dense_4h_to_h",), coverage="ffn", signed=False, replaces="mlp.act"),

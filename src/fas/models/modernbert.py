@@ -1,7 +1,7 @@
 """ModernBERT: pre-norm encoder, fused projections, a gated FFN, alternating local and global attention."""
 
 from fas.models.family import Family, SiteSpec, register
-from fas.models.shapes import classes
+from fas.models.shapes import attention, classes
 
 register(
     Family(
@@ -10,6 +10,7 @@ register(
         block="ModernBertEncoderLayer",
         sites=(
             SiteSpec("attention_input", ("attn.Wqkv",)),
+            *attention("attn"),
             SiteSpec("attention_output", ("attn.Wo",)),
             SiteSpec("ffn_input", ("mlp.Wi",)),
             SiteSpec("ffn_hidden", ("mlp.Wo",), coverage="ffn", rotates=True),

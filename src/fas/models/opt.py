@@ -1,6 +1,7 @@
 """OPT: separate projections for query, key and value; some sizes project between embedding and hidden width."""
 
 from fas.models.family import Family, SiteSpec, register
+from fas.models.shapes import attention
 
 register(
     Family(
@@ -9,6 +10,7 @@ register(
         block="OPTDecoderLayer",
         sites=(
             SiteSpec("attention_input", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+            *attention("self_attn"),
             SiteSpec("attention_output", ("self_attn.out_proj",)),
             SiteSpec("ffn_input", ("fc1",)),
             SiteSpec("ffn_hidden", ("fc2",), coverage="ffn", signed=False, replaces="activation_fn"),

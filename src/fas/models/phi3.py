@@ -1,7 +1,7 @@
 """Phi-3: fused projections for query, key and value, and for gate and up."""
 
 from fas.models.family import Family, SiteSpec, register
-from fas.models.shapes import classes
+from fas.models.shapes import attention, classes
 
 register(
     Family(
@@ -10,6 +10,7 @@ register(
         block="Phi3DecoderLayer",
         sites=(
             SiteSpec("attention_input", ("self_attn.qkv_proj",)),
+            *attention("self_attn"),
             SiteSpec("attention_output", ("self_attn.o_proj",)),
             SiteSpec("ffn_input", ("mlp.gate_up_proj",)),
             SiteSpec("ffn_hidden", ("mlp.down_proj",), coverage="ffn", rotates=True),

@@ -1,10 +1,22 @@
 """Sites of blocks that many families share."""
 
-from fas.models.family import SiteSpec
+from typing import get_args
+
+from fas.models.family import Role, SiteSpec
+
+
+def attention(place: str, prefix: str = "") -> tuple[SiteSpec, ...]:
+    """The four operands of the products of the attention module at ``place``."""
+    return tuple(
+        SiteSpec(prefix + role, (place,), coverage="attention", signed=role != "probabilities", role=role)
+        for role in get_args(Role)
+    )
+
 
 # separate projections, and a gated FFN whose product is the site of the down-projection
 GATED_BLOCK = (
     SiteSpec("attention_input", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    *attention("self_attn"),
     SiteSpec("attention_output", ("self_attn.o_proj",)),
     SiteSpec("ffn_input", ("mlp.gate_proj", "mlp.up_proj")),
     SiteSpec("ffn_hidden", ("mlp.down_proj",), coverage="ffn", rotates=True),
@@ -13,6 +25,7 @@ GATED_BLOCK = (
 # post-norm encoder of the BERT kind
 BERT_BLOCK = (
     SiteSpec("attention_input", ("attention.self.query", "attention.self.key", "attention.self.value")),
+    *attention("attention.self"),
     SiteSpec("attention_output", ("attention.output.dense",)),
     SiteSpec("ffn_input", ("intermediate.dense",)),
     SiteSpec(
@@ -27,6 +40,7 @@ BERT_PARTS = (
 # pre-norm encoder of CLIP's towers
 CLIP_BLOCK = (
     SiteSpec("attention_input", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    *attention("self_attn"),
     SiteSpec("attention_output", ("self_attn.out_proj",)),
     SiteSpec("ffn_input", ("mlp.fc1",)),
     SiteSpec("ffn_hidden", ("mlp.fc2",), coverage="ffn", signed=False, replaces="mlp.activation_fn"),

@@ -1,7 +1,7 @@
 """ViT: pre-norm encoder of image patches, a pooler on the first one; the patch embedding stays analog."""
 
 from fas.models.family import Family, SiteSpec, register
-from fas.models.shapes import CONVOLUTION, classes
+from fas.models.shapes import CONVOLUTION, attention, classes
 
 register(
     Family(
@@ -10,6 +10,7 @@ register(
         block="ViTLayer",
         sites=(
             SiteSpec("attention_input", ("attention.q_proj", "attention.k_proj", "attention.v_proj")),
+            *attention("attention"),
             SiteSpec("attention_output", ("attention.o_proj",)),
             SiteSpec("ffn_input", ("mlp.fc1",)),
             SiteSpec("ffn_hidden", ("mlp.fc2",), coverage="ffn", signed=False, replaces="mlp.activation_fn"),

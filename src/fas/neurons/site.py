@@ -44,7 +44,8 @@ class Site(nn.Module):
     """QCFS unit or spiking neuron in front of its consumers, as the shared clock says.
 
     ``width`` channels, ``signed`` or unsigned grid, ``consumers`` how many modules fetch one encoding, ``order`` its
-    place in the run of the model, ``block`` the size of the rotation in front of it (1: none). λ is stored as
+    place in the run of the model, ``block`` the size of the rotation in front of it (1: none), ``role`` which operand of
+    an attention product it encodes (None: the input of linear layers). λ is stored as
     ``log_scale`` ``[C]``; calibrated neuron parameters are kept per coding and time in ``neurons``.
     """
 
@@ -57,11 +58,12 @@ class Site(nn.Module):
         clock: Clock,
         order: int = 0,
         block: int = 1,
+        role: str | None = None,
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.name, self.width, self.signed, self.consumers, self.clock = name, width, signed, consumers, clock
-        self.order, self.block = order, block
+        self.order, self.block, self.role = order, block, role
         self.log_scale = nn.Parameter(torch.zeros(width, dtype=torch.float32, device=device))
         self.neurons = nn.ModuleDict()
         self._memo: list[Any] | None = None
@@ -100,9 +102,14 @@ class Site(nn.Module):
         """``x`` as the neurons see it: rotated (analog, fp32 or wider) where the site has a rotation."""
         return x if self.block == 1 else rotate(_wide(x), self.block).to(x.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Encode ``x`` ``[B, …, C]`` (QCFS, layerwise) or ``[T·B, …, C]`` (folded); arithmetic in fp32 or wider."""
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Encode ``x`` ``[B, …, C]`` (QCFS, layerwise) or ``[T·B, …, C]`` (folded); arithmetic in fp32 or wider.
+
+        ``visible`` (broadcast over time) is told to a probe: which neurons count.
+        """
         clock = self.clock
+        if clock.probe is not None:
+            clock.visible = visible
         wide = _wide(x)
         if not clock.folds:
             return self._quantize(wide).to(x.dtype)

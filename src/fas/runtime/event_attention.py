@@ -4,11 +4,14 @@ With increments q_t = Q_t − Q_{t−1} and k_t = K_t − K_{t−1}, the product
 
     Q_t K_tᵀ = Q_{t−1} K_{t−1}ᵀ + Q_t k_tᵀ + q_t K_{t−1}ᵀ
 
-and the output likewise, from probabilities and values.
+and the output likewise, from probabilities and values. Where the operands spike (coverage ``attention``), Q and K are
+integers, q and k spikes with the weights of their timestep, and θ is multiplied behind the product: per head, or per feature
+of the values.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,12 +19,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from fas.errors import FasError
+from fas.runtime.attention import by_channel, by_head, exponentials, refuse_unknown
 
 NAME = "fas_events"
-
-# Arguments that change what attention computes; leaving one out would be silent nonsense.
-_UNKNOWN = ("position_bias", "s_aux", "sinks")
 
 
 class RunningProduct:
@@ -42,21 +42,55 @@ class RunningProduct:
 
 
 class RunningAttention:
-    """State of one attention module: its scores and its output as running products."""
+    """State of one attention module: its scores and its output as running products; the neurons of its operands."""
 
     def __init__(self) -> None:
-        self.scores, self.output = RunningProduct(), RunningProduct()
+        self.neurons: dict[str, Any] = {}
+        self.start()
+
+    def start(self) -> None:
+        """Forget the products."""
+        self.scores, self.output, self.has_run = RunningProduct(), RunningProduct(), False
+
+    def operand(self, role: str, x: Tensor, to_channels: Any) -> tuple[Tensor, Tensor | float]:
+        """The running value of ``x`` ``[B, H, …]`` and what a unit of it is worth, shaped for ``x``.
+
+        Of a spiking operand the value is an integer; an analog one is worth 1.
+        """
+        if role not in self.neurons:
+            return x, 1.0
+        worth: list[Tensor] = []
+
+        def fire(channels: Tensor) -> Tensor:
+            running, unit = self.neurons[role].running(channels)
+            worth.append(unit)
+            return running
+
+        return to_channels(fire, x), worth[0]
+
+
+def connect(model: nn.Module, neurons: Mapping[str, Any]) -> None:
+    """Give every attention module of ``model`` the neurons of its operands (by site name) in place of their sites."""
+    for module in model.modules():
+        for role, site in (module._modules.get("sites") or nn.ModuleDict()).items():  # type: ignore[union-attr]
+            if getattr(site, "role", None) is not None:
+                _state(module).neurons[role] = neurons[str(site.name)]
+
+
+def _state(module: nn.Module) -> RunningAttention:
+    return module.__dict__.setdefault("_running_attention", RunningAttention())
 
 
 def start(model: nn.Module) -> None:
     """Forget all products, before the first timestep (before every one where rows carry single steps)."""
     for module in model.modules():
-        module.__dict__.pop("_running_attention", None)
+        if "_running_attention" in module.__dict__:
+            _state(module).start()
 
 
 def has_run(model: nn.Module) -> bool:
     """Whether any attention module of ``model`` has computed its products here."""
-    return any("_running_attention" in module.__dict__ for module in model.modules())
+    return any("_running_attention" in module.__dict__ and _state(module).has_run for module in model.modules())
 
 
 def event_attention(
@@ -68,32 +102,36 @@ def event_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
+    position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Transformers' contract: ``query`` ``[B, H, S, D]``, keys and values ``[B, Hkv, S, D]`` to ``[B, S, H, D]``.
 
     ``dropout`` is 0 wherever time is simulated. Raises `FasError` for an argument that it would have to ignore.
     """
-    ignored = [name for name in _UNKNOWN if kwargs.get(name) is not None]
-    if ignored:
-        raise FasError(f"{type(module).__name__} uses {ignored}, which the event executor does not compute")
-    state: RunningAttention = module.__dict__.setdefault("_running_attention", RunningAttention())
-    groups = query.shape[1] // key.shape[1]
+    refuse_unknown(module, kwargs)
+    state = _state(module)
+    state.has_run = True
+    width, groups, features = query.shape[-1], query.shape[1] // key.shape[1], value.shape[-1]
+    query, query_worth = state.operand("query", query, by_head)
+    key, key_worth = state.operand("key", key, by_head)
+    value, value_worth = state.operand("value", value, by_channel)
     key, value = (entry.repeat_interleave(groups, dim=1) for entry in (key, value))
-    scores = state.scores(query, key.transpose(-1, -2)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = (scores / softcap).tanh() * softcap
-    if attention_mask is None:
-        probabilities = _softmax(scores)
-    else:
-        # a padding token sees nothing at all: its probabilities are 0, as in scaled_dot_product_attention
-        hidden = attention_mask == torch.finfo(attention_mask.dtype).min
-        probabilities = _softmax(scores + attention_mask).masked_fill(hidden, 0)
-    return state.output(probabilities, value).transpose(1, 2).contiguous(), probabilities
+    scores = state.scores(query, key.transpose(-1, -2)) * _of_heads(query_worth) * _of_heads(key_worth, groups)
+    scores = scores * (width**-0.5 if scaling is None else scaling)
+    e, _ = exponentials(scores, attention_mask, softcap, position_bias)
+    e, worth = state.operand("probabilities", e.to(scores.dtype), by_head)
+    output = state.output(e, value) * _of_heads(worth)
+    if isinstance(value_worth, Tensor):
+        output = output * value_worth.view(1, -1, 1, features).repeat_interleave(groups, dim=1)
+    e = e * _of_heads(worth)
+    total = e.sum(-1, keepdim=True).clamp(min=torch.finfo(e.dtype).tiny)
+    return (output / total).transpose(1, 2).contiguous(), e / total
 
 
-def _softmax(scores: Tensor) -> Tensor:
-    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+def _of_heads(worth: Tensor | float, groups: int = 1) -> Tensor | float:
+    """Per head ``[H]`` as ``[1, H, 1, 1]``, shared heads repeated."""
+    return worth.repeat_interleave(groups).view(1, -1, 1, 1) if isinstance(worth, Tensor) else worth
 
 
 AttentionInterface.register(NAME, event_attention)

@@ -19,7 +19,7 @@ from fas.errors import FasError
 from fas.neurons import Site
 from fas.neurons.rotation import rotate
 from fas.runtime import event_attention
-from fas.runtime.control import clock_of
+from fas.runtime.control import clock_of, sites_of
 from fas.runtime.folding import ReadoutHook
 from fas.runtime.hooks import Hook, SiteHook
 
@@ -77,6 +77,16 @@ class _Neuron:
             spike = self._track(wide) if self.config.coding == "sigma_delta" else self._integrate(wide)
             self.train.append(spike.to(torch.int8))
         return self.train[-1]
+
+    def running(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """After this timestep's spikes of ``x``: the running integer ``[B, …, C]``, and the worth ``[C]`` of one."""
+        spikes = self.spikes(x)
+        if self.config.coding == "sigma_delta":
+            return self.level.to(x.dtype), self.unit.to(x.dtype)
+        if self.config.rows == "step":
+            return spikes.to(x.dtype), self.threshold.to(x.dtype)
+        count = torch.stack(self.train).sum(0, dtype=torch.int32)
+        return count.to(x.dtype), self.threshold.to(x.dtype) / self.time.now
 
     def _integrate(self, x: Tensor) -> Tensor:
         threshold = self.threshold.to(x.dtype)
@@ -171,10 +181,9 @@ class EventExecutor:
         self.config, self.time = clock.config, _Time()
         self.model.set_attn_implementation(event_attention.NAME)
         found = _take_hooks(self.model)
-        sites = {hook.site.name: hook.site for _, hook in found if isinstance(hook, SiteHook)}
-        self.neurons = {
-            name: _Neuron(site, self.time) for name, site in sorted(sites.items(), key=lambda item: item[1].order)
-        }
+        sites = sites_of(self.model)
+        self.neurons = {name: _Neuron(site, self.time) for name, site in sites.items()}
+        event_attention.connect(self.model, self.neurons)
         self._stateful: list[Any] = list(self.neurons.values())
         for module, hook in found:
             if isinstance(hook, SiteHook):

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 from fas.errors import FasError
 from fas.models.find import Segment
 from fas.neurons import Clock
+from fas.runtime import attention
 from fas.runtime.cache import prepare_cache
 from fas.runtime.hooks import Hook
 
@@ -25,12 +26,13 @@ _ANCHORS = ("input_ids", "inputs_embeds", "pixel_values")
 class FoldHook(Hook):
     """Forward pre-hook of a segment: repeats every tensor argument over time, time-major."""
 
-    def __init__(self, segment: Segment, clock: Clock) -> None:
-        self.clock = clock
+    def __init__(self, segment: Segment, clock: Clock, attends: bool) -> None:
+        self.clock, self.attends = clock, attends
         self.foldable = segment.family.foldable
         self.names = [name for name in inspect.signature(type(segment.module).forward).parameters if name != "self"]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._check_attention(module)
         if not self.clock.folds:
             return None
         kwargs = dict(zip(self.names, args, strict=False)) | kwargs
@@ -41,6 +43,14 @@ class FoldHook(Hook):
         prepare_cache(module, kwargs, self.clock)
         self.clock.depth += 1
         return (), kwargs
+
+    def _check_attention(self, module: nn.Module) -> None:
+        chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
+        if self.attends and chosen != attention.NAME:
+            raise FasError(
+                f"{type(module).__name__} was switched to the attention implementation {chosen!r}, in which query, key, value "
+                f"and probabilities do not spike; call set_attn_implementation({attention.NAME!r})"
+            )
 
     def _fold(self, module: nn.Module, name: str, value: Any, batch: int) -> Any:
         if isinstance(value, dict):  # masks by layer type
@@ -95,9 +105,12 @@ def readout(rows: Tensor, clock: Clock) -> Tensor:
     return split.mean(0) if averaged else split[-1]
 
 
-def fold_segment(segment: Segment, clock: Clock) -> None:
-    """Install both hooks; the readout also runs after an exception, so that the depth cannot leak."""
-    fold, readout = FoldHook(segment, clock), ReadoutHook(clock)
+def fold_segment(segment: Segment, clock: Clock, attends: bool = False) -> None:
+    """Install both hooks; ``attends``: operands of attention spike, too.
+
+    The readout also runs after an exception, so that the depth cannot leak.
+    """
+    fold, readout = FoldHook(segment, clock, attends), ReadoutHook(clock)
     fold.handle = segment.module.register_forward_pre_hook(fold, with_kwargs=True, prepend=True)
     readout.handle = segment.module.register_forward_hook(readout, with_kwargs=True, always_call=True)
 

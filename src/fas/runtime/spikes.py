@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fas.neurons import Clock
 from fas.runtime.control import clock_of
 
 
@@ -30,20 +31,32 @@ class SiteCount:
 class SpikeCount:
     """Counts of all covered sites of the forwards that ran inside `counting`."""
 
+    clock: Clock
     sites: dict[str, SiteCount] = field(default_factory=dict)
     mask: Tensor | None = None
     """Real tokens ``[B, S]`` of the forward to come; None counts every token."""
 
     def __call__(self, name: str, spikes: Tensor) -> None:
-        timesteps, width = spikes.shape[0], spikes.shape[-1]
-        fired = (spikes != 0).reshape(timesteps, -1, width).sum(-1)  # [T, B·S]
-        tokens = fired.shape[1]
-        if self.mask is not None and self.mask.numel() == tokens:  # a pooler sees one token of each sequence
-            real = self.mask.reshape(-1).to(fired.device).bool()
-            fired, tokens = fired[:, real], int(real.sum())
-        count = self.sites.setdefault(name, SiteCount(torch.zeros(timesteps, dtype=torch.int64)))
-        count.by_timestep += fired.sum(1).cpu()
-        count.neurons += tokens * width
+        fired = spikes != 0
+        counted = self._counted(fired[0])
+        neurons = fired[0].numel()
+        if counted is not None:
+            fired = fired & counted
+            neurons = int(counted.expand_as(fired[0]).sum())
+        count = self.sites.setdefault(name, SiteCount(torch.zeros(len(spikes), dtype=torch.int64)))
+        count.by_timestep += fired.flatten(1).sum(1).cpu()
+        count.neurons += neurons
+
+    def _counted(self, neurons: Tensor) -> Tensor | None:
+        """Which of ``neurons`` ``[B, S, …, C]`` belong to real tokens and are visible; None: all."""
+        counted = self.clock.visible
+        if self.mask is not None:
+            real = self.mask.reshape(-1, self.mask.shape[-1]).to(neurons.device).bool()
+            # a pooler sees one token of each sequence: [B, C]
+            if neurons.ndim > 2 and neurons.shape[:2] == real.shape:
+                real = real.view(*real.shape, *[1] * (neurons.ndim - 2))
+                counted = real if counted is None else counted & real
+        return counted
 
     @property
     def per_neuron(self) -> float:
@@ -56,7 +69,7 @@ class SpikeCount:
 def counting(model: nn.Module) -> Iterator[SpikeCount]:
     """Count the spikes of every forward of ``model`` inside the context."""
     clock = clock_of(model)
-    count = SpikeCount()
+    count = SpikeCount(clock)
 
     def see_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids")
