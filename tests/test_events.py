@@ -59,14 +59,16 @@ def perturb(model: PreTrainedModel, seed: int = 0) -> None:
 
 
 WHOLE = [(f, c, t, k) for f in FIRST for c in COVERAGES for t in TIMES for k in (False, True)]
-OTHERS = [(f, COVERAGES[i % len(COVERAGES)], list(TIMES)[i // 2 % 3], True) for i, f in enumerate(FAMILIES) if f not in FIRST]
+OTHERS = [
+    (f, COVERAGES[i % len(COVERAGES)], list(TIMES)[i // 2 % 3], True) for i, f in enumerate(FAMILIES) if f not in FIRST
+]
 
 
 @pytest.mark.parametrize(("family", "coverage", "time", "calibrated"), WHOLE + OTHERS)
 def test_events_equal_folded_run_in_fp64(family: str, coverage: str, time: str, calibrated: bool) -> None:
     model = snn(family, coverage).double()
     model.set_timesteps(**TIMES[time])
-    if family == "gemma2":
+    if family == "gemma2" and coverage != "attention":
         model.set_attn_implementation("eager")  # older transformers take sdpa, which leaves soft-capping out
     if calibrated or coverage == "attention":  # a first token's output is its value's grid point: uncalibrated, a tie
         perturb(model)
