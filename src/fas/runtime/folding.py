@@ -20,15 +20,11 @@ from fas.runtime import attention
 from fas.runtime.cache import prepare_cache
 from fas.runtime.hooks import Hook
 
-_ANCHORS = ("input_ids", "inputs_embeds", "pixel_values")
-
-
 class FoldHook(Hook):
     """Forward pre-hook of a segment: repeats every tensor argument over time, time-major."""
 
     def __init__(self, segment: Segment, clock: Clock, attends: bool) -> None:
-        self.clock, self.attends = clock, attends
-        self.foldable = segment.family.foldable
+        self.clock, self.family, self.attends = clock, segment.family, attends
         self.names = [name for name in inspect.signature(type(segment.module).forward).parameters if name != "self"]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -36,9 +32,10 @@ class FoldHook(Hook):
         if not self.clock.folds:
             return None
         kwargs = dict(zip(self.names, args, strict=False)) | kwargs
-        batch = next((kwargs[n].shape[0] for n in _ANCHORS if torch.is_tensor(kwargs.get(n))), None)
+        anchors = self.family.anchors
+        batch = next((kwargs[n].shape[0] for n in anchors if torch.is_tensor(kwargs.get(n))), None)
         if batch is None:
-            raise FasError(f"{type(module).__name__} got neither of {', '.join(_ANCHORS)}; time is folded along one")
+            raise FasError(f"{type(module).__name__} got neither of {', '.join(anchors)}; time is folded along one")
         kwargs = {name: self._fold(module, name, value, batch) for name, value in kwargs.items()}
         prepare_cache(module, kwargs, self.clock)
         self.clock.depth += 1
@@ -57,16 +54,17 @@ class FoldHook(Hook):
             return {key: self._fold(module, name, entry, batch) for key, entry in value.items()}
         if not torch.is_tensor(value) or value.ndim == 0 or name == "cache_position":
             return value
-        if name not in self.foldable:
+        if name not in self.family.foldable:
             raise FasError(
                 f"{type(module).__name__} got the tensor argument {name!r}, which FAS cannot fold over time; "
-                f"arguments that it folds are {', '.join(sorted(self.foldable))}"
+                f"arguments that it folds are {', '.join(sorted(self.family.foldable))}"
             )
-        if value.shape[0] == 1 and batch != 1:
+        axis = self.family.batch_axis.get(name, 0)
+        if value.shape[axis] == 1 and batch != 1:
             return value  # broadcasts over the rows
-        if value.shape[0] != batch:
-            raise FasError(f"{name} has {value.shape[0]} rows where the batch has {batch}")
-        return value.repeat(self.clock.config.timesteps, *[1] * (value.ndim - 1))
+        if value.shape[axis] != batch:
+            raise FasError(f"{name} has {value.shape[axis]} rows where the batch has {batch}")
+        return torch.cat([value] * self.clock.config.timesteps, axis)
 
 
 class ReadoutHook(Hook):
