@@ -31,15 +31,20 @@ class FoldHook(Hook):
         self._check_attention(module)
         if not self.clock.folds:
             return None
+        kwargs, batch = self.rows(module, args, kwargs)
+        kwargs = {name: self._fold(module, name, value, batch) for name, value in kwargs.items()}
+        prepare_cache(module, kwargs, self.clock)
+        self.clock.depth += 1
+        return (), kwargs
+
+    def rows(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """All arguments by name, and the number B of their rows; raises `FasError` where none says it."""
         kwargs = dict(zip(self.names, args, strict=False)) | kwargs
         anchors = self.family.anchors
         batch = next((kwargs[n].shape[0] for n in anchors if torch.is_tensor(kwargs.get(n))), None)
         if batch is None:
             raise FasError(f"{type(module).__name__} got neither of {', '.join(anchors)}; time is folded along one")
-        kwargs = {name: self._fold(module, name, value, batch) for name, value in kwargs.items()}
-        prepare_cache(module, kwargs, self.clock)
-        self.clock.depth += 1
-        return (), kwargs
+        return kwargs, batch
 
     def _check_attention(self, module: nn.Module) -> None:
         chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
