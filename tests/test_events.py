@@ -59,7 +59,9 @@ def perturb(model: PreTrainedModel, seed: int = 0) -> None:
 
 
 WHOLE = [(f, c, t, k) for f in FIRST for c in COVERAGES for t in TIMES for k in (False, True)]
-OTHERS = [(f, COVERAGES[i % len(COVERAGES)], list(TIMES)[i // 2 % 3], True) for i, f in enumerate(FAMILIES) if f not in FIRST]
+OTHERS = [
+    (f, COVERAGES[i % len(COVERAGES)], list(TIMES)[i // 2 % 3], True) for i, f in enumerate(FAMILIES) if f not in FIRST
+]
 
 
 @pytest.mark.parametrize(("family", "coverage", "time", "calibrated"), WHOLE + OTHERS)

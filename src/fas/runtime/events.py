@@ -214,7 +214,9 @@ class EventExecutor:
         sites = sites_of(self.model)
         self.neurons = {name: _Neuron(site, self.time) for name, site in sites.items()}
         event_attention.connect(self.model, self.neurons)
-        readers = {module: _Consumer(module, self.neurons[h.site.name]) for module, h in found if isinstance(h, SiteHook)}
+        readers = {
+            module: _Consumer(module, self.neurons[h.site.name]) for module, h in found if isinstance(h, SiteHook)
+        }
         for segment, hook in found:
             if isinstance(hook, FoldHook):
                 inside = list(segment.modules())

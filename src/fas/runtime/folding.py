@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
@@ -19,6 +20,7 @@ from fas.neurons import Clock
 from fas.runtime import attention
 from fas.runtime.cache import prepare_cache
 from fas.runtime.hooks import Hook
+
 
 class FoldHook(Hook):
     """Forward pre-hook of a segment: repeats every tensor argument over time, time-major."""
@@ -32,6 +34,7 @@ class FoldHook(Hook):
         if not self.clock.folds:
             return None
         kwargs, batch = self.rows(module, args, kwargs)
+        _refuse_recording(module, kwargs)
         kwargs = {name: self._fold(module, name, value, batch) for name, value in kwargs.items()}
         prepare_cache(module, kwargs, self.clock)
         self.clock.depth += 1
@@ -70,6 +73,17 @@ class FoldHook(Hook):
         if value.shape[axis] != batch:
             raise FasError(f"{name} has {value.shape[axis]} rows where the batch has {batch}")
         return torch.cat([value] * self.clock.config.timesteps, axis)
+
+
+def _refuse_recording(module: nn.Module, kwargs: dict[str, Any]) -> None:
+    """Around a segment that is no model of its own, transformers records the layers' T·B rows: no readout reaches them."""
+    for name in ("output_hidden_states", "output_attentions"):
+        asked = kwargs.get(name, getattr(getattr(module, "config", None), name, False))
+        if asked and not isinstance(module, PreTrainedModel):
+            raise FasError(
+                f"{name} would record the layers of {type(module).__name__} in folded time, a row for every timestep; "
+                f"call the model without {name}, or as QCFS model"
+            )
 
 
 class ReadoutHook(Hook):
