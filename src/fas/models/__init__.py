@@ -17,6 +17,7 @@ from fas.models import (  # noqa: F401  (importing a family registers it)
     qwen3,
     roberta,
     siglip,
+    t5,
     vit,
 )
 from fas.models.family import REGISTRY, Family, SiteSpec, register, supported

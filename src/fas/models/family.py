@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -40,6 +41,8 @@ class SiteSpec:
     """Whether some models of the family lack the consumers."""
     role: Role | None = None
     """Operand of an attention product: its one consumer is then the module that calls the attention interface."""
+    needs: str | None = None
+    """Module of the block that decides whether it has this site (plain or gated FFN, cross-attention or none)."""
 
     def is_in(self, coverage: Coverage) -> bool:
         return COVERAGE_ORDER.index(self.coverage) <= COVERAGE_ORDER.index(coverage)
@@ -62,6 +65,10 @@ class Family:
     """Class names of this family that stay analog or only contain other modules, beside `COMMON_ANALOG`."""
     foldable: frozenset[str] = field(default=FOLDABLE)
     """Tensor arguments of the segment that are repeated over time."""
+    anchors: tuple[str, ...] = ("input_ids", "inputs_embeds", "pixel_values")
+    """Arguments that say how many rows the batch has; one of them is always given."""
+    batch_axis: Mapping[str, int] = field(default_factory=dict)
+    """Axis of the batch in the arguments where it is not the first."""
 
 
 REGISTRY: dict[str, Family] = {}

@@ -77,6 +77,11 @@ def find_placements(segment: Segment, coverage: Coverage) -> list[Placement]:
             f"{segment.name or type(segment.module).__name__} has {len(blocks)} {family.block} modules where its "
             f"configuration says {expected} layers"
         )
+    if coverage == "attention" and blocks and all(spec.role is None for spec in family.sites):
+        raise UnsupportedModelError(
+            f"the operands of attention cannot spike in {segment.name or type(segment.module).__name__} (family "
+            f"{family.name!r}) yet; choose coverage='linear'"
+        )
     owners = [(segment.name, segment.module, family.segment_sites), *((n, m, family.sites) for n, m in blocks)]
     config = getattr(segment.module, "config", None)
     places = [p for name, owner, specs in owners for p in _places(name, owner, specs, coverage, config)]
@@ -87,6 +92,8 @@ def _places(
     name: str, owner: nn.Module, specs: tuple[SiteSpec, ...], coverage: Coverage, config: Any
 ) -> Iterator[Placement]:
     for spec in specs:
+        if spec.needs is not None and _submodule(owner, spec.needs) is None:
+            continue
         consumers = [_submodule(owner, path) for path in spec.consumers]
         if spec.optional and all(module is None for module in consumers):
             continue

@@ -2,11 +2,13 @@
 
 *Exact*: a layer holds T·B rows; beam search hands it indices of B rows, which are expanded over T.
 *Settled*: a layer holds the last timestep's B rows of past tokens; every timestep of a new token reads those.
+*Cross-attention* fills its layers once, from the encoder's states, and then reads their keys without an update.
 Layers keep their class's behaviour: each is retagged to a subclass of its own class (a mixin would change its layout).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from fas.errors import FasError
 from fas.neurons import Clock
 
-_FOLDED: dict[tuple[type, str], type] = {}
+_FOLDED: dict[tuple[type, Any], type] = {}
 
 
 def prepare_cache(module: nn.Module, kwargs: dict[str, Any], clock: Clock) -> None:
@@ -28,20 +30,27 @@ def prepare_cache(module: nn.Module, kwargs: dict[str, Any], clock: Clock) -> No
             use_cache = getattr(getattr(module, "config", None), "use_cache", False)
         if not use_cache or (module.training and getattr(module, "gradient_checkpointing", False)):
             return
-        cache = kwargs["past_key_values"] = DynamicCache(config=module.config)  # type: ignore[arg-type]
-    _retag(cache, clock)
-
-
-def _retag(cache: Cache, clock: Clock) -> None:
+        config: Any = module.config
+        cache = DynamicCache(config=config)
+        if getattr(config, "is_encoder_decoder", False):
+            cache = EncoderDecoderCache(cache, DynamicCache(config=config))
+        kwargs["past_key_values"] = cache
     if isinstance(cache, EncoderDecoderCache):
-        raise FasError("caches of encoder–decoder models are not folded over time yet")
+        _retag(cache.self_attention_cache, clock)
+        _retag(cache.cross_attention_cache, clock, cross=True)
+    else:
+        _retag(cache, clock)
+
+
+def _retag(cache: Cache, clock: Clock, cross: bool = False) -> None:
     kind = clock.config.cache
+    methods = _exact_methods if kind == "exact" else _settled_cross_methods if cross else _settled_methods
     tag = (kind, clock.config.timesteps, clock.config.neuron_key)
     layers: list[Any] = cache.layers
     for layer in layers:
         filled = getattr(layer, "_fas", None)
         if filled is None and not layer.get_seq_length():
-            layer.__class__ = _folded(type(layer), kind)
+            layer.__class__ = _folded(type(layer), methods)
             layer._fas = tag
         elif filled != tag:
             before = f"{filled[0]} in {filled[2]}" if filled else "values without time"
@@ -51,7 +60,7 @@ def _retag(cache: Cache, clock: Clock) -> None:
             )
     replicate = getattr(cache, "layer_class_to_replicate", None)
     if replicate is not None:
-        folded = _folded(replicate, kind)
+        folded = _folded(replicate, methods)
         cache.layer_class_to_replicate = _Tagged(folded, tag)  # type: ignore[assignment]
 
 
@@ -67,15 +76,15 @@ class _Tagged:
         return layer
 
 
-def _folded(layer_class: Any, kind: str) -> Any:
+def _folded(layer_class: Any, methods: Callable[[Any], dict[str, Any]]) -> Any:
     if isinstance(layer_class, _Tagged):
         return layer_class.layer_class
-    key = (layer_class, kind)
+    key = (layer_class, methods)
     if key not in _FOLDED:
-        if kind == "settled" and layer_class not in (DynamicLayer, DynamicSlidingWindowLayer):
+        if methods is not _exact_methods and layer_class not in (DynamicLayer, DynamicSlidingWindowLayer):
             raise FasError(f"the settled cache needs a dynamic cache, not {layer_class.__name__}; use cache='exact'")
-        methods = _settled_methods(layer_class) if kind == "settled" else _exact_methods(layer_class)
-        _FOLDED[key] = type(f"{kind.capitalize()}{layer_class.__name__}", (layer_class,), methods)
+        kind = "Exact" if methods is _exact_methods else "Settled"
+        _FOLDED[key] = type(f"{kind}{layer_class.__name__}", (layer_class,), methods(layer_class))
     return _FOLDED[key]
 
 
@@ -124,3 +133,37 @@ def _settled_methods(base: Any) -> dict[str, Any]:
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
     return {"update": update}
+
+
+# what a layer does with its own rows; whoever else reads its keys wants those of every timestep
+_OWN = (
+    "update", "get_seq_length", "reorder_cache", "batch_select_indices", "batch_repeat_interleave", "crop", "reset",
+    "offload", "prefetch",
+)  # fmt: skip
+
+
+def _settled_cross_methods(base: Any) -> dict[str, Any]:
+    """A settled layer whose ``keys`` and ``values`` are ``[T·B, …]`` to readers and ``[B, …]`` to its own methods."""
+
+    def entry(name: str) -> property:
+        def get(self: Any) -> Tensor | None:
+            stored = self.__dict__[name]
+            if self.__dict__.get("_is_own") or stored is None or stored.numel() == 0:
+                return stored
+            return stored.repeat(self._fas[1], 1, 1, 1)
+
+        return property(get, lambda self, value: self.__dict__.__setitem__(name, value))
+
+    def own(method: Callable[..., Any]) -> Callable[..., Any]:
+        def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+            before, self._is_own = self.__dict__.get("_is_own", False), True
+            try:
+                return method(self, *args, **kwargs)
+            finally:
+                self._is_own = before
+
+        return run
+
+    methods = {name: getattr(base, name) for name in _OWN} | _settled_methods(base)
+    wrapped: dict[str, Any] = {name: own(method) for name, method in methods.items()}
+    return wrapped | {"keys": entry("keys"), "values": entry("values")}

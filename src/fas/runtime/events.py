@@ -20,7 +20,7 @@ from fas.neurons import Site
 from fas.neurons.rotation import rotate
 from fas.runtime import event_attention
 from fas.runtime.control import clock_of, sites_of
-from fas.runtime.folding import ReadoutHook
+from fas.runtime.folding import FoldHook
 from fas.runtime.hooks import Hook, SiteHook
 
 
@@ -29,7 +29,7 @@ class EventRun:
     """What `EventExecutor` returns."""
 
     output: ModelOutput
-    """The model's output at the readout: last timestep, or mean of the segment's ``step`` rows."""
+    """The model's output; its segments run one after another, each hands its readout to the next."""
     spikes: dict[str, Tensor]
     """By site name: ternary spikes ``[T, B, S, C]``, int8."""
 
@@ -64,8 +64,8 @@ class _Neuron:
         """What one spike (of weight 1) is worth ``[C]``: θ, or the grid's step θ/L."""
         return self.threshold / self.config.levels if self.config.coding == "sigma_delta" else self.threshold
 
-    def start(self) -> None:
-        self.train = []
+    def start(self, batch: int) -> None:
+        self.train, self.batch = [], batch
         self.received: Tensor | float = 0.0
         self.potential: Tensor | None = None
         self.level = self.a_init.to(torch.int32)
@@ -150,21 +150,51 @@ class _Consumer:
         return self.total / self.time.now + self.constant
 
 
-class _MeanReadout:
-    """Hook of a segment whose rows carry single steps: at t what it gives out is the mean of the steps 1 … t."""
+class _Stepped:
+    """A segment's forward, run for t = 1 … T on the same arguments before the rest of the model goes on.
 
-    def __init__(self, time: _Time) -> None:
-        self.time = time
+    Its parts start anew at each call. Gives out the last timestep, or the mean where rows carry single steps.
+    """
 
-    def start(self) -> None:
-        self.totals: dict[str, Tensor] = {}
+    def __init__(self, module: nn.Module, fold: FoldHook, neurons: list[_Neuron], readers: list[_Consumer]) -> None:
+        self.module, self.fold, self.neurons, self.readers = module, fold, neurons, readers
+        self.forward, self.config = module.forward, fold.clock.config
+        self.attends = any(type(part).__name__ == fold.family.block for part in module.modules())
 
-    def __call__(self, module: nn.Module, args: Any, output: ModelOutput) -> ModelOutput:
-        for name in ("last_hidden_state", "pooler_output"):
-            if isinstance(output.get(name), Tensor):
-                self.totals[name] = output[name] + self.totals.get(name, 0.0)
-                output[name] = self.totals[name] / self.time.now
-        return output
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        _, batch = self.fold.rows(self.module, args, kwargs)
+        for neuron in self.neurons:
+            neuron.start(batch)
+        for reader in self.readers:
+            reader.start()
+        outputs: list[Any] = []
+        for now in range(1, self.config.timesteps + 1):
+            for neuron in self.neurons:
+                neuron.time.now = now
+            if now == 1 or self.config.rows == "step":
+                event_attention.start(self.module)
+            outputs = [*(outputs if self.config.rows == "step" else ()), self.forward(*args, **kwargs)]
+        if self.attends and not event_attention.has_run(self.module):
+            raise FasError(
+                f"{type(self.module).__name__} ignores the attention interface; its events cannot be executed"
+            )
+        return _mean(outputs)
+
+
+def _mean(outputs: list[Any]) -> Any:
+    """The mean of what a segment gave out at each timestep, tensor by tensor."""
+    first = outputs[0]
+    if len(outputs) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return torch.stack(outputs).mean(0)
+    if isinstance(first, ModelOutput):
+        for key in list(first.keys()):
+            first[key] = _mean([output[key] for output in outputs])
+        return first
+    if isinstance(first, tuple | list):
+        return type(first)(_mean(list(entries)) for entries in zip(*outputs, strict=True))
+    return first
 
 
 class EventExecutor:
@@ -184,36 +214,28 @@ class EventExecutor:
         sites = sites_of(self.model)
         self.neurons = {name: _Neuron(site, self.time) for name, site in sites.items()}
         event_attention.connect(self.model, self.neurons)
-        self._stateful: list[Any] = list(self.neurons.values())
-        for module, hook in found:
-            if isinstance(hook, SiteHook):
-                self._stateful.append(_Consumer(module, self.neurons[hook.site.name]))
-            elif isinstance(hook, ReadoutHook) and self.config.rows == "step":
-                readout = _MeanReadout(self.time)
-                module.register_forward_hook(readout)
-                self._stateful.append(readout)
+        readers = {
+            module: _Consumer(module, self.neurons[h.site.name]) for module, h in found if isinstance(h, SiteHook)
+        }
+        for segment, hook in found:
+            if isinstance(hook, FoldHook):
+                inside = list(segment.modules())
+                neurons = [self.neurons[module.name] for module in inside if isinstance(module, Site)]
+                reading = [readers[module] for module in inside if module in readers]
+                segment.forward = _Stepped(segment, hook, neurons, reading)  # type: ignore[assignment]
 
     @torch.no_grad()
     def __call__(self, **inputs: Any) -> EventRun:
         """Simulate T timesteps; ``inputs`` are the model's keyword arguments (``input_ids`` ``[B, S]`` …), no cache."""
         if inputs.get("past_key_values") is not None:
             raise FasError("the event executor runs whole sequences; pass no past_key_values")
-        for part in self._stateful:
-            part.start()
-        output = ModelOutput()
-        for now in range(1, self.config.timesteps + 1):
-            self.time.now = now
-            if now == 1 or self.config.rows == "step":
-                event_attention.start(self.model)
-            output = self.model(**(inputs | {"use_cache": False, "return_dict": True}))
-        if not event_attention.has_run(self.model):
-            raise FasError(
-                f"{type(self.model).__name__} ignores the attention interface; its events cannot be executed"
-            )
-        batch = next(value.shape[0] for value in inputs.values() if torch.is_tensor(value))
+        for neuron in self.neurons.values():
+            neuron.train = []
+        output = self.model(**(inputs | {"use_cache": False, "return_dict": True}))
         spikes = {
-            name: torch.stack(neuron.train).reshape(self.config.timesteps, batch, -1, neuron.threshold.shape[0])
+            name: torch.stack(neuron.train).reshape(len(neuron.train), neuron.batch, -1, len(neuron.threshold))
             for name, neuron in self.neurons.items()
+            if neuron.train
         }
         return EventRun(output, spikes)
 

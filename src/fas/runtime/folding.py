@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
@@ -20,29 +21,33 @@ from fas.runtime import attention
 from fas.runtime.cache import prepare_cache
 from fas.runtime.hooks import Hook
 
-_ANCHORS = ("input_ids", "inputs_embeds", "pixel_values")
-
 
 class FoldHook(Hook):
     """Forward pre-hook of a segment: repeats every tensor argument over time, time-major."""
 
     def __init__(self, segment: Segment, clock: Clock, attends: bool) -> None:
-        self.clock, self.attends = clock, attends
-        self.foldable = segment.family.foldable
+        self.clock, self.family, self.attends = clock, segment.family, attends
         self.names = [name for name in inspect.signature(type(segment.module).forward).parameters if name != "self"]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._check_attention(module)
         if not self.clock.folds:
             return None
-        kwargs = dict(zip(self.names, args, strict=False)) | kwargs
-        batch = next((kwargs[n].shape[0] for n in _ANCHORS if torch.is_tensor(kwargs.get(n))), None)
-        if batch is None:
-            raise FasError(f"{type(module).__name__} got neither of {', '.join(_ANCHORS)}; time is folded along one")
+        kwargs, batch = self.rows(module, args, kwargs)
+        _refuse_recording(module, kwargs)
         kwargs = {name: self._fold(module, name, value, batch) for name, value in kwargs.items()}
         prepare_cache(module, kwargs, self.clock)
         self.clock.depth += 1
         return (), kwargs
+
+    def rows(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """All arguments by name, and the number B of their rows; raises `FasError` where none says it."""
+        kwargs = dict(zip(self.names, args, strict=False)) | kwargs
+        anchors = self.family.anchors
+        batch = next((kwargs[n].shape[0] for n in anchors if torch.is_tensor(kwargs.get(n))), None)
+        if batch is None:
+            raise FasError(f"{type(module).__name__} got neither of {', '.join(anchors)}; time is folded along one")
+        return kwargs, batch
 
     def _check_attention(self, module: nn.Module) -> None:
         chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
@@ -57,16 +62,28 @@ class FoldHook(Hook):
             return {key: self._fold(module, name, entry, batch) for key, entry in value.items()}
         if not torch.is_tensor(value) or value.ndim == 0 or name == "cache_position":
             return value
-        if name not in self.foldable:
+        if name not in self.family.foldable:
             raise FasError(
                 f"{type(module).__name__} got the tensor argument {name!r}, which FAS cannot fold over time; "
-                f"arguments that it folds are {', '.join(sorted(self.foldable))}"
+                f"arguments that it folds are {', '.join(sorted(self.family.foldable))}"
             )
-        if value.shape[0] == 1 and batch != 1:
+        axis = self.family.batch_axis.get(name, 0)
+        if value.shape[axis] == 1 and batch != 1:
             return value  # broadcasts over the rows
-        if value.shape[0] != batch:
-            raise FasError(f"{name} has {value.shape[0]} rows where the batch has {batch}")
-        return value.repeat(self.clock.config.timesteps, *[1] * (value.ndim - 1))
+        if value.shape[axis] != batch:
+            raise FasError(f"{name} has {value.shape[axis]} rows where the batch has {batch}")
+        return torch.cat([value] * self.clock.config.timesteps, axis)
+
+
+def _refuse_recording(module: nn.Module, kwargs: dict[str, Any]) -> None:
+    """Around a segment that is no model of its own, transformers records the layers' T·B rows: no readout reaches them."""
+    for name in ("output_hidden_states", "output_attentions"):
+        asked = kwargs.get(name, getattr(getattr(module, "config", None), name, False))
+        if asked and not isinstance(module, PreTrainedModel):
+            raise FasError(
+                f"{name} would record the layers of {type(module).__name__} in folded time, a row for every timestep; "
+                f"call the model without {name}, or as QCFS model"
+            )
 
 
 class ReadoutHook(Hook):
