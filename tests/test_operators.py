@@ -138,6 +138,21 @@ def test_knots_lie_densest_where_the_function_bends_and_beat_even_ones() -> None
     torch.testing.assert_close(straight, torch.ones(8, dtype=torch.float64), rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize(("part", "high", "gain"), [(torch.tanh, 4.0, 2), (lambda a: -a * torch.sigmoid(-a), 8.5, 5)])
+def test_segments_by_curvature_have_a_smaller_largest_error_than_equal_ones(part, high: float, gain: float) -> None:
+    grid = torch.linspace(0, high, 9001, dtype=torch.float64)
+    bent, even = (fit_group([part], 0, high, 12, evenness=evenness) for evenness in (0.1, 1e9))
+    assert even.widths.max() / even.widths.min() < 1.001
+    errors = [(group(grid)[:, 0] - part(grid)).abs().max() for group in (bent, even)]
+    assert gain * errors[0] < errors[1]
+
+
+def test_a_group_can_be_fitted_while_a_model_is_built_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        group = exp2_group()
+    assert torch.equal(group.readout, EXP.readout)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "neurons", "message"), [(1, 1, 4, "low < high"), (0, 1, 0, "1 to 16"), (0, 1, 17, "not 17")]
 )

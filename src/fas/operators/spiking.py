@@ -26,8 +26,8 @@ class SpikingGroup(nn.Module):
         self.site.log_scale.requires_grad_(False)  # λ is the geometry of the group; Stage 1 must not move it
         if not self.site.log_scale.is_meta:
             self.site.log_scale.data.copy_(group.widths.log())
-        for name, tensor in (("corners", group.corners), ("readout", group.readout), ("offset", group.offset)):
-            self.register_buffer(name, tensor.to(device, torch.float32))
+        for buffer in ("corners", "readout", "offset"):
+            self.register_buffer(buffer, getattr(group, buffer).to(device, torch.float32))
         self.corners: Tensor
         self.readout: Tensor
         self.offset: Tensor
