@@ -385,6 +385,32 @@ def test_a_softmax_by_spikes_stays_close_while_its_scores_cross_octaves(seed: in
     assert ((p.sum(-1) - 1).abs() < 0.03).all()
 
 
+@pytest.mark.parametrize("levels", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", ALL_GROUPS)
+def test_a_group_with_its_own_levels_settles_on_its_own_grid(name: str, levels: int) -> None:
+    group = ALL_GROUPS[name]()
+    x = torch.linspace(0, 5, 211) + 1e-4
+    quantized = SpikingGroup(group, name, clock("qcfs", levels=levels))(x)
+    assert torch.equal(SpikingGroup(group, name, clock("qcfs"), levels=levels)(x), quantized)
+    rows = SpikingGroup(group, name, clock(), levels=levels)(over_time(x, 8)).view(8, 211, -1)
+    torch.testing.assert_close(rows[-1], quantized, rtol=0, atol=1e-5)
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=15)
+def test_neurons_of_one_level_follow_at_once(seed: int) -> None:
+    """Whatever the argument did before, the readout is that of the last row: nothing lags."""
+    rows = torch.rand(8, 20, generator=torch.Generator().manual_seed(seed))
+    group = fit_group([torch.exp], 0, 1, 16)
+    out = SpikingGroup(group, "exp", clock(), levels=1)(rows.flatten())[-20:]
+    torch.testing.assert_close(out, SpikingGroup(group, "exp", clock("qcfs"), levels=1)(rows[-1]), rtol=0, atol=1e-5)
+
+
+def test_levels_of_a_group_are_a_power_of_two() -> None:
+    with pytest.raises(FasError, match=r"group layer\.0\.exp cannot have 3 levels"):
+        SpikingGroup(EXP, "layer.0.exp", clock(), levels=3)
+
+
 def test_a_group_keeps_fp32_and_its_scale_and_survives_copies() -> None:
     group = SpikingGroup(EXP, "exp", clock("qcfs"))
     assert not group.site.log_scale.requires_grad

@@ -71,6 +71,11 @@ class Site(nn.Module):
         """λ ``[C]``, positive by construction."""
         return self.log_scale.exp()
 
+    @property
+    def levels(self) -> int:
+        """L of this site's grid: the configuration's; a group of operator neurons may have its own."""
+        return self.clock.config.levels
+
     def parameters_for(self, config: SpikingConfig) -> NeuronParameters | None:
         """The neuron parameters calibrated for ``config``'s coding and time, or None."""
         key = config.neuron_key
@@ -123,7 +128,7 @@ class Site(nn.Module):
         return out.flatten(0, 1).to(x.dtype)
 
     def _quantize(self, x: Tensor) -> Tensor:
-        clock, levels, scale = self.clock, self.clock.config.levels, self.scale.to(x.dtype)
+        clock, levels, scale = self.clock, self.levels, self.scale.to(x.dtype)
         if clock.probe is not None and clock.stage == "snn":
             clock.probe(self.name, ones_first(codes(x.detach(), scale.detach(), levels, self.signed), levels))
         return qcfs(x, scale, levels, self.signed)
@@ -132,7 +137,7 @@ class Site(nn.Module):
         config = self.clock.config
         threshold, v_init, a_init = (value.to(rows.dtype) for value in self.neuron_values(config))
         if config.coding == "sigma_delta":
-            return sigma_delta(rows, threshold, v_init, a_init, self.steps_for(config), config.levels, self.signed)
+            return sigma_delta(rows, threshold, v_init, a_init, self.steps_for(config), self.levels, self.signed)
         neuron = rate_mean_rows if config.rows == "mean" else rate_step_rows
         return neuron(rows, threshold, v_init, self.signed)
 
