@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from fas.config import SpikingConfig
 from fas.errors import FasError
-from fas.neurons import Clock
+from fas.neurons import Clock, Site
 from fas.operators import (
     Group,
     SpikingGroup,
@@ -404,6 +404,30 @@ def test_neurons_of_one_level_follow_at_once(seed: int) -> None:
     group = fit_group([torch.exp], 0, 1, 16)
     out = SpikingGroup(group, "exp", clock(), levels=1)(rows.flatten())[-20:]
     torch.testing.assert_close(out, SpikingGroup(group, "exp", clock("qcfs"), levels=1)(rows[-1]), rtol=0, atol=1e-5)
+
+
+def test_few_levels_follow_scores_that_are_still_being_encoded_with_fewer_spikes() -> None:
+    """Scores settle only in the last steps; the operands' own schedule, which ends in small steps, leaves the groups behind."""
+    counted: list[int] = []
+    shared = Clock(SpikingConfig(levels=8, timesteps=8), stage="snn", depth=1)
+    operand = Site("operand", 64, signed=True, consumers=1, clock=shared)
+    operand.log_scale.data.fill_(math.log(3.5))
+    with torch.no_grad():
+        query, key = (operand(over_time(normal(seed, 1, 64, 64), 8)) for seed in (0, 1))
+        scores = query @ key.mT / 4
+        shared.probe = lambda _, spikes: counted.append(int(spikes.count_nonzero()))
+        errors = [
+            total_variation(
+                softmax(scores, SpikingGroup(EXP, "e", shared, levels), SpikingGroup(RECIPROCAL, "r", shared, levels))[
+                    -1
+                ],
+                scores[-1].softmax(-1),
+            ).mean()
+            for levels in (None, 8)
+        ]
+    assert errors[1] < 0.01
+    assert errors[1] < errors[0] / 5
+    assert sum(counted[2:]) < 0.7 * sum(counted[:2])
 
 
 def test_levels_of_a_group_are_a_power_of_two() -> None:

@@ -54,7 +54,7 @@ def spaced_knots(grid: Tensor, targets: Tensor, neurons: int, evenness: float = 
 
     ``targets`` ``[R, n]`` are the functions on ``grid`` ``[n]``; all share the neurons, so the one that bends most decides.
     ``evenness`` is the share of the spacing that ignores the bend, so that straight stretches get segments too; a large one
-    makes all segments equally wide, which has up to eight times the largest error (docs/operators.md).
+    makes all segments equally wide, which has up to seven times the largest error (docs/operators.md).
     """
     bend = (targets[:, 2:] - 2 * targets[:, 1:-1] + targets[:, :-2]).abs().sqrt()
     # what a straight function seems to bend is rounding
