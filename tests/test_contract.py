@@ -276,7 +276,9 @@ def test_layerwise_equals_the_qcfs_model_bit_by_bit(family: str, coverage: str) 
         expected = logits(model, input_ids=tokens())
     with at_time(model, timesteps=5, schedule="layerwise"):
         assert torch.equal(logits(model, input_ids=tokens()), expected)
-        assert {train.shape[0] for train in spikes_of(model, tokens()).values()} == {5}
+        sites = sites_of(model)
+        assert all(len(train) == sites[name].levels for name, train in spikes_of(model, tokens()).items())
+        assert {site.levels for site in sites.values() if site.kind == "input"} == {5}, "operators have their own"
     model.set_timesteps(2)
     assert not torch.equal(logits(model, input_ids=tokens()), expected)
 

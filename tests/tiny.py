@@ -56,7 +56,7 @@ from transformers import (
 import fas
 
 VOCAB = 97
-COVERAGES = ("ffn", "linear", "attention")
+COVERAGES = ("ffn", "linear", "attention", "full")
 
 _SPECIAL = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 _PLAIN = {
@@ -91,8 +91,15 @@ FIRST = ("gpt2", "opt", "opt_projected", "llama")
 # of a block: one site in the FFN; three more linear inputs; four operands of the attention products
 BLOCK_SITES = {"ffn": 1, "linear": 4, "attention": 8}
 SITES = {(family, coverage): 2 * count for family in FAMILIES for coverage, count in BLOCK_SITES.items()}
-SITES["opt_projected", "linear"] += 2
-SITES["opt_projected", "attention"] += 2
+# full, beside those: two functions of softmax a block, two sites a norm (two norms a block, one behind them) …
+SITES |= {(family, "full"): 2 * 8 + 2 * 2 + 2 * (2 * 2 + 1) for family in FAMILIES}
+for _family in ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"):
+    SITES[_family, "full"] += 2 * 3  # … of a gated FFN the activation and both factors
+SITES["qwen3", "full"] += 2 * 2 * 2  # norms of query and key
+SITES["gemma2", "full"] += 2 * (2 * 2 + 1)  # two norms behind attention and FFN, and soft-capping
+SITES["gemma3", "full"] += 2 * (2 * 2 + 2 * 2)
+for _coverage in ("linear", "attention", "full"):
+    SITES["opt_projected", _coverage] += 2
 
 
 def ann(family: str, seed: int = 0, **settings: object) -> PreTrainedModel:

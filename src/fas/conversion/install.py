@@ -13,7 +13,7 @@ from fas.config import SpikingConfig
 from fas.conversion.description import describe
 from fas.errors import FasError
 from fas.models import Placement, Plan
-from fas.models.functions import ACTIVATIONS, LEVELS, group_for, norm_of
+from fas.models.functions import ACTIVATIONS, LEVELS, OTHER_LEVELS, group_for, norm_of
 from fas.neurons import Clock, Site
 from fas.neurons.clock import Stage
 from fas.neurons.rotation import rotate
@@ -50,7 +50,7 @@ def _place(placement: Placement, clock: Clock, order: int) -> Site:
     held: nn.Module
     if spec.kind == "group":
         group = group_for(str(spec.role), home)
-        held = SpikingGroup(group, placement.name, clock, LEVELS, order, device)
+        held = SpikingGroup(group, placement.name, clock, LEVELS.get(str(spec.role), OTHER_LEVELS), order, device)
         site = held.site
     else:
         block = placement.rotation(clock.config)

@@ -112,32 +112,43 @@ class Site(nn.Module):
 
         ``visible`` (broadcast over time) is told to a probe: which neurons count.
         """
-        clock = self.clock
-        if clock.probe is not None:
-            clock.visible = visible
-        wide = _wide(x)
+        clock, wide = self.clock, _wide(x)
         if not clock.folds:
-            return self._quantize(wide).to(x.dtype)
-        if clock.depth == 0 and torch._C._current_graph_task_id() == -1:
-            raise FasError(
-                f"site {self.name} was reached outside a folded segment; call the model, or a whole segment of it, "
-                "instead of an inner layer"
-            )
-        timesteps = clock.config.timesteps
-        rows = wide.view(timesteps, wide.shape[0] // timesteps, *wide.shape[1:])
+            return self._quantize(wide, visible).to(x.dtype)
+        self.require_segment()
+        rows = self.over_time(wide)
         if torch.is_grad_enabled() and (rows.requires_grad or self.log_scale.requires_grad or self._trains()):
             # the T states of a neuron are recomputed, not kept
             out, spikes = checkpoint(self._fire, rows, use_reentrant=False)
         else:
             out, spikes = self._fire(rows)
         if clock.probe is not None:
-            clock.probe(self.name, spikes.detach())
+            self.tell(spikes, visible)
         return out.flatten(0, 1).to(x.dtype)
 
-    def _quantize(self, x: Tensor) -> Tensor:
+    def require_segment(self) -> None:
+        """Raise `FasError` where time is not folded (a checkpoint's recomputation counts as inside)."""
+        if self.clock.depth == 0 and torch._C._current_graph_task_id() == -1:
+            raise FasError(
+                f"site {self.name} was reached outside a folded segment; call the model, or a whole segment of it, "
+                "instead of an inner layer"
+            )
+
+    def over_time(self, x: Tensor) -> Tensor:
+        """Rows ``[T·B, …]`` as ``[T, B, …]``."""
+        timesteps = self.clock.config.timesteps
+        return x.view(timesteps, x.shape[0] // timesteps, *x.shape[1:])
+
+    def tell(self, spikes: Tensor, visible: Tensor | None) -> None:
+        """Hand ``spikes`` ``[T, B, …, C]`` to the probe, which must be there."""
+        assert self.clock.probe is not None
+        self.clock.visible = visible
+        self.clock.probe(self.name, spikes.detach())
+
+    def _quantize(self, x: Tensor, visible: Tensor | None) -> Tensor:
         clock, levels, scale = self.clock, self.levels, self.scale.to(x.dtype)
         if clock.probe is not None and clock.stage == "snn":
-            clock.probe(self.name, ones_first(codes(x.detach(), scale.detach(), levels, self.signed), levels))
+            self.tell(ones_first(codes(x.detach(), scale.detach(), levels, self.signed), levels), visible)
         return qcfs(x, scale, levels, self.signed)
 
     def _fire(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,8 @@ from fas.neurons import Clock
 from fas.operators.group import wide
 from fas.operators.spiking import GroupSite
 
-NEURONS = 8
-LEVELS = 8
+NEURONS = 16
+LEVELS = 2
 
 
 class Population(nn.Module):

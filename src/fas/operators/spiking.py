@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fas.errors import FasError
 from fas.neurons import Clock, Site
 from fas.operators.group import Group, charges, read, wide
+from fas.operators.staircase import one_level_spikes, staircase
 
 
 def tracking_steps(levels: int, timesteps: int) -> tuple[int, ...]:
@@ -33,6 +34,18 @@ class GroupSite(Site):
     @property
     def levels(self) -> int:
         return self.own_levels or self.clock.config.levels
+
+    def rests(self, x: Tensor) -> bool:
+        """Whether the group's answer to ``x`` is a function of ``x`` alone, not of the timesteps before.
+
+        So it is without time, and for uncalibrated sigma-delta neurons of one level, whose spikes move all that can move.
+        """
+        clock = self.clock
+        if not clock.folds:
+            return clock.probe is None or clock.stage == "qcfs"  # a probe wants the trains
+        self.require_segment()
+        moves = clock.config.coding == "sigma_delta" and self.levels == 1 and max(clock.config.step_schedule) >= 1
+        return moves and self.parameters_for(clock.config) is None
 
     def starting_steps(self, steps: Sequence[int]) -> Sequence[int]:
         """The schedule where nothing was calibrated: `tracking_steps` in place of the configuration's ``steps``.
@@ -80,9 +93,16 @@ class SpikingGroup(nn.Module):
 
     def forward(self, argument: Tensor, visible: Tensor | None = None) -> Tensor:
         """Readouts of ``argument``; a probe is told which arguments count, ``visible`` (broadcast)."""
+        argument, seen = wide(argument), None if visible is None else visible.unsqueeze(-1)
+        if isinstance(self.site, GroupSite) and self.site.rests(argument):
+            shape = self.corners.to(argument), self.site.scale.to(argument)
+            if self.site.clock.probe is not None and self.site.clock.folds:
+                self.site.tell(one_level_spikes(self.site.over_time(argument), *shape), seen)
+            return staircase(
+                argument, *shape, self.readout.to(argument), self.readout_offset.to(argument), self.site.levels
+            )
         # clipped first, as the neuron saturates: a rate neuron would otherwise keep the excess and fire on
-        seen = None if visible is None else visible.unsqueeze(-1)
-        held = charges(wide(argument), self.corners, self.site.scale)
+        held = charges(argument, self.corners, self.site.scale)
         return read(self.site(held, seen), self.readout, self.readout_offset)
 
     def _apply(self, fn: Any, recurse: bool = True) -> SpikingGroup:

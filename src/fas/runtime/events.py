@@ -128,9 +128,10 @@ class _Consumer:
             self.constant = module.bias.detach().clone()
             module.bias = nn.Parameter(torch.zeros_like(module.bias), requires_grad=False)
         if self.config.coding == "sigma_delta":
-            self.constant = self.constant + module(neuron.a_init.to(folded.dtype)[None])[0].detach()
+            self.constant = self.constant + module.forward(neuron.a_init.to(folded.dtype)[None])[0].detach()
         module.register_forward_pre_hook(self.read)
-        module.register_forward_hook(self.accumulate)
+        # in front of a hook that encodes the output: it is the running value that is encoded
+        module.register_forward_hook(self.accumulate, prepend=True)
 
     def start(self) -> None:
         self.total: Tensor | float = 0.0
