@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 import torch
 from contract import (
-    CODINGS, STRATEGIES, check_events, check_generation, check_order, check_reload, check_rows, check_without_time, out,
+    CODINGS,
+    STRATEGIES,
+    check_events,
+    check_generation,
+    check_order,
+    check_reload,
+    check_rows,
+    check_without_time,
+    out,
 )  # fmt: skip
 from tiny import VOCAB, tokens
 from torch import Tensor, nn
@@ -105,7 +113,7 @@ def test_events_equal_the_folded_run(kind: str, coding: str) -> None:
 def test_cached_generation_equals_uncached(kind: str, coding: str, strategy: str) -> None:
     generated = check_generation(snn(kind, **CODINGS[coding]).double(), source(inputs_for()), strategy)
     assert generated.shape[1] == 7
-    assert len(generated.unique()) > 1
+    assert len(generated.unique()) > 5
 
 
 def test_rows_of_a_batch_do_not_meet_and_padding_changes_nothing() -> None:

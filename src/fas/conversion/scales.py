@@ -56,7 +56,9 @@ class _Sampler:
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         x = rotate(args[0], self.block)
-        self.samples.add(x, output if self.replaces else x, self.keep, self.mask)
+        # the mask is that of the text: a tower of another length has none
+        is_text = self.mask is not None and (x.ndim == 2 or x.shape[-2] == self.mask.shape[-1])
+        self.samples.add(x, output if self.replaces else x, self.keep, self.mask if is_text else None)
 
 
 class _Tap(nn.Module):
@@ -123,6 +125,12 @@ def sample_inputs(
             for hook in samplers:
                 hook.mask = batch.get("attention_mask")
             model(**{key: value for key, value in batch.items() if key != "labels"})
+    idle = [name for name, samples in found.items() if not samples.inputs and name not in {p.name for p in operands}]
+    if idle:
+        raise DataError(
+            f"the calibration batches do not reach {len(idle)} of {len(found)} sites, first {idle[0]}; give batches that use "
+            "every part of the model (images beside text), or ignore those sites"
+        )
     unreached = [place.name for place in operands if not found[place.name].inputs]
     if unreached:
         raise UnsupportedModelError(

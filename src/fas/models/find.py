@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -25,6 +25,8 @@ class Segment:
     name: str
     module: nn.Module
     family: Family
+    layers_read: int | None = None
+    """How many of its layers the model reads; None: all."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,20 @@ def find_segments(model: nn.Module) -> list[Segment]:
             f"{type(model).__name__} has no part that FAS can convert; supported families are {supported()}, and a new "
             "one is a file of data in fas/models"
         )
-    return found
+    modules = dict(model.named_modules())
+    readers = [(segment, segment.family.reads) for segment in found if segment.family.reads is not None]
+    for reader, (place, setting) in readers:
+        owner = reader.name.rpartition(".")[0]
+        layers = getattr(modules[owner].config, setting)
+        found = [_read_by(s, layers) if s.name == f"{owner}.{place}".lstrip(".") else s for s in found]
+    return sorted(found, key=lambda segment: segment.family.runs_last)
+
+
+def _read_by(segment: Segment, layers: int | list[int]) -> Segment:
+    """The segment with the number of layers up to the last of the hidden states ``layers``; state 0 is the embedding."""
+    depth = segment.module.config.num_hidden_layers  # type: ignore[union-attr]
+    states = [layers] if isinstance(layers, int) else layers
+    return replace(segment, layers_read=max(state if state >= 0 else depth + 1 + state for state in states))
 
 
 def find_placements(segment: Segment, coverage: Coverage) -> list[Placement]:
@@ -72,7 +87,7 @@ def find_placements(segment: Segment, coverage: Coverage) -> list[Placement]:
     family = segment.family
     blocks = [(n, m) for n, m in segment.module.named_modules(prefix=segment.name) if type(m).__name__ == family.block]
     expected = getattr(getattr(segment.module, "config", None), "num_hidden_layers", len(blocks))
-    if len(blocks) != expected:
+    if family.block and len(blocks) != expected:
         raise UnsupportedModelError(
             f"{segment.name or type(segment.module).__name__} has {len(blocks)} {family.block} modules where its "
             f"configuration says {expected} layers"
@@ -82,6 +97,7 @@ def find_placements(segment: Segment, coverage: Coverage) -> list[Placement]:
             f"the operands of attention cannot spike in {segment.name or type(segment.module).__name__} (family "
             f"{family.name!r}) yet; choose coverage='linear'"
         )
+    blocks = blocks[: segment.layers_read]
     owners = [(segment.name, segment.module, family.segment_sites), *((n, m, family.sites) for n, m in blocks)]
     config = getattr(segment.module, "config", None)
     places = [p for name, owner, specs in owners for p in _places(name, owner, specs, coverage, config)]
