@@ -141,7 +141,7 @@ def _calibrate_block(
     progress: Progress,
 ) -> LayerReport:
     """Calibrate the sites of one block and move both streams past it."""
-    sites = [module for module in block.modules() if isinstance(module, Site)]
+    sites = sorted((module for module in block.modules() if isinstance(module, Site)), key=lambda site: site.order)
     clock = clock_of(model)
     with as_qcfs(model), torch.no_grad():
         wanted, encodings = observed(block, index, targets, sites, clock, outputs=True)

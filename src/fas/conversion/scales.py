@@ -20,6 +20,9 @@ from fas.runtime.attention import use_spiking_attention
 
 SAMPLES_PER_SITE = 4096
 CANDIDATES = 48
+LARGEST = {"linear": 1.0, "operand": 0.9871}
+"""Largest fraction tried. A token that sees only itself hands its value's grid point on to the next site: were the steps of
+both grids commensurate, it would lie on a tie there, which rounding decides."""
 
 
 @dataclass
@@ -140,14 +143,17 @@ def sample_inputs(
     return found
 
 
-def mmse_scale(samples: Samples, levels: int, signed: bool) -> Tensor:
-    """λ ``[C]``: of `CANDIDATES` fractions of each channel's largest target, the one with least ‖h(x) − target‖²."""
+def mmse_scale(samples: Samples, levels: int, signed: bool, kind: str = "linear") -> Tensor:
+    """λ ``[C]``: of `CANDIDATES` fractions of each channel's largest target, the one with least ‖h(x) − target‖².
+
+    ``kind``: ``linear``, or ``operand`` of an attention product.
+    """
     x, target = torch.cat(samples.inputs), torch.cat(samples.targets)
     largest = (target.abs() if signed else target.clamp(min=0)).amax(0)
     typical = largest.mean().clamp(min=1e-6)
     largest = torch.where(largest > 0, largest, typical)  # a channel that was always silent gets a typical scale
     best, best_error = largest, torch.full_like(largest, float("inf"))
-    for fraction in torch.linspace(0.05, 1.0, CANDIDATES).tolist():
+    for fraction in torch.linspace(0.05, LARGEST[kind], CANDIDATES).tolist():
         scale = largest * fraction
         error = (qcfs(x, scale, levels, signed) - target).square().mean(0)
         better = error < best_error

@@ -30,7 +30,7 @@ def prepare(model: Model, config: SpikingConfig, batches: Iterable[Mapping[str, 
     samples = sample_inputs(model, placements, config, batches)
     sites = install(model, plan, config, stage="qcfs")
     for site in sites:
-        scale = mmse_scale(samples[site.name], config.levels, site.signed)
+        scale = mmse_scale(samples[site.name], config.levels, site.signed, "operand" if site.role else "linear")
         site.log_scale.data.copy_(scale.log())
     for placement, site in zip(placements, sites, strict=True):
         left_out = mean_error(samples[site.name], site.scale.cpu(), config.levels, site.signed)

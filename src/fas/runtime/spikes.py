@@ -72,7 +72,7 @@ def counting(model: nn.Module) -> Iterator[SpikeCount]:
     count = SpikeCount(clock)
 
     def see_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids")
+        mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids", args[0] if args else None)
         count.mask = None
         if isinstance(mask, Tensor) and isinstance(ids, Tensor) and mask.ndim == ids.ndim:
             count.mask = mask[..., -ids.shape[-1] :]  # cached tokens have no new spikes
