@@ -211,9 +211,12 @@ def test_batches_must_use_every_part() -> None:
 
 
 def test_attention_spikes_where_the_families_have_it() -> None:
-    check_events(snn("llava", "attention").double(), double(batch("llava")))
-    with pytest.raises(UnsupportedModelError, match=r"attention cannot spike in vision_model \(family 'blip2'\) yet"):
-        qcfs_model("blip2", "attention")
+    for name in ("llava", "smolvlm", "idefics3"):
+        check_events(snn(name, "attention").double(), double(batch(name)))
+        assert len(check_generation(snn(name, "attention").double(), prompt(name), "beam")) == 3
+    for name in ("blip", "blip2", "git", "qwen2_vl"):
+        with pytest.raises(UnsupportedModelError, match=rf"attention cannot spike in .* \(family '{name}'\) yet"):
+            qcfs_model(name, "attention")
 
 
 @models

@@ -128,19 +128,25 @@ def sample_inputs(
             for hook in samplers:
                 hook.mask = batch.get("attention_mask")
             model(**{key: value for key, value in batch.items() if key != "labels"})
-    idle = [name for name, samples in found.items() if not samples.inputs and name not in {p.name for p in operands}]
-    if idle:
-        raise DataError(
-            f"the calibration batches do not reach {len(idle)} of {len(found)} sites, first {idle[0]}; give batches that use "
-            "every part of the model (images beside text), or ignore those sites"
-        )
-    unreached = [place.name for place in operands if not found[place.name].inputs]
+    _require_samples(model, placements, found)
+    return found
+
+
+def _require_samples(model: nn.Module, placements: list[Placement], found: dict[str, Samples]) -> None:
+    """Raise for sites that no batch reached: by the fault of the model, or of the batches."""
+    idle = [place for place in placements if not found[place.name].inputs]
+    running = {id(place.owner) for place in placements if found[place.name].inputs}
+    unreached = [place.name for place in idle if place.spec.role is not None and id(place.owner) in running]
     if unreached:
         raise UnsupportedModelError(
             f"{unreached[0]}: {type(model).__name__} does not call transformers' attention interface there, so the operands of "
             "its attention cannot spike; choose coverage='linear'"
         )
-    return found
+    if idle:
+        raise DataError(
+            f"the calibration batches do not reach {len(idle)} of {len(found)} sites, first {idle[0].name}; give batches "
+            "that use every part of the model (images beside text), or ignore those sites"
+        )
 
 
 def mmse_scale(samples: Samples, levels: int, signed: bool, kind: str = "linear") -> Tensor:
