@@ -26,7 +26,9 @@ import fas
 from fas.calibration import CalibrationOptions
 from fas.errors import FasError, UnsupportedModelError
 from fas.models import find_segments
+from fas.report.inspection import Workload, inspect_model
 from fas.runtime.control import as_qcfs, sites_of
+from fas.runtime.spikes import counting
 
 KINDS = {"plain": "relu", "gated": "gated-gelu"}
 LAYERS = {"num_layers": 3, "num_decoder_layers": 2}
@@ -38,7 +40,8 @@ def t5(kind: str, model_class: type = T5ForConditionalGeneration) -> PreTrainedM
     torch.manual_seed(0)
     config = T5Config(
         vocab_size=VOCAB, d_model=32, d_kv=8, d_ff=44, num_heads=4, feed_forward_proj=KINDS[kind], pad_token_id=2,
-        eos_token_id=1, decoder_start_token_id=0, tie_word_embeddings=False, **LAYERS,
+        eos_token_id=1, decoder_start_token_id=0, tie_word_embeddings=False,
+        architectures=["T5ForConditionalGeneration"], **LAYERS,
     )  # fmt: skip
     model = model_class(config)
     with torch.no_grad():
@@ -179,6 +182,23 @@ def test_the_settled_cache_reads_what_the_encoder_settled_to() -> None:
             cache = outputs.past_key_values
             logits.append(outputs.logits)
     torch.testing.assert_close(torch.cat(logits, 1), expected, rtol=0, atol=1e-9)
+
+
+def test_padding_is_not_counted_and_the_target_has_no_mask_of_the_source() -> None:
+    model, inputs = snn("plain"), inputs_for()
+    inputs["decoder_input_ids"] = tokens(3, 7, seed=2)  # as long as the source
+    with counting(model) as spikes:
+        out(model, **inputs)
+    assert spikes.sites["encoder.block.0.ffn_input"].neurons == (3 * 7 - 2) * 32
+    assert spikes.sites["decoder.block.0.ffn_input"].neurons == 3 * 7 * 32
+
+
+def test_inspection(tmp_path: Path) -> None:
+    t5("gated").config.save_pretrained(tmp_path)
+    found = inspect_model("tiny", str(tmp_path), "linear", Workload())
+    assert found.architecture == "T5ForConditionalGeneration"
+    assert found.segments == {"encoder": 3, "decoder": 2}
+    assert sum(group.count for group in found.sites) == 26
 
 
 def test_refusals() -> None:

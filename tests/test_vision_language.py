@@ -29,6 +29,7 @@ from fas.models import find_placements, find_segments
 from fas.report.inspection import Workload, inspect_model
 from fas.runtime.control import as_qcfs, sites_of
 from fas.runtime.events import EventExecutor
+from fas.runtime.spikes import counting
 
 models = pytest.mark.parametrize("name", MODELS)
 codings = pytest.mark.parametrize("coding", CODINGS)
@@ -198,6 +199,16 @@ def test_hidden_states_have_the_rows_of_the_batch(name: str) -> None:
             outputs = model(**inputs, output_hidden_states=True)
     hidden = outputs.get("hidden_states") or outputs["language_model_outputs"].hidden_states
     assert {state.shape[0] for state in hidden} == {3}
+
+
+def test_padding_is_that_of_the_text() -> None:
+    model, inputs = snn("llava"), batch("llava")
+    with counting(model) as spikes:
+        out(model, **inputs)
+    neurons = {name: count.neurons for name, count in spikes.sites.items()}
+    assert neurons["model.language_model.layers.0.ffn_input"] == int(inputs["attention_mask"].sum()) * 32
+    assert neurons["model.vision_tower.encoder.layers.0.ffn_input"] == 3 * 10 * 24
+    assert neurons["model.multi_modal_projector.projector_input"] == 3 * 9 * 24
 
 
 def test_batches_must_use_every_part() -> None:
