@@ -24,7 +24,7 @@ from transformers import EncoderDecoderCache, PreTrainedModel, T5Config, T5Encod
 
 import fas
 from fas.calibration import CalibrationOptions
-from fas.errors import FasError, UnsupportedModelError
+from fas.errors import FasError
 from fas.models import find_segments
 from fas.report.inspection import Workload, inspect_model
 from fas.runtime.control import as_qcfs, sites_of
@@ -201,12 +201,18 @@ def test_inspection(tmp_path: Path) -> None:
     assert sum(group.count for group in found.sites) == 26
 
 
+@kinds
+def test_attention_spikes(kind: str) -> None:
+    model = snn(kind, "attention").double()
+    assert len(sites_of(model)) == 26 + 4 * (3 + 2 * 2)
+    check_events(model, inputs_for())
+    check_generation(model, source(inputs_for()), "beam")
+
+
 def test_refusals() -> None:
     model, inputs = snn("plain"), inputs_for()
     with pytest.raises(FasError, match=r"T5Stack got the tensor argument 'unknown', which FAS cannot fold"):
         out(model, **inputs, unknown=torch.ones(3, 7))
-    with pytest.raises(UnsupportedModelError, match=r"attention cannot spike in encoder \(family 't5'\) yet"):
-        snn("plain", "attention")
     with torch.no_grad():
         cache = model(**inputs, use_cache=True).past_key_values
         model.set_timesteps(2)

@@ -52,7 +52,12 @@ def test_sites(name: str) -> None:
         assert len(sites_of(qcfs_model(name, coverage))) == MODELS[name][3][coverage]
     model = snn(name)
     check_order(model, batch(name))
-    read = {id(m) for segment in find_segments(model) for p in find_placements(segment, "linear") for m in p.consumers}
+    read = {
+        id(m)
+        for segment in find_segments(model)
+        for p in find_placements(segment, fas.SpikingConfig())
+        for m in p.consumers
+    }
     linears = [m for s in find_segments(model) for m in s.module.modules() if isinstance(m, nn.Linear)]
     unread = 6 if name == "llava" else 0
     assert len(linears) - len(read) == unread, "no linear layer of a segment is left out, but those that nothing reads"
@@ -66,9 +71,9 @@ def test_layers_that_llava_does_not_read_have_no_sites(layers: Any, sites: set[i
     assert [s.name for s in (vision, projector, text)] == [
         "model.vision_tower", "model.multi_modal_projector", "model.language_model",
     ]  # fmt: skip
-    places = find_placements(vision, "linear")
+    places = find_placements(vision, fas.SpikingConfig())
     assert {int(place.name.split(".")[4]) for place in places} == sites
-    assert len(find_placements(text, "linear")) == 8
+    assert len(find_placements(text, fas.SpikingConfig())) == 8
 
 
 @models
@@ -222,10 +227,10 @@ def test_batches_must_use_every_part() -> None:
 
 
 def test_attention_spikes_where_the_families_have_it() -> None:
-    for name in ("llava", "smolvlm", "idefics3"):
+    for name in ("llava", "smolvlm", "idefics3", "blip2"):
         check_events(snn(name, "attention").double(), double(batch(name)))
         assert len(check_generation(snn(name, "attention").double(), prompt(name), "beam")) == 3
-    for name in ("blip", "blip2", "git", "qwen2_vl"):
+    for name in ("blip", "git", "qwen2_vl"):
         with pytest.raises(UnsupportedModelError, match=rf"attention cannot spike in .* \(family '{name}'\) yet"):
             qcfs_model(name, "attention")
 

@@ -13,7 +13,8 @@ from fas.steps import default_steps, is_complete
 
 CONFIG_VERSION = 1
 
-Coverage = Literal["ffn", "linear", "attention"]
+Coverage = Literal["ffn", "linear", "attention", "full"]
+Activation = Literal["replace", "keep"]
 Coding = Literal["rate", "sigma_delta"]
 Rows = Literal["mean", "step"]
 Schedule = Literal["synchronous", "layerwise"]
@@ -32,8 +33,9 @@ class SpikingConfig(BaseModel):
     version: int = CONFIG_VERSION
     """Format of this description; a checkpoint of a newer version is refused."""
     coverage: Coverage = "linear"
-    """Which operands spike: ``ffn`` (input of the FFN down-projection), ``linear`` (inputs of all linear layers) or
-    ``attention`` (also query, key, value and probabilities of the attention products)."""
+    """Which operands spike: ``ffn`` (input of the FFN down-projection), ``linear`` (inputs of all linear layers),
+    ``attention`` (also query, key, value and probabilities of the attention products) or ``full`` (also softmax, norms and
+    activations, by groups of spiking neurons)."""
     levels: int = Field(default=8, ge=1, le=1024)
     """L: signed grid {−L…L}, unsigned {0…L}; the step of the grid is λ/L."""
     coding: Coding = "sigma_delta"
@@ -48,6 +50,8 @@ class SpikingConfig(BaseModel):
     """``synchronous``: all layers advance together; ``layerwise``: a layer fires after its whole input (T = L)."""
     rotation: Rotation = "hadamard"
     """``hadamard``: products of gated FFNs, which have heavy tails, are rotated (analog additions) before they spike."""
+    activation: Activation = "replace"
+    """Pointwise activations of FFNs: ``replace`` (an unsigned unit stands in for them, the paper's way) or ``keep``."""
     targets: tuple[str, ...] = ()
     """Sites that spike, of those of the coverage: exact names, or ``re:`` and what the whole name matches; () is all."""
     ignore: tuple[str, ...] = ()

@@ -89,7 +89,7 @@ class Search:
     def _starts(self) -> list[Tensor]:
         """Tracking may start at zero, or at each channel's typical code (for linear layers a constant bias, no spike)."""
         zero = torch.zeros_like(self.scale)
-        if self.config.coding == "rate" or self.site.role is not None:
+        if self.config.coding == "rate" or self.site.kind != "input":
             return [zero]
         typical = codes(self.target, self.scale, self.config.levels, self.site.signed).mean(0).round()
         return [zero, typical] if bool(typical.any()) else [zero]

@@ -55,7 +55,7 @@ def _search_rows(site: Site, rows: Tensor, most: int) -> Tensor:
     An attention operand has few channels and many rows: more of those, at random, without the hidden ones (all 0).
     """
     count = rows.shape[1]
-    if site.role is None:
+    if site.kind not in ("operand", "cross"):
         return torch.linspace(0, count - 1, min(count, most), device=rows.device).long()
     most = most * max(1, OPERAND_VALUES // site.width)
     picked = torch.randint(count, (2 * most,), generator=torch.Generator().manual_seed(0)).to(rows.device)
@@ -76,7 +76,7 @@ def _put(parameters: NeuronParameters, choice: Choice) -> None:
 
 def _importance(block: nn.Module, site: Site) -> Tensor:
     """Σ over consumers of ‖W_c‖² per input channel ``[C]``; 1 for operands of attention, which no weights read."""
-    if site.role is not None:
+    if site.kind in ("operand", "cross"):
         return torch.ones_like(site.log_scale.detach())
     total = torch.zeros_like(site.log_scale.detach())
     for module in block.modules():

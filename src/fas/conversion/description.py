@@ -21,6 +21,7 @@ class FasQuantizationConfig(QuantizationConfigMixin):
         stage: str = "snn",
         sites: dict[str, int] | None = None,
         neurons: list[str] | None = None,
+        order: list[str] | None = None,
         **unknown: Any,
     ) -> None:
         self.quant_method: Any = "fas"  # transformers has a closed enum; registered names are plain strings
@@ -28,6 +29,7 @@ class FasQuantizationConfig(QuantizationConfigMixin):
         self.stage = stage
         self.sites = dict(sites or {})
         self.neurons = list(neurons or [])
+        self.order = list(order or self.sites)  # transformers sorts the keys of what it writes
         self.spiking_config()  # a checkpoint of a newer version is refused before anything is built
         unknown.pop("quant_method", None)
         if unknown:
@@ -48,6 +50,7 @@ class FasQuantizationConfig(QuantizationConfigMixin):
             "spiking": self.spiking,
             "sites": self.sites,
             "neurons": self.neurons,
+            "order": self.order,
         }
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -63,4 +66,5 @@ def describe(model: nn.Module) -> None:
         stage=clock.stage,
         sites={name: site.width for name, site in sites.items()},
         neurons=sorted(first.neurons),
+        order=list(sites),
     )

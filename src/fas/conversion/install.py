@@ -7,32 +7,37 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from fas.config import SpikingConfig
 from fas.conversion.description import describe
 from fas.errors import FasError
 from fas.models import Placement, Plan
+from fas.models.functions import ACTIVATIONS, group_for, norm_of
 from fas.neurons import Clock, Site
 from fas.neurons.clock import Stage
 from fas.neurons.rotation import rotate
+from fas.operators import SpikingGroup
+from fas.operators.population import Population
 from fas.runtime.attention import use_spiking_attention
 from fas.runtime.control import SetTimesteps
 from fas.runtime.folding import fold_segment, silence_dropout
 from fas.runtime.hooks import SiteHook
+from fas.runtime.operators import ActivationHook, NormHook, OutputHook
 
 
 def install(model: PreTrainedModel, plan: Plan, config: SpikingConfig, stage: Stage) -> list[Site]:
-    """Add the sites of ``plan`` to ``model`` in place and return them in the order in which they run."""
+    """Add the sites of ``plan`` to ``model`` in place and return them in the order of the plan."""
     if any(isinstance(module, Site) for module in model.modules()):
         raise FasError(f"{type(model).__name__} has spiking sites already; start from the original model")
     clock = Clock(config=config, stage=stage)
     sites: list[Site] = []
     for segment, placements in plan:
         sites += [_place(placement, clock, len(sites) + i) for i, placement in enumerate(placements)]
-        fold_segment(segment, clock, any(p.spec.role is not None for p in placements))
+        fold_segment(segment, clock, any(p.in_attention for p in placements))
         if stage == "snn":
             silence_dropout(segment.module)
-    if any(site.role is not None for site in sites):
+    if any(place.in_attention for _, placements in plan for place in placements):
         use_spiking_attention(model)
     model.set_timesteps = SetTimesteps(sites, model, describe)  # type: ignore[assignment]
     describe(model)
@@ -40,28 +45,55 @@ def install(model: PreTrainedModel, plan: Plan, config: SpikingConfig, stage: St
 
 
 def _place(placement: Placement, clock: Clock, order: int) -> Site:
-    spec = placement.spec
-    device = next(placement.consumers[0].parameters()).device
-    consumers = len(placement.consumers)
-    block = placement.rotation(clock.config)
-    site = Site(placement.name, placement.width, spec.signed, consumers, clock, order, block, spec.role, device)
-    if "sites" not in placement.home._modules:
-        placement.home.add_module("sites", nn.ModuleDict())
-    placement.home.sites[spec.role or spec.name] = site  # type: ignore[index]
-    if spec.role is not None:
-        return site  # the attention function finds it
+    spec, home = placement.spec, placement.home
+    device = next((p.device for p in [*home.parameters(), *placement.owner.parameters()]), None)
+    held: nn.Module
+    if spec.kind == "group":
+        group = group_for(str(spec.role), home)
+        held = SpikingGroup(group, placement.name, clock, order, device)
+        site = held.site
+    else:
+        block = placement.rotation(clock.config)
+        consumers = len(placement.consumers)
+        site = Site(placement.name, placement.width, spec.signed, consumers, clock, order, block, spec.kind, device)
+        held = Population(site) if spec.kind == "norm" else site
     if spec.replaces is not None:
         placement.owner.set_submodule(spec.replaces, nn.Identity())
-    for consumer in placement.consumers:
-        hook = SiteHook(site)
-        hook.handle = consumer.register_forward_pre_hook(hook)
+    _hook(placement, site)
+    if "sites" not in home._modules:
+        home.add_module("sites", nn.ModuleDict())
+    home.sites[spec.role or spec.name] = held  # type: ignore[index]
     return site
+
+
+def _hook(placement: Placement, site: Site) -> None:
+    """Let the module that a site is for find it; operands and functions of attention are found by its function."""
+    spec, home = placement.spec, placement.home
+    hook: NormHook | ActivationHook | OutputHook
+    if spec.kind == "input":
+        for consumer in placement.consumers:
+            reader = SiteHook(site)
+            reader.handle = consumer.register_forward_pre_hook(reader)
+        return
+    norm = norm_of(home)
+    if norm is not None:
+        if any(isinstance(entry, NormHook) for entry in home._forward_hooks.values()):
+            return  # one for both its input and its root
+        hook = NormHook(norm)
+    elif spec.kind == "output":
+        hook = OutputHook(spec.half)
+    elif spec.role == "activation":
+        hook = ActivationHook(ACTIVATIONS[type(home).__name__])
+    else:
+        return
+    # the function comes before the encoding of its result
+    hook.handle = home.register_forward_hook(hook, prepend=spec.role == "activation")
 
 
 def _by_input(module: nn.Module) -> Tensor:
     """A view of a consumer's weight as ``[out, in]`` (Conv1D keeps it transposed)."""
     weight = cast(Tensor, module.weight)
-    return weight if isinstance(module, nn.Linear) else weight.T
+    return weight.T if isinstance(module, Conv1D) else weight
 
 
 @torch.no_grad()

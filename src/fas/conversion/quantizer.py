@@ -13,11 +13,13 @@ from transformers.quantizers.base import HfQuantizer
 
 from fas.conversion.description import FasQuantizationConfig
 from fas.conversion.install import install
+from fas.conversion.order import number
 from fas.errors import CheckpointError
 from fas.models import listed
 from fas.neurons import Site
+from fas.operators import SpikingGroup
 
-PARAMETER_NAMES = ("log_scale", "log_threshold", "v_init", "a_init", "steps")
+PARAMETER_NAMES = ("log_scale", "log_threshold", "v_init", "a_init", "steps", "corners", "readout", "readout_offset")
 
 
 class FasQuantizer(HfQuantizer):
@@ -33,6 +35,7 @@ class FasQuantizer(HfQuantizer):
         config = description.spiking_config()
         plan = listed(model, config, description.sites)
         sites = install(model, plan, config, stage=description.stage)  # type: ignore[arg-type]
+        number(sites, description.order)
         for site in sites:
             for key in description.neurons:
                 site.add_parameters(key)
@@ -45,7 +48,7 @@ class FasQuantizer(HfQuantizer):
         broken = [
             f"{module.name}.{name}"
             for module in model.modules()
-            if isinstance(module, Site)
+            if isinstance(module, Site | SpikingGroup)
             for name, parameter in module.state_dict().items()
             if not _is_valid(name, parameter)
         ]

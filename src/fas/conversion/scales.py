@@ -16,7 +16,9 @@ from fas.errors import DataError, UnsupportedModelError
 from fas.models import Placement
 from fas.neurons import Clock, qcfs
 from fas.neurons.rotation import rotate
+from fas.operators.population import NEURONS
 from fas.runtime.attention import use_spiking_attention
+from fas.runtime.operators import centered
 
 SAMPLES_PER_SITE = 4096
 CANDIDATES = 48
@@ -51,23 +53,26 @@ class Samples:
 
 
 class _Sampler:
-    """Forward hook that takes evenly spaced rows of a consumer's input, or of an activation's input and output."""
+    """Forward hook that takes evenly spaced rows of what a site will be given, and of what it stands for."""
 
-    def __init__(self, samples: Samples, keep: int, replaces: bool, block: int) -> None:
-        self.samples, self.keep, self.replaces, self.block = samples, keep, replaces, block
+    def __init__(self, samples: Samples, keep: int, place: Placement, block: int) -> None:
+        self.samples, self.keep, self.spec, self.block = samples, keep, place.spec, block
         self.mask: Tensor | None = None
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        x = rotate(args[0], self.block)
+        if self.spec.kind == "output":
+            x = output.chunk(2, dim=-1)[1] if self.spec.half else output
+        else:
+            x = rotate(args[0], self.block)
+            if self.spec.kind == "norm":
+                x = centered(module, x)
         # the mask is that of the text: a tower of another length has none
         is_text = self.mask is not None and (x.ndim == 2 or x.shape[-2] == self.mask.shape[-1])
-        self.samples.add(x, output if self.replaces else x, self.keep, self.mask if is_text else None)
+        self.samples.add(x, output if self.spec.replaces else x, self.keep, self.mask if is_text else None)
 
 
 class _Tap(nn.Module):
     """Stands where an attention operand's site will be and lets it pass, sampled."""
-
-    role = "sampled"
 
     def __init__(self, samples: Samples, keep: int) -> None:
         super().__init__()
@@ -110,15 +115,15 @@ def sample_inputs(
     samplers = []
     training = model.training
     keep = max(1, SAMPLES_PER_SITE // len(listed))
-    operands = [place for place in placements if place.spec.role is not None]
+    operands = [place for place in placements if place.spec.kind in ("operand", "cross")]
     with ExitStack() as stack, torch.no_grad():
         for place in placements:
             samples = found[place.name] = Samples()
-            if place.spec.role is not None:
+            if place in operands or place.spec.kind == "group":
                 continue
             replaces = place.spec.replaces
             source = place.owner.get_submodule(replaces) if replaces else place.consumers[0]
-            hook = _Sampler(samples, keep, replaces is not None, place.rotation(config))
+            hook = _Sampler(samples, keep, place, place.rotation(config))
             samplers.append(hook)
             stack.callback(source.register_forward_hook(hook).remove)
         stack.enter_context(_tapped(model, operands, found, keep))
@@ -134,9 +139,9 @@ def sample_inputs(
 
 def _require_samples(model: nn.Module, placements: list[Placement], found: dict[str, Samples]) -> None:
     """Raise for sites that no batch reached: by the fault of the model, or of the batches."""
-    idle = [place for place in placements if not found[place.name].inputs]
+    idle = [place for place in placements if place.spec.kind != "group" and not found[place.name].inputs]
     running = {id(place.owner) for place in placements if found[place.name].inputs}
-    unreached = [place.name for place in idle if place.spec.role is not None and id(place.owner) in running]
+    unreached = [place.name for place in idle if place.spec.kind in ("operand", "cross") and id(place.owner) in running]
     if unreached:
         raise UnsupportedModelError(
             f"{unreached[0]}: {type(model).__name__} does not call transformers' attention interface there, so the operands of "
@@ -147,6 +152,14 @@ def _require_samples(model: nn.Module, placements: list[Placement], found: dict[
             f"the calibration batches do not reach {len(idle)} of {len(found)} sites, first {idle[0].name}; give batches "
             "that use every part of the model (images beside text), or ignore those sites"
         )
+
+
+def fitted_scale(place: Placement, samples: Samples, levels: int) -> Tensor:
+    """λ ``[width]`` of the site of ``place``; the neurons of a population share what one grid of P·L levels would span."""
+    if place.spec.kind == "norm":
+        return (mmse_scale(samples, NEURONS * levels, signed=True) / NEURONS).repeat(NEURONS)
+    kind = "operand" if place.spec.kind in ("operand", "cross") else "linear"
+    return mmse_scale(samples, levels, place.spec.signed, kind)
 
 
 def mmse_scale(samples: Samples, levels: int, signed: bool, kind: str = "linear") -> Tensor:

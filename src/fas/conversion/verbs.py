@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from fas.config import SpikingConfig
 from fas.conversion.description import describe
 from fas.conversion.install import absorb, install, rotate_reader
-from fas.conversion.scales import mean_error, mmse_scale, sample_inputs
+from fas.conversion.order import measure_order
+from fas.conversion.scales import fitted_scale, mean_error, sample_inputs
 from fas.models import find_segments, planned
 from fas.runtime.control import clock_of
 from fas.runtime.folding import silence_dropout
@@ -25,19 +26,21 @@ def prepare(model: Model, config: SpikingConfig, batches: Iterable[Mapping[str, 
     is fitted per channel by least squared error. Raises `UnsupportedModelError` for an unknown architecture, `ConfigError`
     for targets or ignored names that match no site and `DataError` without batches, before the model is changed.
     """
-    plan = planned(model, config)
+    plan, batches = planned(model, config), list(batches)
     placements = [place for _, places in plan for place in places]
     samples = sample_inputs(model, placements, config, batches)
     sites = install(model, plan, config, stage="qcfs")
-    for site in sites:
-        scale = mmse_scale(samples[site.name], config.levels, site.signed, "operand" if site.role else "linear")
-        site.log_scale.data.copy_(scale.log())
     for placement, site in zip(placements, sites, strict=True):
-        left_out = mean_error(samples[site.name], site.scale.cpu(), config.levels, site.signed)
-        for consumer in placement.consumers if placement.spec.role is None else ():
-            rotate_reader(consumer, placement.rotation(config))
-            if placement.spec.replaces is not None:
-                absorb(consumer, left_out)
+        if site.kind != "group":  # whose λ is the geometry of its function
+            site.log_scale.data.copy_(fitted_scale(placement, samples[site.name], config.levels).log())
+        if site.kind == "input":
+            left_out = mean_error(samples[site.name], site.scale.cpu(), config.levels, site.signed)
+            for consumer in placement.consumers:
+                rotate_reader(consumer, placement.rotation(config))
+                if placement.spec.replaces is not None:
+                    absorb(consumer, left_out)
+    measure_order(model, sites, batches[0])
+    describe(model)
     return model
 
 

@@ -4,7 +4,7 @@ The single linear layer between Q-Former and language model stays analog: it is 
 """
 
 from fas.models.family import Family, SiteSpec, register
-from fas.models.shapes import BLIP_VISION_BLOCK, CONVOLUTION, classes
+from fas.models.shapes import BLIP_VISION_BLOCK, CONVOLUTION, attention, classes
 
 _SELF, _CROSS = "attention", "crossattention"
 
@@ -30,7 +30,7 @@ register(
         name="blip2",
         segment="Blip2VisionModel",
         block="Blip2EncoderLayer",
-        sites=BLIP_VISION_BLOCK,
+        sites=(*BLIP_VISION_BLOCK[:1], *attention("self_attn"), *BLIP_VISION_BLOCK[1:]),
         analog=classes("Blip2", "VisionEmbeddings", "Encoder", "Attention", "MLP") | CONVOLUTION,
     )
 )
@@ -44,9 +44,11 @@ register(
                 "attention_input",
                 (f"{_SELF}.attention.query", f"{_SELF}.attention.key", f"{_SELF}.attention.value"),
             ),
+            *attention(f"{_SELF}.attention"),
             SiteSpec("attention_output", (f"{_SELF}.output.dense",)),
             SiteSpec("cross_query_input", (f"{_CROSS}.attention.query",), needs=_CROSS),
             SiteSpec("cross_states_input", (f"{_CROSS}.attention.key", f"{_CROSS}.attention.value"), needs=_CROSS),
+            *attention(f"{_CROSS}.attention", cross=True),
             SiteSpec("cross_output", (f"{_CROSS}.output.dense",), needs=_CROSS),
             *_ffn("_query", "ffn"),
             *_ffn("", "text_ffn"),

@@ -8,9 +8,13 @@ from typing import Literal
 
 from fas.config import Coverage
 
-COVERAGE_ORDER: tuple[Coverage, ...] = ("ffn", "linear", "attention")
+COVERAGE_ORDER: tuple[Coverage, ...] = ("ffn", "linear", "attention", "full")
 
-Role = Literal["query", "key", "value", "probabilities"]
+Operand = Literal["query", "key", "value", "probabilities"]
+Kind = Literal["input", "operand", "cross", "output", "norm", "group"]
+"""What a site encodes: the ``input`` of linear layers; an ``operand`` of attention (``cross``: whose keys are another
+sequence's); the ``output`` of a module that meets another in a product; the input of a ``norm``; a ``group`` is the neurons
+of an operator, and its argument has a range of its own."""
 
 # Modules of every family that stay analog in the coverages that exist: they act on running values as they are.
 COMMON_ANALOG = frozenset({"ModuleList", "Dropout", "Embedding", "LayerNorm", "Identity"})
@@ -39,8 +43,14 @@ class SiteSpec:
     """Whether this site of a segment runs behind its blocks."""
     optional: bool = False
     """Whether some models of the family lack the consumers."""
-    role: Role | None = None
-    """Operand of an attention product: its one consumer is then the module that calls the attention interface."""
+    kind: Kind = "input"
+    """All kinds but ``input`` have one consumer, the module whose operand, output, norm or function is meant."""
+    role: str | None = None
+    """Under which name that module finds the site: an `Operand`, or the function of a group."""
+    read_by: str | None = None
+    """``output``: the linear layer that reads the product, as many channels wide."""
+    half: bool = False
+    """``output``: whether only the second half of the channels is meant (the other is the gate's)."""
     needs: str | None = None
     """Module of the block that decides whether it has this site (plain or gated FFN, cross-attention or none)."""
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
-from fas.config import Coverage, SpikingConfig
+from fas.config import SpikingConfig
 from fas.errors import UnsupportedModelError
-from fas.models.family import COMMON_ANALOG, REGISTRY, Family, Role, SiteSpec, supported
+from fas.models.family import COMMON_ANALOG, REGISTRY, Family, SiteSpec, supported
+from fas.models.functions import activation_of, group_for, norm_of
 from fas.neurons.rotation import block_of
+from fas.operators.population import NEURONS
 
 _ACTIVATIONS = tuple({cls[0] if isinstance(cls, tuple) else cls for cls in ACT2CLS.values()})
 
@@ -42,8 +44,13 @@ class Placement:
 
     @property
     def home(self) -> nn.Module:
-        """The module that holds the site: its owner, or the attention module whose operand it encodes."""
-        return self.owner if self.spec.role is None else self.consumers[0]
+        """The module that holds the site: its owner, or the one whose operand, output, norm or function it is for."""
+        return self.owner if self.spec.kind == "input" else self.consumers[0]
+
+    @property
+    def in_attention(self) -> bool:
+        """Whether it is the attention function that finds the site."""
+        return self.spec.kind in ("operand", "cross") or self.spec.role in ("exponential", "reciprocal", "softcap")
 
     def rotation(self, config: SpikingConfig) -> int:
         """Block of the rotation in front of the site under ``config`` (1: none)."""
@@ -78,8 +85,8 @@ def _read_by(segment: Segment, layers: int | list[int]) -> Segment:
     return replace(segment, layers_read=max(state if state >= 0 else depth + 1 + state for state in states))
 
 
-def find_placements(segment: Segment, coverage: Coverage) -> list[Placement]:
-    """The sites of ``segment`` for ``coverage``, in the order in which they run.
+def find_placements(segment: Segment, spiking: SpikingConfig) -> list[Placement]:
+    """The sites of ``segment`` as ``spiking`` covers it; inside a block in the order in which they are declared.
 
     Raises `UnsupportedModelError` for a module that no declaration accounts for, and where a count is not as declared.
     """
@@ -92,20 +99,46 @@ def find_placements(segment: Segment, coverage: Coverage) -> list[Placement]:
             f"{segment.name or type(segment.module).__name__} has {len(blocks)} {family.block} modules where its "
             f"configuration says {expected} layers"
         )
-    if coverage == "attention" and blocks and all(spec.role is None for spec in family.sites):
+    if spiking.coverage in ("attention", "full") and blocks and all(spec.role is None for spec in family.sites):
         raise UnsupportedModelError(
             f"the operands of attention cannot spike in {segment.name or type(segment.module).__name__} (family "
             f"{family.name!r}) yet; choose coverage='linear'"
         )
-    blocks = blocks[: segment.layers_read]
+    unread = blocks[len(blocks) if segment.layers_read is None else segment.layers_read :]
+    blocks = blocks[: len(blocks) - len(unread)]
     owners = [(segment.name, segment.module, family.segment_sites), *((n, m, family.sites) for n, m in blocks)]
     config = getattr(segment.module, "config", None)
-    places = [p for name, owner, specs in owners for p in _places(name, owner, specs, coverage, config)]
+    places = [p for name, owner, specs in owners for p in _places(name, owner, specs, spiking, config)]
+    if spiking.coverage == "full":
+        left_out = {id(module) for _, block in unread for module in block.modules()}
+        left_out |= {id(p.owner.get_submodule(p.spec.replaces)) for p in places if p.spec.replaces}
+        places += _functions(segment, left_out)
     return sorted(places, key=lambda place: place.spec.last)
 
 
+def _functions(segment: Segment, left_out: set[int]) -> Iterator[Placement]:
+    """Norms and activations of ``segment`` that groups compute, found by class."""
+    for name, module in segment.module.named_modules(prefix=segment.name):
+        if id(module) in left_out:
+            continue
+        specs: list[tuple[SiteSpec, int]] = []
+        if norm_of(module) is not None:
+            channels = cast(Tensor, module.weight).shape[-1]
+            spec = SiteSpec("norm_input", ("",), "full", kind="norm", role="input")
+            specs = [(spec, NEURONS * channels), _group("rsqrt", module)]
+        elif isinstance(module, (*_ACTIVATIONS, nn.GELU)):
+            specs = [_group("activation", module)] if activation_of(name, module) else []
+        for spec, width in specs:
+            yield Placement(f"{name}.{spec.name}".lstrip("."), module, spec, (module,), width)
+
+
+def _group(role: str, module: nn.Module) -> tuple[SiteSpec, int]:
+    spec = SiteSpec(role, ("",), "full", signed=False, kind="group", role=role)
+    return spec, group_for(role, module).neurons
+
+
 def _places(
-    name: str, owner: nn.Module, specs: tuple[SiteSpec, ...], coverage: Coverage, config: Any
+    name: str, owner: nn.Module, specs: tuple[SiteSpec, ...], spiking: SpikingConfig, config: Any
 ) -> Iterator[Placement]:
     for spec in specs:
         if spec.needs is not None and _submodule(owner, spec.needs) is None:
@@ -116,9 +149,13 @@ def _places(
         missing = [path for path, module in zip(spec.consumers, consumers, strict=True) if module is None]
         if missing:
             raise UnsupportedModelError(f"{name} ({type(owner).__name__}) lacks {missing}, which its family declares")
-        if spec.is_in(coverage):
+        if spec.role == "softcap" and not getattr(config, "attn_logit_softcapping", None):
+            continue
+        if spec.is_in(spiking.coverage):
             modules = tuple(module for module in consumers if module is not None)
-            width = input_width(modules[0]) if spec.role is None else operand_width(spec.role, modules[0], config)
+            if spec.replaces is not None and spiking.activation == "keep":
+                spec = replace(spec, replaces=None, signed=True)
+            width = _width(owner, spec, modules[0], config)
             yield Placement(f"{name}.{spec.name}".lstrip("."), owner, spec, modules, width)
 
 
@@ -131,7 +168,17 @@ def input_width(module: nn.Module) -> int:
     raise UnsupportedModelError(f"{type(module).__name__} cannot consume spikes; it is neither Linear nor Conv1D")
 
 
-def operand_width(role: Role, module: nn.Module, config: Any) -> int:
+def _width(owner: nn.Module, spec: SiteSpec, module: nn.Module, config: Any) -> int:
+    if spec.kind == "input":
+        return input_width(module)
+    if spec.kind == "group":
+        return group_for(str(spec.role), module).neurons
+    if spec.kind == "output":
+        return input_width(cast(nn.Module, _submodule(owner, str(spec.read_by))))
+    return operand_width(str(spec.role), module, config)
+
+
+def operand_width(role: str, module: nn.Module, config: Any) -> int:
     """Channels of an attention operand: one a head, for the value (which is not contracted) one a head and feature."""
     heads = config.num_attention_heads
     shared = getattr(config, "num_key_value_heads", None) or heads
@@ -154,6 +201,7 @@ def _refuse_unknown(segment: Segment) -> None:
     """Every module must be a declared consumer, a declared analog class, or an activation."""
     family = segment.family
     analog = COMMON_ANALOG | family.analog | {family.segment, family.block, "Site", "NeuronParameters", "ModuleDict"}
+    analog |= {"SpikingGroup", "Population"}
     claimed = {
         id(_submodule(owner, path))
         for owner in segment.module.modules()

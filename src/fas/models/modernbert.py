@@ -1,7 +1,7 @@
 """ModernBERT: pre-norm encoder, fused projections, a gated FFN, alternating local and global attention."""
 
 from fas.models.family import Family, SiteSpec, register
-from fas.models.shapes import attention, classes
+from fas.models.shapes import attention, classes, gated
 
 register(
     Family(
@@ -13,7 +13,7 @@ register(
             *attention("attn"),
             SiteSpec("attention_output", ("attn.Wo",)),
             SiteSpec("ffn_input", ("mlp.Wi",)),
-            SiteSpec("ffn_hidden", ("mlp.Wo",), coverage="ffn", rotates=True),
+            *gated("mlp.act", "mlp.Wi", "mlp.Wo", half=True),
         ),
         analog=classes("ModernBert", "Embeddings", "Attention", "MLP", "RotaryEmbedding"),
     )

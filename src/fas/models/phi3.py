@@ -1,7 +1,7 @@
 """Phi-3: fused projections for query, key and value, and for gate and up."""
 
 from fas.models.family import Family, SiteSpec, register
-from fas.models.shapes import attention, classes
+from fas.models.shapes import attention, classes, gated
 
 register(
     Family(
@@ -13,7 +13,7 @@ register(
             *attention("self_attn"),
             SiteSpec("attention_output", ("self_attn.o_proj",)),
             SiteSpec("ffn_input", ("mlp.gate_up_proj",)),
-            SiteSpec("ffn_hidden", ("mlp.down_proj",), coverage="ffn", rotates=True),
+            *gated("mlp.activation_fn", "mlp.gate_up_proj", "mlp.down_proj", half=True),
         ),
         analog=classes("Phi3", "Attention", "MLP", "RMSNorm", "RotaryEmbedding"),
     )

@@ -43,7 +43,7 @@ def listed(model: nn.Module, config: SpikingConfig, names: Iterable[str]) -> Pla
 
 
 def _every(model: nn.Module, config: SpikingConfig) -> Plan:
-    return [(segment, find_placements(segment, config.coverage)) for segment in find_segments(model)]
+    return [(segment, find_placements(segment, config)) for segment in find_segments(model)]
 
 
 def _only(plan: Plan, keep: Callable[[str], bool]) -> Plan:

@@ -2,14 +2,38 @@
 
 from typing import get_args
 
-from fas.models.family import Role, SiteSpec
+from fas.models.family import Operand, SiteSpec
 
 
-def attention(place: str, prefix: str = "") -> tuple[SiteSpec, ...]:
-    """The four operands of the products of the attention module at ``place``."""
-    return tuple(
-        SiteSpec(prefix + role, (place,), coverage="attention", signed=role != "probabilities", role=role)
-        for role in get_args(Role)
+def attention(place: str, cross: bool = False) -> tuple[SiteSpec, ...]:
+    """Of the attention module at ``place``: the four operands of its products, and the functions of its softmax.
+
+    ``cross``: its keys and values come from the encoder; blocks of an encoder lack it.
+    """
+    prefix, needs = ("cross_", place) if cross else ("", None)
+    operands = tuple(
+        SiteSpec(
+            prefix + role, (place,), "attention", role != "probabilities", kind="cross" if cross else "operand", role=role,
+            needs=needs,
+        )
+        for role in get_args(Operand)
+    )  # fmt: skip
+    groups = tuple(
+        SiteSpec(prefix + role, (place,), "full", signed=False, kind="group", role=role, needs=needs)
+        for role in ("exponential", "reciprocal", "softcap")
+    )
+    return operands + groups
+
+
+def gated(activation: str, up: str, down: str, half: bool = False, needs: str | None = None) -> tuple[SiteSpec, ...]:
+    """Of a gated FFN: both factors of its product, and the product, which ``down`` reads.
+
+    ``half``: the second half of what ``up`` gives is meant, the first goes through the activation.
+    """
+    return (
+        SiteSpec("ffn_gate", (activation,), "full", kind="output", role="output", read_by=down, needs=needs),
+        SiteSpec("ffn_up", (up,), "full", kind="output", role="output", read_by=down, half=half, needs=needs),
+        SiteSpec("ffn_hidden", (down,), coverage="ffn", rotates=True, needs=needs),
     )
 
 
@@ -19,7 +43,7 @@ GATED_BLOCK = (
     *attention("self_attn"),
     SiteSpec("attention_output", ("self_attn.o_proj",)),
     SiteSpec("ffn_input", ("mlp.gate_proj", "mlp.up_proj")),
-    SiteSpec("ffn_hidden", ("mlp.down_proj",), coverage="ffn", rotates=True),
+    *gated("mlp.act_fn", "mlp.up_proj", "mlp.down_proj"),
 )
 
 # post-norm encoder of the BERT kind

@@ -4,7 +4,7 @@ Its keys and values are one site on the encoder's states; with a cache it fires 
 """
 
 from fas.models.family import FOLDABLE, Family, SiteSpec, register
-from fas.models.shapes import classes
+from fas.models.shapes import attention, classes, gated
 
 
 def _ffn(place: str) -> tuple[SiteSpec, ...]:
@@ -15,7 +15,7 @@ def _ffn(place: str) -> tuple[SiteSpec, ...]:
         SiteSpec(
             "ffn_hidden", (f"{place}.wo",), coverage="ffn", signed=False, replaces=f"{place}.act", needs=f"{place}.wi"
         ),
-        SiteSpec("ffn_hidden", (f"{place}.wo",), coverage="ffn", rotates=True, needs=f"{place}.wi_0"),
+        *gated(f"{place}.act", f"{place}.wi_1", f"{place}.wo", needs=f"{place}.wi_0"),
     )
 
 
@@ -28,9 +28,11 @@ register(
         block="T5Block",
         sites=(
             SiteSpec("attention_input", (f"{_SELF}.q", f"{_SELF}.k", f"{_SELF}.v")),
+            *attention(_SELF),
             SiteSpec("attention_output", (f"{_SELF}.o",)),
             SiteSpec("cross_query_input", (f"{_CROSS}.q",), needs=_CROSS),
             SiteSpec("cross_states_input", (f"{_CROSS}.k", f"{_CROSS}.v"), needs=_CROSS),
+            *attention(_CROSS, cross=True),
             SiteSpec("cross_output", (f"{_CROSS}.o",), needs=_CROSS),
             *_ffn("layer.1.DenseReluDense"),  # encoder
             *_ffn("layer.2.DenseReluDense"),  # decoder

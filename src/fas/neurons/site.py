@@ -44,8 +44,8 @@ class Site(nn.Module):
     """QCFS unit or spiking neuron in front of its consumers, as the shared clock says.
 
     ``width`` channels, ``signed`` or unsigned grid, ``consumers`` how many modules fetch one encoding, ``order`` its
-    place in the run of the model, ``block`` the size of the rotation in front of it (1: none), ``role`` which operand of
-    an attention product it encodes (None: the input of linear layers). λ is stored as
+    place in the run of the model, ``block`` the size of the rotation in front of it (1: none), ``kind`` what it encodes
+    (``input`` of linear layers, ``operand`` of attention …, as the family declares). λ is stored as
     ``log_scale`` ``[C]``; calibrated neuron parameters are kept per coding and time in ``neurons``.
     """
 
@@ -58,12 +58,12 @@ class Site(nn.Module):
         clock: Clock,
         order: int = 0,
         block: int = 1,
-        role: str | None = None,
+        kind: str = "input",
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.name, self.width, self.signed, self.consumers, self.clock = name, width, signed, consumers, clock
-        self.order, self.block, self.role = order, block, role
+        self.order, self.block, self.kind = order, block, kind
         self.log_scale = nn.Parameter(torch.zeros(width, dtype=torch.float32, device=device))
         self.neurons = nn.ModuleDict()
         self._memo: list[Any] | None = None

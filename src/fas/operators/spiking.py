@@ -22,20 +22,24 @@ class SpikingGroup(nn.Module):
         self, group: Group, name: str, clock: Clock, order: int = 0, device: torch.device | None = None
     ) -> None:
         super().__init__()
-        self.site = Site(name, group.neurons, signed=False, consumers=1, clock=clock, order=order, device=device)
+        self.site = Site(
+            name, group.neurons, signed=False, consumers=1, clock=clock, order=order, kind="group", device=device
+        )
         self.site.log_scale.requires_grad_(False)  # λ is the geometry of the group; Stage 1 must not move it
         if not self.site.log_scale.is_meta:
             self.site.log_scale.data.copy_(group.widths.log())
-        for name, tensor in (("corners", group.corners), ("readout", group.readout), ("offset", group.offset)):
+        for name, tensor in (("corners", group.corners), ("readout", group.readout), ("readout_offset", group.offset)):
             self.register_buffer(name, tensor.to(device, torch.float32))
         self.corners: Tensor
         self.readout: Tensor
-        self.offset: Tensor
+        self.readout_offset: Tensor
 
-    def forward(self, argument: Tensor) -> Tensor:
+    def forward(self, argument: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Readouts of ``argument``; a probe is told which arguments count, ``visible`` (broadcast)."""
         # clipped first, as the neuron saturates: a rate neuron would otherwise keep the excess and fire on
+        seen = None if visible is None else visible.unsqueeze(-1)
         held = charges(wide(argument), self.corners, self.site.scale)
-        return read(self.site(held), self.readout, self.offset)
+        return read(self.site(held, seen), self.readout, self.readout_offset)
 
     def _apply(self, fn: Any, recurse: bool = True) -> SpikingGroup:
         """Move with the model but keep fp32, as the site does."""

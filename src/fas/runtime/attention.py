@@ -11,6 +11,8 @@ normalised probabilities would not: where 128 keys share the attention, all of t
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +22,12 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from fas.errors import FasError
+from fas.operators import activation, exp2_negative, reciprocal
+from fas.runtime.operators import sites_on
 
 NAME = "fas_spiking"
+
+LOG2_E = math.log2(math.e)
 
 # Arguments that change what attention computes; leaving one out would be silent nonsense.
 _UNKNOWN = ("s_aux", "sinks")
@@ -39,13 +45,16 @@ def exponentials(
     attention_mask: Tensor | None,
     softcap: float | None = None,
     position_bias: Tensor | None = None,
+    groups: Any = (),
 ) -> tuple[Tensor, Tensor | None]:
     """e = exp(s − max s) of scaled scores ``[B, H, S, K]``, 0 where hidden; and which are visible ``[B, 1, S, K]``.
 
     ``attention_mask`` is additive, its dtype's least value hides. A token that sees nothing at all (padding) gets 0
-    everywhere, as in ``scaled_dot_product_attention``.
+    everywhere, as in ``scaled_dot_product_attention``. ``groups`` may hold one for ``exponential`` and for ``softcap``.
     """
-    if softcap is not None:
+    if softcap is not None and "softcap" in groups:
+        scores = by_head(lambda x: activation(x, groups["softcap"], "tanh"), scores / softcap) * softcap
+    elif softcap is not None:
         scores = (scores / softcap).tanh() * softcap
     if position_bias is not None:
         scores = scores + position_bias
@@ -54,7 +63,12 @@ def exponentials(
         scores = scores + attention_mask
         visible = attention_mask > torch.finfo(attention_mask.dtype).min
     wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    e = (wide - wide.amax(-1, keepdim=True)).exp()
+    distance = wide.detach().amax(-1, keepdim=True) - wide
+    if "exponential" in groups:
+        seen = None if visible is None else visible.movedim(1, -1)
+        e = by_head(lambda x: exp2_negative(x, partial(groups["exponential"], visible=seen)), distance * LOG2_E)
+    else:
+        e = (-distance).exp()
     return e if visible is None else e.masked_fill(~visible, 0), visible
 
 
@@ -75,7 +89,7 @@ def spiking_attention(
     A module without sites computes the same in analog. Raises `FasError` for an argument that it would have to ignore.
     """
     refuse_unknown(module, kwargs)
-    sites = module._modules.get("sites") or {}
+    sites = sites_on(module)
     new = query.shape[2]
     query = by_head(_encoding(sites, "query"), query)
     key = by_head(_encoding(sites, "key", new), key)
@@ -83,11 +97,19 @@ def spiking_attention(
     groups = query.shape[1] // key.shape[1]
     key, value = (entry.repeat_interleave(groups, dim=1) for entry in (key, value))
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    e, visible = exponentials(scores, attention_mask, softcap, position_bias)
+    e, visible = exponentials(scores, attention_mask, softcap, position_bias, sites)
     e = by_head(_encoding(sites, "probabilities", visible=visible), e).to(value.dtype)
-    total = e.sum(-1, keepdim=True).clamp(min=torch.finfo(e.dtype).tiny)
+    share = normaliser(e, sites)
     kept = F.dropout(e, dropout, module.training)
-    return (kept @ value / total).transpose(1, 2).contiguous(), e / total
+    return (kept @ value * share).transpose(1, 2).contiguous(), e * share
+
+
+def normaliser(e: Tensor, groups: Any = ()) -> Tensor:
+    """1/Σ_j e_j ``[B, H, S, 1]`` in ``e``'s dtype, by the group for ``reciprocal`` if there is one; finite for a sum of 0."""
+    total = e.sum(-1, keepdim=True)
+    if "reciprocal" in groups:
+        return by_head(lambda x: reciprocal(x, groups["reciprocal"]), total).to(e.dtype)
+    return total.clamp(min=torch.finfo(e.dtype).tiny).reciprocal()
 
 
 def by_head(encode: Any, x: Tensor) -> Tensor:
@@ -118,7 +140,8 @@ class _Encoding:
         visible = None if self.visible is None else self.visible.movedim(1, -1)
         if visible is not None and clock.folds:
             visible = visible[: x.shape[0] // clock.config.timesteps]  # the same at every timestep
-        past = 0 if self.new is None else x.shape[1] - self.new
+        cross = getattr(self.site, "kind", None) == "cross"
+        past = 0 if self.new is None or cross else x.shape[1] - self.new
         if past > 0:
             visible = (torch.arange(x.shape[1], device=x.device) >= past).view(1, -1, *[1] * (x.ndim - 2))
         out = self.site(x, visible)

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from fas.runtime.attention import by_channel, by_head, exponentials, refuse_unknown
+from fas.runtime.attention import by_channel, by_head, exponentials, normaliser, refuse_unknown
+from fas.runtime.operators import sites_on
 
 NAME = "fas_events"
 
@@ -86,7 +86,7 @@ def connect(model: nn.Module, neurons: Mapping[str, Any]) -> None:
     """Give every attention module of ``model`` the neurons of its operands (by site name) in place of their sites."""
     for module in model.modules():
         for role, site in (module._modules.get("sites") or nn.ModuleDict()).items():  # type: ignore[union-attr]
-            if getattr(site, "role", None) is not None:
+            if getattr(site, "kind", None) in ("operand", "cross"):
                 _state(module).neurons[role] = neurons[str(site.name)]
 
 
@@ -139,14 +139,14 @@ def event_attention(
     key, value = (entry.repeat_interleave(groups, dim=1) for entry in (key, value))
     scores = product_of_scores(query, key.transpose(-1, -2)) * _of_heads(query_worth) * _of_heads(key_worth, groups)
     scores = scores * (width**-0.5 if scaling is None else scaling)
-    e, _ = exponentials(scores, attention_mask, softcap, position_bias)
+    e, _ = exponentials(scores, attention_mask, softcap, position_bias, sites_on(module))
     e, worth = state.operand("probabilities", e.to(scores.dtype), by_head)
     output = product_of_output(e, value) * _of_heads(worth)
     if isinstance(value_worth, Tensor):
         output = output * value_worth.view(1, -1, 1, features).repeat_interleave(groups, dim=1)
     e = e * _of_heads(worth)
-    total = e.sum(-1, keepdim=True).clamp(min=torch.finfo(e.dtype).tiny)
-    return (output / total).transpose(1, 2).contiguous(), e / total
+    share = normaliser(e, sites_on(module))
+    return (output * share).transpose(1, 2).contiguous(), e * share
 
 
 def _of_heads(worth: Tensor | float, groups: int = 1) -> Tensor | float:

@@ -20,8 +20,8 @@ from fas.neurons import Site
 from fas.neurons.rotation import rotate
 from fas.runtime import event_attention
 from fas.runtime.control import clock_of, sites_of
-from fas.runtime.folding import FoldHook
-from fas.runtime.hooks import Hook, SiteHook
+from fas.runtime.folding import FoldHook, ReadoutHook
+from fas.runtime.hooks import SiteHook
 
 
 @dataclass
@@ -231,6 +231,8 @@ class EventExecutor:
                 reading = [readers[module] for module in inside if module in readers]
                 segment.forward = _Stepped(segment, hook, neurons, reading)  # type: ignore[assignment]
 
+        _put_neurons(self.model, self.neurons)
+
     @torch.no_grad()
     def __call__(self, **inputs: Any) -> EventRun:
         """Simulate T timesteps; ``inputs`` are the model's keyword arguments (``input_ids`` ``[B, S]`` …), no cache."""
@@ -242,12 +244,31 @@ class EventExecutor:
         return EventRun(output, {name: neuron.record() for name, neuron in self.neurons.items() if neuron.train})
 
 
+class _EventSite(nn.Module):
+    """Stands where an operator has a site: what it hands on is made of the spikes of its neurons, running."""
+
+    def __init__(self, site: Site, neuron: _Neuron) -> None:
+        super().__init__()
+        self.neuron, self.scale = neuron, site.scale.detach()
+
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        running, worth = self.neuron.running(x)
+        return running * worth
+
+
+def _put_neurons(model: nn.Module, neurons: dict[str, _Neuron]) -> None:
+    """Give groups, populations and factors of products their neurons in place of their sites."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Site) and module.kind in ("group", "norm", "output"):
+            model.set_submodule(name, _EventSite(module, neurons[module.name]))
+
+
 def _take_hooks(model: nn.Module) -> list[tuple[nn.Module, Any]]:
     """Remove FAS's hooks of the folded run from ``model`` and return them with their modules."""
     found: list[tuple[nn.Module, Any]] = []
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            ours = {key: hook for key, hook in hooks.items() if isinstance(hook, Hook)}
+            ours = {key: hook for key, hook in hooks.items() if isinstance(hook, SiteHook | FoldHook | ReadoutHook)}
             found += [(module, hook) for hook in ours.values()]
             for key in ours:
                 del hooks[key]  # type: ignore[attr-defined]

@@ -1,0 +1,53 @@
+"""The order in which sites run: measured once, because no declaration says where a norm or an activation comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fas.neurons import Site
+
+
+class _Note:
+    def __init__(self, ran: list[Site]) -> None:
+        self.ran = ran
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        assert isinstance(module, Site)
+        if module not in self.ran:
+            self.ran.append(module)
+
+
+@torch.no_grad()
+def measure_order(model: nn.Module, sites: Sequence[Site], batch: Mapping[str, Any]) -> None:
+    """Run ``batch`` through the QCFS model and number the sites as they run; those it does not reach come behind."""
+    ran: list[Site] = []
+    handles = [site.register_forward_hook(_Note(ran)) for site in sites]
+    training = model.training
+    model.eval()
+    try:
+        model(**{key: value for key, value in batch.items() if key != "labels"})
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    number(sites, [site.name for site in ran])
+
+
+def number(sites: Sequence[Site], names: Iterable[str]) -> None:
+    """Number ``sites`` as ``names`` lists them (which may be those of an inner or outer model); others come behind."""
+    places = {name: place for place, name in enumerate(names)}
+
+    def place_of(site: Site) -> int:
+        known = (
+            place
+            for name, place in places.items()
+            if name == site.name or name.endswith(f".{site.name}") or site.name.endswith(f".{name}")
+        )
+        return next(known, len(places))
+
+    for order, site in enumerate(sorted(sites, key=place_of)):
+        site.order = order
