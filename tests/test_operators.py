@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from fas.config import SpikingConfig
 from fas.errors import FasError
-from fas.neurons import Clock
+from fas.neurons import Clock, Site
 from fas.operators import (
     Group,
     SpikingGroup,
@@ -136,6 +136,21 @@ def test_knots_lie_densest_where_the_function_bends_and_beat_even_ones() -> None
     assert widths[0] < widths[-1] / 3
     straight = spaced_knots(grid, (2 * grid)[None], 8).diff()
     torch.testing.assert_close(straight, torch.ones(8, dtype=torch.float64), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize(("part", "high", "gain"), [(torch.tanh, 4.0, 2), (lambda a: -a * torch.sigmoid(-a), 8.5, 5)])
+def test_segments_by_curvature_have_a_smaller_largest_error_than_equal_ones(part, high: float, gain: float) -> None:
+    grid = torch.linspace(0, high, 9001, dtype=torch.float64)
+    bent, even = (fit_group([part], 0, high, 12, evenness=evenness) for evenness in (0.1, 1e9))
+    assert even.widths.max() / even.widths.min() < 1.001
+    errors = [(group(grid)[:, 0] - part(grid)).abs().max() for group in (bent, even)]
+    assert gain * errors[0] < errors[1]
+
+
+def test_a_group_can_be_fitted_while_a_model_is_built_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        group = exp2_group()
+    assert torch.equal(group.readout, EXP.readout)
 
 
 @pytest.mark.parametrize(
@@ -370,10 +385,60 @@ def test_a_softmax_by_spikes_stays_close_while_its_scores_cross_octaves(seed: in
     assert ((p.sum(-1) - 1).abs() < 0.03).all()
 
 
+@pytest.mark.parametrize("levels", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", ALL_GROUPS)
+def test_a_group_with_its_own_levels_settles_on_its_own_grid(name: str, levels: int) -> None:
+    group = ALL_GROUPS[name]()
+    x = torch.linspace(0, 5, 211) + 1e-4
+    quantized = SpikingGroup(group, name, clock("qcfs", levels=levels))(x)
+    assert torch.equal(SpikingGroup(group, name, clock("qcfs"), levels=levels)(x), quantized)
+    rows = SpikingGroup(group, name, clock(), levels=levels)(over_time(x, 8)).view(8, 211, -1)
+    torch.testing.assert_close(rows[-1], quantized, rtol=0, atol=1e-5)
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=15)
+def test_neurons_of_one_level_follow_at_once(seed: int) -> None:
+    """Whatever the argument did before, the readout is that of the last row: nothing lags."""
+    rows = torch.rand(8, 20, generator=torch.Generator().manual_seed(seed))
+    group = fit_group([torch.exp], 0, 1, 16)
+    out = SpikingGroup(group, "exp", clock(), levels=1)(rows.flatten())[-20:]
+    torch.testing.assert_close(out, SpikingGroup(group, "exp", clock("qcfs"), levels=1)(rows[-1]), rtol=0, atol=1e-5)
+
+
+def test_few_levels_follow_scores_that_are_still_being_encoded_with_fewer_spikes() -> None:
+    """Scores settle only in the last steps; the operands' own schedule, which ends in small steps, leaves the groups behind."""
+    counted: list[int] = []
+    shared = Clock(SpikingConfig(levels=8, timesteps=8), stage="snn", depth=1)
+    operand = Site("operand", 64, signed=True, consumers=1, clock=shared)
+    operand.log_scale.data.fill_(math.log(3.5))
+    with torch.no_grad():
+        query, key = (operand(over_time(normal(seed, 1, 64, 64), 8)) for seed in (0, 1))
+        scores = query @ key.mT / 4
+        shared.probe = lambda _, spikes: counted.append(int(spikes.count_nonzero()))
+        errors = [
+            total_variation(
+                softmax(scores, SpikingGroup(EXP, "e", shared, levels), SpikingGroup(RECIPROCAL, "r", shared, levels))[
+                    -1
+                ],
+                scores[-1].softmax(-1),
+            ).mean()
+            for levels in (None, 8)
+        ]
+    assert errors[1] < 0.01
+    assert errors[1] < errors[0] / 5
+    assert sum(counted[2:]) < 0.7 * sum(counted[:2])
+
+
+def test_levels_of_a_group_are_a_power_of_two() -> None:
+    with pytest.raises(FasError, match=r"group layer\.0\.exp cannot have 3 levels"):
+        SpikingGroup(EXP, "layer.0.exp", clock(), levels=3)
+
+
 def test_a_group_keeps_fp32_and_its_scale_and_survives_copies() -> None:
     group = SpikingGroup(EXP, "exp", clock("qcfs"))
     assert not group.site.log_scale.requires_grad
-    assert set(group.state_dict()) == {"site.log_scale", "corners", "readout", "offset"}
+    assert set(group.state_dict()) == {"site.log_scale", "corners", "readout", "readout_offset"}
     x = torch.linspace(0, 1, 50)
     expected = group(x)
     for copied in (copy.deepcopy(group), pickle.loads(pickle.dumps(group)), copy.deepcopy(group).to(torch.bfloat16)):

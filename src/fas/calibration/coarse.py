@@ -70,7 +70,7 @@ class Search:
         site, config = self.site, self.config
         if config.coding == "sigma_delta":
             rows, _ = sigma_delta(
-                self.rows, choice.threshold, choice.v_init, choice.a_init, choice.steps, config.levels, site.signed
+                self.rows, choice.threshold, choice.v_init, choice.a_init, choice.steps, site.levels, site.signed
             )
         elif config.rows == "step":
             rows = rate_step_rows(self.rows, choice.threshold, choice.v_init, site.signed)[0].mean(0, keepdim=True)
@@ -91,14 +91,14 @@ class Search:
         zero = torch.zeros_like(self.scale)
         if self.config.coding == "rate" or self.site.kind != "input":
             return [zero]
-        typical = codes(self.target, self.scale, self.config.levels, self.site.signed).mean(0).round()
+        typical = codes(self.target, self.scale, self.site.levels, self.site.signed).mean(0).round()
         return [zero, typical] if bool(typical.any()) else [zero]
 
     def _schedules(self) -> list[tuple[int, ...]]:
         if self.config.coding == "rate":
             return [()]
-        given = self.config.step_schedule
-        return [given, *(steps for steps in falling_schedules(given, self.config.levels) if steps != given)]
+        given = tuple(self.site.starting_steps(self.config.step_schedule))
+        return [given, *(steps for steps in falling_schedules(given, self.site.levels) if steps != given)]
 
 
 def falling_schedules(steps: Sequence[int], levels: int) -> list[tuple[int, ...]]:

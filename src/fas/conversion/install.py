@@ -13,7 +13,7 @@ from fas.config import SpikingConfig
 from fas.conversion.description import describe
 from fas.errors import FasError
 from fas.models import Placement, Plan
-from fas.models.functions import ACTIVATIONS, group_for, norm_of
+from fas.models.functions import ACTIVATIONS, LEVELS, group_for, norm_of
 from fas.neurons import Clock, Site
 from fas.neurons.clock import Stage
 from fas.neurons.rotation import rotate
@@ -50,13 +50,16 @@ def _place(placement: Placement, clock: Clock, order: int) -> Site:
     held: nn.Module
     if spec.kind == "group":
         group = group_for(str(spec.role), home)
-        held = SpikingGroup(group, placement.name, clock, order, device)
+        held = SpikingGroup(group, placement.name, clock, LEVELS, order, device)
         site = held.site
     else:
         block = placement.rotation(clock.config)
         consumers = len(placement.consumers)
         site = Site(placement.name, placement.width, spec.signed, consumers, clock, order, block, spec.kind, device)
-        held = Population(site) if spec.kind == "norm" else site
+        held = site
+        if spec.kind == "norm":
+            held = Population(placement.name, placement.width, clock, order, device)
+            site = held.site
     if spec.replaces is not None:
         placement.owner.set_submodule(spec.replaces, nn.Identity())
     _hook(placement, site)

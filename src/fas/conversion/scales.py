@@ -16,7 +16,7 @@ from fas.errors import DataError, UnsupportedModelError
 from fas.models import Placement
 from fas.neurons import Clock, qcfs
 from fas.neurons.rotation import rotate
-from fas.operators.population import NEURONS
+from fas.operators.population import LEVELS, NEURONS
 from fas.runtime.attention import use_spiking_attention
 from fas.runtime.operators import centered
 
@@ -157,7 +157,7 @@ def _require_samples(model: nn.Module, placements: list[Placement], found: dict[
 def fitted_scale(place: Placement, samples: Samples, levels: int) -> Tensor:
     """λ ``[width]`` of the site of ``place``; the neurons of a population share what one grid of P·L levels would span."""
     if place.spec.kind == "norm":
-        return (mmse_scale(samples, NEURONS * levels, signed=True) / NEURONS).repeat(NEURONS)
+        return (mmse_scale(samples, NEURONS * LEVELS, signed=True) / NEURONS).repeat(NEURONS)
     kind = "operand" if place.spec.kind in ("operand", "cross") else "linear"
     return mmse_scale(samples, levels, place.spec.signed, kind)
 

@@ -62,11 +62,13 @@ def activation_of(name: str, module: nn.Module) -> str | None:
     return ACTIVATIONS[kind]
 
 
+# Many neurons of few levels follow an argument that still moves; few of many would lag (docs/operators.md).
+LEVELS = 2
 FUNCTIONS: dict[str, Callable[[], Group]] = {
-    "exponential": exp2_group,
-    "reciprocal": reciprocal_group,
-    "rsqrt": rsqrt_group,
-    "softcap": lambda: activation_group("tanh"),
+    "exponential": lambda: exp2_group(8),  # it runs for every score
+    "reciprocal": lambda: reciprocal_group(16),
+    "rsqrt": lambda: rsqrt_group(16),
+    "softcap": lambda: activation_group("tanh", 16),
 }
 
 
@@ -74,4 +76,4 @@ def group_for(role: str, module: nn.Module) -> Group:
     """The fitted group of a site of kind ``group``: by its role, or that of the activation ``module``."""
     if role in FUNCTIONS:
         return FUNCTIONS[role]()
-    return activation_group(ACTIVATIONS[type(module).__name__])  # type: ignore[arg-type]
+    return activation_group(ACTIVATIONS[type(module).__name__], 16)  # type: ignore[arg-type]

@@ -73,6 +73,11 @@ class Site(nn.Module):
         """λ ``[C]``, positive by construction."""
         return self.log_scale.exp()
 
+    @property
+    def levels(self) -> int:
+        """L of this site's grid: the configuration's; a group of operator neurons may have its own."""
+        return self.clock.config.levels
+
     def parameters_for(self, config: SpikingConfig) -> NeuronParameters | None:
         """The neuron parameters calibrated for ``config``'s coding and time, or None."""
         key = config.neuron_key
@@ -80,7 +85,7 @@ class Site(nn.Module):
 
     def add_parameters(self, key: str) -> NeuronParameters:
         """New neuron parameters under ``key``, starting from the uncalibrated values (θ = λ, v₀ = ½)."""
-        fresh = NeuronParameters(self.width, steps_in(key), self.log_scale.device)
+        fresh = NeuronParameters(self.width, self.starting_steps(steps_in(key)), self.log_scale.device)
         if not self.log_scale.is_meta:
             fresh.log_threshold.data.copy_(self.log_scale.detach())
         self.neurons[key] = fresh
@@ -130,7 +135,7 @@ class Site(nn.Module):
         return out.flatten(0, 1).to(x.dtype)
 
     def _quantize(self, x: Tensor) -> Tensor:
-        clock, levels, scale = self.clock, self.clock.config.levels, self.scale.to(x.dtype)
+        clock, levels, scale = self.clock, self.levels, self.scale.to(x.dtype)
         if clock.probe is not None and clock.stage == "snn":
             clock.probe(self.name, ones_first(codes(x.detach(), scale.detach(), levels, self.signed), levels))
         return qcfs(x, scale, levels, self.signed)
@@ -139,7 +144,7 @@ class Site(nn.Module):
         config = self.clock.config
         threshold, v_init, a_init = (value.to(rows.dtype) for value in self.neuron_values(config))
         if config.coding == "sigma_delta":
-            return sigma_delta(rows, threshold, v_init, a_init, self.steps_for(config), config.levels, self.signed)
+            return sigma_delta(rows, threshold, v_init, a_init, self.steps_for(config), self.levels, self.signed)
         neuron = rate_mean_rows if config.rows == "mean" else rate_step_rows
         return neuron(rows, threshold, v_init, self.signed)
 
@@ -154,7 +159,11 @@ class Site(nn.Module):
     def steps_for(self, config: SpikingConfig) -> Sequence[int] | Sequence[Tensor]:
         """k_1 … k_T of this site: calibrated for ``config``, else the configuration's."""
         stored = self.parameters_for(config)
-        return config.step_schedule if stored is None else stored.steps.unbind()
+        return self.starting_steps(config.step_schedule) if stored is None else stored.steps.unbind()
+
+    def starting_steps(self, steps: Sequence[int]) -> Sequence[int]:
+        """The schedule where nothing was calibrated: the configuration's ``steps``."""
+        return steps
 
     def _trains(self) -> bool:
         return any(parameter.requires_grad for parameter in self.neurons.parameters())

@@ -43,10 +43,11 @@ _SHAPES: dict[str, _Shape] = {
 }
 
 
-def activation_group(kind: Kind, neurons: int = 12) -> Group:
-    """Of `activation`: one readout, on [0, reach]. Raises `FasError` for an unknown kind."""
+def activation_group(kind: Kind, neurons: int = 12, **fitting: float) -> Group:
+    """Of `activation`: one readout, on [0, reach]; ``fitting`` as in `fit_group`. Raises `FasError` for an unknown kind."""
     shape = _shape(kind)
-    return fit_group([shape.part], 0, shape.reach, neurons, offset=0)  # f(0) is exact: no jump where x changes its sign
+    # f(0) is exact: no jump where x changes its sign
+    return fit_group([shape.part], 0, shape.reach, neurons, offset=0, **fitting)
 
 
 def activation(x: Tensor, group: Evaluation, kind: Kind) -> Tensor:

@@ -13,7 +13,6 @@ from fas.operators.group import Group, charges
 LARGEST = 16
 """Neurons of a group at most; beyond it two groups, or a narrower range, are the better buy."""
 _SAMPLES = 4097
-_EVEN = 0.1  # share of the spacing that ignores curvature, so that straight stretches still get segments
 _SWEEPS = 4000
 
 Function = Callable[[Tensor], Tensor]
@@ -26,37 +25,40 @@ def fit_group(
     neurons: int,
     penalty: float = 1e-7,
     offset: float | None = None,
+    evenness: float = 0.1,
 ) -> Group:
     """The group of ``neurons`` on [``low``, ``high``] with one readout for each of ``functions`` (fp64 ``[n]`` to ``[n]``).
 
-    Minimizes, over a dense grid, ½·mean (b + Σ_i r_i·h_i/w_i − f)² + ``penalty``·‖r‖₁ with r_i = w2_i·w_i, the rise of segment
-    i: spikes of L levels add at most ‖r‖₁/(2L) (STA's bound, in which all thresholds are one), so a larger penalty
-    trades fit for robustness. ``offset`` fixes b, where f(low) has to be met exactly. Raises `FasError` for an empty range or a
-    number of neurons outside 1…16.
+    Minimizes, over a dense grid, ½·mean (b + Σ_i r_i·h_i/w_i − f)² + ``penalty``·‖r‖₁ with r_i = w2_i·w_i, the rise of
+    segment i: spikes of L levels add at most ‖r‖₁/(2L) (STA's bound, in which all thresholds are one), so a larger
+    penalty trades fit for robustness. ``offset`` fixes b, where f(low) has to be met exactly; ``evenness`` is that of
+    `spaced_knots`. Raises `FasError` for an empty range or a number of neurons outside 1…16.
     """
     if not low < high:
         raise FasError(f"a group needs a range with low < high, not [{low}, {high}]")
     if not 1 <= neurons <= LARGEST:
         raise FasError(f"a group has 1 to {LARGEST} neurons, not {neurons}")
-    grid = torch.linspace(low, high, _SAMPLES, dtype=torch.float64)
-    targets = torch.stack([f(grid) for f in functions])
-    knots = spaced_knots(grid, targets, neurons)
-    corners, widths = knots[:-1], knots[1:] - knots[:-1]
-    basis = charges(grid, corners, widths) / widths
-    solved = [_solve(basis, target, penalty, offset) for target in targets]
+    with torch.device("cpu"):  # also where the caller builds a model without memory, on the meta device
+        grid = torch.linspace(low, high, _SAMPLES, dtype=torch.float64)
+        targets = torch.stack([f(grid) for f in functions])
+        knots = spaced_knots(grid, targets, neurons, evenness)
+        corners, widths = knots[:-1], knots[1:] - knots[:-1]
+        basis = charges(grid, corners, widths) / widths
+        solved = [_solve(basis, target, penalty, offset) for target in targets]
     rises, offsets = torch.stack([r for r, _ in solved]), torch.stack([b for _, b in solved])
     return Group(corners, widths, rises / widths, offsets)
 
 
-def spaced_knots(grid: Tensor, targets: Tensor, neurons: int) -> Tensor:
+def spaced_knots(grid: Tensor, targets: Tensor, neurons: int, evenness: float = 0.1) -> Tensor:
     """Ends of the segments ``[N + 1]``: dense where a function bends, as √|f″| (equal error of every segment).
 
     ``targets`` ``[R, n]`` are the functions on ``grid`` ``[n]``; all share the neurons, so the one that bends most decides.
-    Equally wide segments have up to eight times the largest error (docs/operators.md).
+    ``evenness`` is the share of the spacing that ignores the bend, so that straight stretches get segments too; a large one
+    makes all segments equally wide, which has up to seven times the largest error (docs/operators.md).
     """
     bend = (targets[:, 2:] - 2 * targets[:, 1:-1] + targets[:, :-2]).abs().sqrt()
-    # straight functions have no bend to divide by
-    density = (bend / bend.mean(-1, keepdim=True).clamp(min=1e-9)).amax(0) + _EVEN
+    # what a straight function seems to bend is rounding
+    density = (bend / bend.mean(-1, keepdim=True).clamp(min=1e-6)).amax(0) + evenness
     share = torch.cat([density.new_zeros(1), density.cumsum(0)])
     share = share / share[-1]
     places = torch.linspace(grid[0].item(), grid[-1].item(), len(share), dtype=grid.dtype)

@@ -1,4 +1,7 @@
-"""The functions that softmax and norms are made of: the groups behind them, and the functions on their whole range."""
+"""The functions that softmax and norms are made of: the groups behind them, and the functions on their whole range.
+
+``fitting`` of a group is the ``penalty`` and ``evenness`` of `fit_group`.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,19 @@ from fas.operators.group import Evaluation, Group
 from fas.operators.ranges import evaluate, reduce_exp2, reduce_reciprocal, reduce_rsqrt
 
 
-def exp2_group(neurons: int = 4) -> Group:
+def exp2_group(neurons: int = 4, **fitting: float) -> Group:
     """Of `exp2_negative`: readouts 2^{−g} and 2^{−(1−g)} on [0, 1]. Few neurons, for it runs for every attention score."""
-    return fit_group([lambda g: (-g).exp2(), lambda g: (g - 1).exp2()], 0, 1, neurons)
+    return fit_group([lambda g: (-g).exp2(), lambda g: (g - 1).exp2()], 0, 1, neurons, **fitting)
 
 
-def reciprocal_group(neurons: int = 8) -> Group:
+def reciprocal_group(neurons: int = 8, **fitting: float) -> Group:
     """Of `reciprocal`: readouts 1/g and 1/(3−g) on [1, 2]."""
-    return fit_group([lambda g: 1 / g, lambda g: 1 / (3 - g)], 1, 2, neurons)
+    return fit_group([lambda g: 1 / g, lambda g: 1 / (3 - g)], 1, 2, neurons, **fitting)
 
 
-def rsqrt_group(neurons: int = 8) -> Group:
+def rsqrt_group(neurons: int = 8, **fitting: float) -> Group:
     """Of `rsqrt`: readouts 1/√g and 1/√(5−g) on [1, 4]."""
-    return fit_group([lambda g: g.rsqrt(), lambda g: (5 - g).rsqrt()], 1, 4, neurons)
+    return fit_group([lambda g: g.rsqrt(), lambda g: (5 - g).rsqrt()], 1, 4, neurons, **fitting)
 
 
 def exp2_negative(u: Tensor, group: Evaluation) -> Tensor:

@@ -10,18 +10,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fas.neurons import Site
+from fas.neurons import Clock
 from fas.operators.group import wide
+from fas.operators.spiking import GroupSite
 
-NEURONS = 4
+NEURONS = 8
+LEVELS = 8
 
 
 class Population(nn.Module):
-    """``site`` has width P·C, its λ ``[P·C]`` are the widths of the segments; maps ``[…, C]`` to the encoded ``[…, C]``."""
+    """Encodes ``[…, C]`` by a site of ``width`` P·C whose λ are the widths of the segments (fp32 or wider)."""
 
-    def __init__(self, site: Site, neurons: int = NEURONS) -> None:
+    def __init__(
+        self,
+        name: str,
+        width: int,
+        clock: Clock,
+        order: int = 0,
+        device: torch.device | None = None,
+        neurons: int = NEURONS,
+        levels: int = LEVELS,
+    ) -> None:
         super().__init__()
-        self.site, self.neurons = site, neurons
+        self.neurons = neurons
+        self.site = GroupSite(
+            name, width, signed=True, consumers=1, clock=clock, order=order, kind="norm", device=device
+        )
+        self.site.own_levels = levels
 
     def forward(self, x: Tensor) -> Tensor:
         x = wide(x)

@@ -2,29 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fas.errors import FasError
 from fas.neurons import Clock, Site
 from fas.operators.group import Group, charges, read, wide
+
+
+def tracking_steps(levels: int, timesteps: int) -> tuple[int, ...]:
+    """Schedule of a group with its own L (a power of two): whole swings of a neuron until the end, then down to 1.
+
+    A group follows an argument that moves until the last timesteps; small steps would leave its neurons behind.
+
+    >>> tracking_steps(4, 6), tracking_steps(1, 3), tracking_steps(8, 2)
+    ((4, 4, 4, 4, 2, 1), (1, 1, 1), (8, 4))
+    """
+    falling = tuple(levels >> shift for shift in range(1, levels.bit_length()))
+    return ((levels,) * max(1, timesteps - len(falling)) + falling)[:timesteps]
+
+
+class GroupSite(Site):
+    """The site of a group. With its own levels it has `tracking_steps` where nothing was calibrated."""
+
+    own_levels: int | None = None
+
+    @property
+    def levels(self) -> int:
+        return self.own_levels or self.clock.config.levels
+
+    def starting_steps(self, steps: Sequence[int]) -> Sequence[int]:
+        """The schedule where nothing was calibrated: `tracking_steps` in place of the configuration's ``steps``.
+
+        Unit steps stay: given enough of them, everything settles.
+        """
+        own = self.own_levels is not None and max(steps, default=1) > 1
+        return tracking_steps(self.own_levels or 1, len(steps)) if own else steps
 
 
 class SpikingGroup(nn.Module):
     """The neurons of ``group`` as an unsigned `Site` of width N with λ = w (fixed), its readouts as fp32 buffers.
 
     Calling it maps arguments ``[B, …]`` (folded time: ``[T·B, …]``) to readouts ``[…, R]`` in fp32 or wider; like its site it
-    raises `FasError` outside of a folded segment once time runs.
+    raises `FasError` outside of a folded segment once time runs. ``levels`` is a power of two, or None for the configuration's:
+    many neurons of few levels resolve as much as few of many, and follow a moving argument sooner (docs/operators.md).
     """
 
     def __init__(
-        self, group: Group, name: str, clock: Clock, order: int = 0, device: torch.device | None = None
+        self,
+        group: Group,
+        name: str,
+        clock: Clock,
+        levels: int | None = None,
+        order: int = 0,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        self.site = Site(
+        if levels is not None and (levels < 1 or levels & (levels - 1)):
+            raise FasError(
+                f"group {name} cannot have {levels} levels; its spikes are whole swings, so give a power of two"
+            )
+        self.site = GroupSite(
             name, group.neurons, signed=False, consumers=1, clock=clock, order=order, kind="group", device=device
         )
+        self.site.own_levels = levels
         self.site.log_scale.requires_grad_(False)  # λ is the geometry of the group; Stage 1 must not move it
         if not self.site.log_scale.is_meta:
             self.site.log_scale.data.copy_(group.widths.log())

@@ -49,7 +49,7 @@ class _Neuron:
     """The neurons of one site, stepped through time; fires once a timestep for all consumers."""
 
     def __init__(self, site: Site, time: _Time) -> None:
-        self.config, self.signed, self.time = site.clock.config, site.signed, time
+        self.config, self.signed, self.levels, self.time = site.clock.config, site.signed, site.levels, time
         self.block = site.block
         self.threshold, self.v_init, self.a_init = (value.detach() for value in site.neuron_values(self.config))
         self.steps = [int(k) for k in site.steps_for(self.config)] if self.config.coding == "sigma_delta" else []
@@ -62,7 +62,7 @@ class _Neuron:
     @property
     def unit(self) -> Tensor:
         """What one spike (of weight 1) is worth ``[C]``: θ, or the grid's step θ/L."""
-        return self.threshold / self.config.levels if self.config.coding == "sigma_delta" else self.threshold
+        return self.threshold / self.levels if self.config.coding == "sigma_delta" else self.threshold
 
     def start(self, batch: int) -> None:
         self.train, self.batch = [], batch
@@ -110,7 +110,7 @@ class _Neuron:
         return spike
 
     def _track(self, x: Tensor) -> Tensor:
-        levels, k = self.config.levels, self.steps[self.time.now - 1]
+        levels, k = self.levels, self.steps[self.time.now - 1]
         low = -levels if self.signed else 0
         goal = (x / self.unit.to(x.dtype)).clamp(low, levels)
         spike = ((goal - self.level) / k + self.v_init.to(x.dtype)).floor().clamp(-1, 1).to(torch.int32)
