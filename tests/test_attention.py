@@ -165,4 +165,6 @@ def test_every_block_declares_its_attention() -> None:
     for family in REGISTRY.values():
         roles = [spec.role for spec in family.sites if spec.role is not None]
         assert len(roles) % 4 == 0, family.name
-        assert family.name == "blip" or roles, family.name
+        # they refuse the coverage: see the tests of encoder–decoder and of vision–language models
+        refusing = ("blip", "git", "qwen2_vl")
+        assert roles or not family.block or family.name in refusing, family.name

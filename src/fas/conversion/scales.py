@@ -66,7 +66,9 @@ class _Sampler:
             x = rotate(args[0], self.block)
             if self.spec.kind == "norm":
                 x = centered(module, x)
-        self.samples.add(x, output if self.spec.replaces else x, self.keep, self.mask)
+        # the mask is that of the text: a tower of another length has none
+        is_text = self.mask is not None and (x.ndim == 2 or x.shape[-2] == self.mask.shape[-1])
+        self.samples.add(x, output if self.spec.replaces else x, self.keep, self.mask if is_text else None)
 
 
 class _Tap(nn.Module):
@@ -131,13 +133,25 @@ def sample_inputs(
             for hook in samplers:
                 hook.mask = batch.get("attention_mask")
             model(**{key: value for key, value in batch.items() if key != "labels"})
-    unreached = [place.name for place in operands if not found[place.name].inputs]
+    _require_samples(model, placements, found)
+    return found
+
+
+def _require_samples(model: nn.Module, placements: list[Placement], found: dict[str, Samples]) -> None:
+    """Raise for sites that no batch reached: by the fault of the model, or of the batches."""
+    idle = [place for place in placements if place.spec.kind != "group" and not found[place.name].inputs]
+    running = {id(place.owner) for place in placements if found[place.name].inputs}
+    unreached = [place.name for place in idle if place.spec.kind in ("operand", "cross") and id(place.owner) in running]
     if unreached:
         raise UnsupportedModelError(
             f"{unreached[0]}: {type(model).__name__} does not call transformers' attention interface there, so the operands of "
             "its attention cannot spike; choose coverage='linear'"
         )
-    return found
+    if idle:
+        raise DataError(
+            f"the calibration batches do not reach {len(idle)} of {len(found)} sites, first {idle[0].name}; give batches "
+            "that use every part of the model (images beside text), or ignore those sites"
+        )
 
 
 def fitted_scale(place: Placement, samples: Samples, levels: int) -> Tensor:

@@ -65,9 +65,9 @@ class Family:
     name: str
     segment: str
     """Class through whose forward time is folded."""
-    block: str
-    """Class of the repeated layer."""
-    sites: tuple[SiteSpec, ...]
+    block: str = ""
+    """Class of the repeated layer; a projector has none."""
+    sites: tuple[SiteSpec, ...] = ()
     """Sites of every block."""
     segment_sites: tuple[SiteSpec, ...] = ()
     """Sites of the segment outside its blocks."""
@@ -79,6 +79,15 @@ class Family:
     """Arguments that say how many rows the batch has; one of them is always given."""
     batch_axis: Mapping[str, int] = field(default_factory=dict)
     """Axis of the batch in the arguments where it is not the first."""
+    packed: frozenset[str] = frozenset()
+    """Arguments that describe the rows (sizes of packed images): repeated as a whole, whatever their own number."""
+    reads: tuple[str, str] | None = None
+    """Segment beside this one whose hidden states it reads, and the model's setting that says which.
+
+    Layers behind the last one that is read have no sites: nothing would ever see their spikes.
+    """
+    runs_last: bool = False
+    """Whether the segment runs behind all others of its model, wherever it is listed."""
 
 
 REGISTRY: dict[str, Family] = {}

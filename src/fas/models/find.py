@@ -27,6 +27,8 @@ class Segment:
     name: str
     module: nn.Module
     family: Family
+    layers_read: int | None = None
+    """How many of its layers the model reads; None: all."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,20 @@ def find_segments(model: nn.Module) -> list[Segment]:
             f"{type(model).__name__} has no part that FAS can convert; supported families are {supported()}, and a new "
             "one is a file of data in fas/models"
         )
-    return found
+    modules = dict(model.named_modules())
+    readers = [(segment, segment.family.reads) for segment in found if segment.family.reads is not None]
+    for reader, (place, setting) in readers:
+        owner = reader.name.rpartition(".")[0]
+        layers = getattr(modules[owner].config, setting)
+        found = [_read_by(s, layers) if s.name == f"{owner}.{place}".lstrip(".") else s for s in found]
+    return sorted(found, key=lambda segment: segment.family.runs_last)
+
+
+def _read_by(segment: Segment, layers: int | list[int]) -> Segment:
+    """The segment with the number of layers up to the last of the hidden states ``layers``; state 0 is the embedding."""
+    depth = segment.module.config.num_hidden_layers  # type: ignore[union-attr]
+    states = [layers] if isinstance(layers, int) else layers
+    return replace(segment, layers_read=max(state if state >= 0 else depth + 1 + state for state in states))
 
 
 def find_placements(segment: Segment, spiking: SpikingConfig) -> list[Placement]:
@@ -79,7 +94,7 @@ def find_placements(segment: Segment, spiking: SpikingConfig) -> list[Placement]
     family = segment.family
     blocks = [(n, m) for n, m in segment.module.named_modules(prefix=segment.name) if type(m).__name__ == family.block]
     expected = getattr(getattr(segment.module, "config", None), "num_hidden_layers", len(blocks))
-    if len(blocks) != expected:
+    if family.block and len(blocks) != expected:
         raise UnsupportedModelError(
             f"{segment.name or type(segment.module).__name__} has {len(blocks)} {family.block} modules where its "
             f"configuration says {expected} layers"
@@ -89,23 +104,29 @@ def find_placements(segment: Segment, spiking: SpikingConfig) -> list[Placement]
             f"the operands of attention cannot spike in {segment.name or type(segment.module).__name__} (family "
             f"{family.name!r}) yet; choose coverage='linear'"
         )
+    unread = blocks[len(blocks) if segment.layers_read is None else segment.layers_read :]
+    blocks = blocks[: len(blocks) - len(unread)]
     owners = [(segment.name, segment.module, family.segment_sites), *((n, m, family.sites) for n, m in blocks)]
     config = getattr(segment.module, "config", None)
     places = [p for name, owner, specs in owners for p in _places(name, owner, specs, spiking, config)]
     if spiking.coverage == "full":
-        places += _functions(segment, {id(p.owner.get_submodule(p.spec.replaces)) for p in places if p.spec.replaces})
+        left_out = {id(module) for _, block in unread for module in block.modules()}
+        left_out |= {id(p.owner.get_submodule(p.spec.replaces)) for p in places if p.spec.replaces}
+        places += _functions(segment, left_out)
     return sorted(places, key=lambda place: place.spec.last)
 
 
-def _functions(segment: Segment, replaced: set[int]) -> Iterator[Placement]:
+def _functions(segment: Segment, left_out: set[int]) -> Iterator[Placement]:
     """Norms and activations of ``segment`` that groups compute, found by class."""
     for name, module in segment.module.named_modules(prefix=segment.name):
+        if id(module) in left_out:
+            continue
         specs: list[tuple[SiteSpec, int]] = []
         if norm_of(module) is not None:
             channels = cast(Tensor, module.weight).shape[-1]
             spec = SiteSpec("norm_input", ("",), "full", kind="norm", role="input")
             specs = [(spec, NEURONS * channels), _group("rsqrt", module)]
-        elif isinstance(module, (*_ACTIVATIONS, nn.GELU)) and id(module) not in replaced:
+        elif isinstance(module, (*_ACTIVATIONS, nn.GELU)):
             specs = [_group("activation", module)] if activation_of(name, module) else []
         for spec, width in specs:
             yield Placement(f"{name}.{spec.name}".lstrip("."), module, spec, (module,), width)

@@ -69,6 +69,12 @@ CLIP_BLOCK = (
     SiteSpec("ffn_input", ("mlp.fc1",)),
     SiteSpec("ffn_hidden", ("mlp.fc2",), coverage="ffn", signed=False, replaces="mlp.activation_fn"),
 )
+# BLIP's vision towers: CLIP's block with one fused projection
+BLIP_VISION_BLOCK = (
+    SiteSpec("attention_input", ("self_attn.qkv",)),
+    SiteSpec("attention_output", ("self_attn.projection",)),
+    *(spec for spec in CLIP_BLOCK if spec.name.startswith("ffn")),
+)
 # patch embeddings: real-valued pixels go in, so they stay analog
 CONVOLUTION = frozenset({"Conv2d"})
 

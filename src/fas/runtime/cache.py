@@ -30,11 +30,10 @@ def prepare_cache(module: nn.Module, kwargs: dict[str, Any], clock: Clock) -> No
             use_cache = getattr(getattr(module, "config", None), "use_cache", False)
         if not use_cache or (module.training and getattr(module, "gradient_checkpointing", False)):
             return
-        config: Any = module.config
-        cache = DynamicCache(config=config)
-        if getattr(config, "is_encoder_decoder", False):
-            cache = EncoderDecoderCache(cache, DynamicCache(config=config))
-        kwargs["past_key_values"] = cache
+        cache = DynamicCache(config=module.config)  # type: ignore[arg-type]
+    if kwargs.get("encoder_hidden_states") is not None and not isinstance(cache, EncoderDecoderCache):
+        cache = EncoderDecoderCache(cache, DynamicCache(config=module.config))  # type: ignore[arg-type]
+    kwargs["past_key_values"] = cache
     if isinstance(cache, EncoderDecoderCache):
         _retag(cache.self_attention_cache, clock)
         _retag(cache.cross_attention_cache, clock, cross=True)

@@ -50,7 +50,20 @@ class RunningAttention:
 
     def start(self) -> None:
         """Forget the products."""
-        self.scores, self.output, self.has_run = RunningProduct(), RunningProduct(), False
+        self.calls: list[tuple[RunningProduct, RunningProduct]] = []
+        self.call = 0
+
+    @property
+    def has_run(self) -> bool:
+        """Whether it has computed a product."""
+        return bool(self.calls)
+
+    def products(self) -> tuple[RunningProduct, RunningProduct]:
+        """Scores and output of this call: packed sequences are one call each, in the same order at every timestep."""
+        if self.call == len(self.calls):
+            self.calls.append((RunningProduct(), RunningProduct()))
+        self.call += 1
+        return self.calls[self.call - 1]
 
     def operand(self, role: str, x: Tensor, to_channels: Any) -> tuple[Tensor, Tensor | float]:
         """The running value of ``x`` ``[B, H, …]`` and what a unit of it is worth, shaped for ``x``.
@@ -88,6 +101,13 @@ def start(model: nn.Module) -> None:
             _state(module).start()
 
 
+def tick(model: nn.Module) -> None:
+    """A new timestep begins."""
+    for module in model.modules():
+        if "_running_attention" in module.__dict__:
+            _state(module).call = 0
+
+
 def has_run(model: nn.Module) -> bool:
     """Whether any attention module of ``model`` has computed its products here."""
     return any("_running_attention" in module.__dict__ and _state(module).has_run for module in model.modules())
@@ -111,17 +131,17 @@ def event_attention(
     """
     refuse_unknown(module, kwargs)
     state = _state(module)
-    state.has_run = True
+    product_of_scores, product_of_output = state.products()
     width, groups, features = query.shape[-1], query.shape[1] // key.shape[1], value.shape[-1]
     query, query_worth = state.operand("query", query, by_head)
     key, key_worth = state.operand("key", key, by_head)
     value, value_worth = state.operand("value", value, by_channel)
     key, value = (entry.repeat_interleave(groups, dim=1) for entry in (key, value))
-    scores = state.scores(query, key.transpose(-1, -2)) * _of_heads(query_worth) * _of_heads(key_worth, groups)
+    scores = product_of_scores(query, key.transpose(-1, -2)) * _of_heads(query_worth) * _of_heads(key_worth, groups)
     scores = scores * (width**-0.5 if scaling is None else scaling)
     e, _ = exponentials(scores, attention_mask, softcap, position_bias, sites_on(module))
     e, worth = state.operand("probabilities", e.to(scores.dtype), by_head)
-    output = state.output(e, value) * _of_heads(worth)
+    output = product_of_output(e, value) * _of_heads(worth)
     if isinstance(value_worth, Tensor):
         output = output * value_worth.view(1, -1, 1, features).repeat_interleave(groups, dim=1)
     e = e * _of_heads(worth)

@@ -78,6 +78,12 @@ class _Neuron:
             self.train.append(spike.to(torch.int8))
         return self.train[-1]
 
+    def record(self) -> Tensor:
+        """The whole train ``[T, B, S, C]``; where patches were merged, in the rows that were left."""
+        rows = len(self.train[0])
+        batch = self.batch if rows % self.batch == 0 else rows
+        return torch.stack(self.train).reshape(len(self.train), batch, -1, len(self.threshold))
+
     def running(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """After this timestep's spikes of ``x``: the running integer ``[B, …, C]``, and the worth ``[C]`` of one."""
         spikes = self.spikes(x)
@@ -174,6 +180,7 @@ class _Stepped:
                 neuron.time.now = now
             if now == 1 or self.config.rows == "step":
                 event_attention.start(self.module)
+            event_attention.tick(self.module)
             outputs = [*(outputs if self.config.rows == "step" else ()), self.forward(*args, **kwargs)]
         if self.attends and not event_attention.has_run(self.module):
             raise FasError(
@@ -235,12 +242,7 @@ class EventExecutor:
         for neuron in self.neurons.values():
             neuron.train = []
         output = self.model(**(inputs | {"use_cache": False, "return_dict": True}))
-        spikes = {
-            name: torch.stack(neuron.train).reshape(len(neuron.train), neuron.batch, -1, len(neuron.threshold))
-            for name, neuron in self.neurons.items()
-            if neuron.train
-        }
-        return EventRun(output, spikes)
+        return EventRun(output, {name: neuron.record() for name, neuron in self.neurons.items() if neuron.train})
 
 
 class _EventSite(nn.Module):

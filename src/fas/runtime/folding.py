@@ -27,7 +27,10 @@ class FoldHook(Hook):
 
     def __init__(self, segment: Segment, clock: Clock, attends: bool) -> None:
         self.clock, self.family, self.attends = clock, segment.family, attends
-        self.names = [name for name in inspect.signature(type(segment.module).forward).parameters if name != "self"]
+        parameters = inspect.signature(type(segment.module).forward).parameters
+        self.names = [name for name in parameters if name != "self"]
+        # what can encode and decode says so on each call
+        self.decodes: bool = parameters["is_decoder"].default if "is_decoder" in parameters else True
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._check_attention(module)
@@ -36,7 +39,8 @@ class FoldHook(Hook):
         kwargs, batch = self.rows(module, args, kwargs)
         _refuse_recording(module, kwargs)
         kwargs = {name: self._fold(module, name, value, batch) for name, value in kwargs.items()}
-        prepare_cache(module, kwargs, self.clock)
+        if "past_key_values" in self.names and kwargs.get("is_decoder", self.decodes):
+            prepare_cache(module, kwargs, self.clock)
         self.clock.depth += 1
         return (), kwargs
 
@@ -68,6 +72,8 @@ class FoldHook(Hook):
                 f"arguments that it folds are {', '.join(sorted(self.family.foldable))}"
             )
         axis = self.family.batch_axis.get(name, 0)
+        if name in self.family.packed:
+            batch = value.shape[axis]
         if value.shape[axis] == 1 and batch != 1:
             return value  # broadcasts over the rows
         if value.shape[axis] != batch:

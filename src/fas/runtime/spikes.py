@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fas.neurons import Clock
 from fas.runtime.control import clock_of
+from fas.runtime.folding import FoldHook
 
 
 @dataclass
@@ -34,7 +35,7 @@ class SpikeCount:
     clock: Clock
     sites: dict[str, SiteCount] = field(default_factory=dict)
     mask: Tensor | None = None
-    """Real tokens ``[B, S]`` of the forward to come; None counts every token."""
+    """Real tokens ``[B, S]`` of the running segment; None counts every token."""
 
     def __call__(self, name: str, spikes: Tensor) -> None:
         fired = spikes != 0
@@ -52,8 +53,11 @@ class SpikeCount:
         counted = self.clock.visible
         if self.mask is not None:
             real = self.mask.reshape(-1, self.mask.shape[-1]).to(neurons.device).bool()
+            if neurons.ndim == 2 and len(neurons) == real.numel():  # some families flatten the tokens: [B·S, C]
+                real = real.reshape(-1, 1)
+                counted = real if counted is None else counted & real
             # a pooler sees one token of each sequence: [B, C]
-            if neurons.ndim > 2 and neurons.shape[:2] == real.shape:
+            elif neurons.ndim > 2 and neurons.shape[:2] == real.shape:
                 real = real.view(*real.shape, *[1] * (neurons.ndim - 2))
                 counted = real if counted is None else counted & real
         return counted
@@ -71,16 +75,31 @@ def counting(model: nn.Module) -> Iterator[SpikeCount]:
     clock = clock_of(model)
     count = SpikeCount(clock)
 
-    def see_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids", args[0] if args else None)
-        count.mask = None
-        if isinstance(mask, Tensor) and isinstance(ids, Tensor) and mask.ndim == ids.ndim:
-            count.mask = mask[..., -ids.shape[-1] :]  # cached tokens have no new spikes
-
     before, clock.probe = clock.probe, count
-    handle = model.register_forward_pre_hook(see_mask, with_kwargs=True)
+    handles = []
+    for module in model.modules():
+        folds = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, FoldHook)]
+        handles += [
+            module.register_forward_pre_hook(_SeeMask(count, fold), with_kwargs=True, prepend=True) for fold in folds
+        ]
     try:
         yield count
     finally:
         clock.probe = before
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+class _SeeMask:
+    """Pre-hook of a segment, in front of its fold: source, target and image have masks of their own."""
+
+    def __init__(self, count: SpikeCount, fold: FoldHook) -> None:
+        self.count, self.fold = count, fold
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        named, _ = self.fold.rows(module, args, kwargs)
+        mask = named.get("attention_mask")
+        tokens = next(named[name] for name in self.fold.family.anchors if isinstance(named.get(name), Tensor))
+        self.count.mask = None
+        if isinstance(mask, Tensor) and mask.ndim == 2 and tokens.ndim > 1:
+            self.count.mask = mask[:, -tokens.shape[1] :]  # cached tokens have no new spikes

@@ -1,0 +1,40 @@
+"""GIT: a vision tower, a projection, and one transformer over image and text.
+
+That transformer is folded behind its embeddings, so that the image (whose tower is a segment of its own) meets it in B rows.
+Its attention ignores transformers' interface, so the event executor refuses it.
+"""
+
+from fas.models.family import Family, SiteSpec, register
+from fas.models.shapes import BERT_BLOCK, CLIP_BLOCK, CONVOLUTION, classes
+
+register(
+    Family(
+        name="git",
+        segment="GitVisionModel",
+        block="GitVisionEncoderLayer",
+        sites=CLIP_BLOCK,
+        analog=classes("GitVision", "Transformer", "Embeddings", "Encoder", "Attention", "MLP") | CONVOLUTION,
+    )
+)
+register(
+    Family(
+        name="git",
+        segment="GitProjection",
+        segment_sites=(SiteSpec("projection_input", ("visual_projection.0",)),),
+        analog=frozenset({"Sequential"}),
+        foldable=frozenset({"embeddings"}),
+        anchors=("embeddings",),
+    )
+)
+register(
+    Family(
+        name="git",
+        segment="GitEncoder",
+        block="GitLayer",
+        sites=tuple(spec for spec in BERT_BLOCK if spec.role is None),
+        analog=classes("Git", "Attention", "SelfAttention", "SelfOutput", "Intermediate", "Output"),
+        foldable=frozenset({"hidden_states", "attention_mask"}),
+        anchors=("hidden_states",),
+        runs_last=True,
+    )
+)
