@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fas.neurons import Site
+from fas.operators import SpikingGroup
 
 
 class _Note:
@@ -16,16 +17,20 @@ class _Note:
         self.ran = ran
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        assert isinstance(module, Site)
-        if module not in self.ran:
-            self.ran.append(module)
+        site = module.site if isinstance(module, SpikingGroup) else module
+        assert isinstance(site, Site)
+        if site not in self.ran:
+            self.ran.append(site)
 
 
 @torch.no_grad()
 def measure_order(model: nn.Module, sites: Sequence[Site], batch: Mapping[str, Any]) -> None:
     """Run ``batch`` through the QCFS model and number the sites as they run; those it does not reach come behind."""
     ran: list[Site] = []
-    handles = [site.register_forward_hook(_Note(ran)) for site in sites]
+    groups = [
+        module for module in model.modules() if isinstance(module, SpikingGroup)
+    ]  # which need not call their sites
+    handles = [module.register_forward_hook(_Note(ran)) for module in (*sites, *groups)]
     training = model.training
     model.eval()
     try:

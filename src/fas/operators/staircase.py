@@ -17,18 +17,15 @@ class _Staircase(torch.autograd.Function):
     def forward(
         ctx: Any, argument: Tensor, corners: Tensor, widths: Tensor, readout: Tensor, offset: Tensor, levels: int
     ) -> Tensor:
-        place = torch.bucketize(argument, corners[1:], right=True)
+        place = torch.bucketize(argument.contiguous(), corners[1:], right=True)
         width = widths[place]
         code = ((argument - corners[place]) / (width / levels) + 0.5).floor().clamp(0, levels)
         rises = readout * widths  # [R, N]
         floors = offset[:, None] + rises.cumsum(1) - rises
         ctx.save_for_backward(argument, place, corners, widths, readout)
+        held = code * (width / levels)
         return torch.stack(
-            [
-                floor[place] + slope[place] * code * (width / levels)
-                for floor, slope in zip(floors, readout, strict=True)
-            ],
-            -1,
+            [floor[place] + slope[place] * held for floor, slope in zip(floors, readout, strict=True)], -1
         )
 
     @staticmethod
@@ -51,7 +48,7 @@ def staircase(
 
 def active(argument: Tensor, corners: Tensor, widths: Tensor) -> Tensor:
     """How many neurons of one level are full, ``[…]``: those whose segment's middle the argument has reached."""
-    return torch.bucketize(argument, corners + widths / 2, right=True)
+    return torch.bucketize(argument.contiguous(), corners + widths / 2, right=True)
 
 
 def one_level_spikes(rows: Tensor, corners: Tensor, widths: Tensor) -> Tensor:
