@@ -76,14 +76,14 @@ def test_missing_consumer_is_refused_by_name() -> None:
     model = ann("gpt2")
     del model.transformer.h[1].mlp.c_fc
     with pytest.raises(UnsupportedModelError, match=r"transformer\.h\.1 \(GPT2Block\) lacks \['mlp\.c_fc'\]"):
-        find_placements(find_segments(model)[0], "linear")
+        find_placements(find_segments(model)[0], fas.SpikingConfig())
 
 
 def test_wrong_number_of_blocks_is_refused() -> None:
     model = ann("llama")
     del model.model.layers[1]
     with pytest.raises(UnsupportedModelError, match="1 LlamaDecoderLayer modules where its configuration says 2"):
-        find_placements(find_segments(model)[0], "linear")
+        find_placements(find_segments(model)[0], fas.SpikingConfig())
 
 
 def test_unsupported_family_lists_the_supported_ones() -> None:
