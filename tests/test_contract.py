@@ -69,7 +69,7 @@ def spikes_of(model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:
 def calibrated(model: PreTrainedModel) -> PreTrainedModel:
     """Neuron parameters as a calibration would store them, for the model's coding and time."""
     generator = torch.Generator().manual_seed(3)
-    for site in sites_of(model).values():
+    for site in filter(lambda site: site.calibrates, sites_of(model).values()):
         neurons = site.add_parameters(clock_of(model).config.neuron_key)
         neurons.log_threshold.data += 0.2 * torch.randn(site.width, generator=generator)
         neurons.v_init.data = 0.2 + 0.6 * torch.rand(site.width, generator=generator)

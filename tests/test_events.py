@@ -48,7 +48,7 @@ def original_differences(run: EventRun, spikes: dict[str, Tensor]) -> int:
 def perturb(model: PreTrainedModel, seed: int = 0) -> None:
     """Neuron parameters as a calibration might leave them: other θ, v₀ and integer a₀ for every channel."""
     generator = torch.Generator().manual_seed(seed)
-    for site in sites_of(model).values():
+    for site in filter(lambda site: site.calibrates, sites_of(model).values()):
         config = site.clock.config
         neurons = site.add_parameters(config.neuron_key)
         neurons.log_threshold.data += 0.3 * torch.randn(site.width, generator=generator)

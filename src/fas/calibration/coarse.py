@@ -8,7 +8,7 @@ timestep counts too, with less weight: layers behind it can only settle once it 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, combinations_with_replacement, pairwise
 
 import torch
@@ -24,6 +24,9 @@ FACTORS = {
 POTENTIALS = (0.35, 0.5, 0.65)
 EARLY_WEIGHT = 0.03
 MOST_SCHEDULES = 80
+SWEEPS = 8
+MOST_CLIMBED = 24
+"""Timesteps up to which single steps of a schedule are tried; with so much time they matter little."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,23 @@ class Search:
         """One schedule, one start, one factor and one potential for the whole site."""
         half = torch.full_like(self.scale, 0.5)
         starts = [Choice(self.scale, half, start, steps) for steps in self._schedules() for start in self._starts()]
-        base = min(starts, key=lambda choice: float(self.errors(choice).sum()))
-        return min(self._around(base), key=lambda choice: float(self.errors(choice).sum()))
+        base = self._climb(min(starts, key=self.total))
+        return min(self._around(base), key=self.total)
+
+    def total(self, choice: Choice) -> float:
+        """Weighted squared error of all channels."""
+        return float(self.errors(choice).sum())
+
+    def _climb(self, base: Choice) -> Choice:
+        """Change the schedule of ``base`` one timestep (or two neighbours) at a time while that helps."""
+        least = self.total(base)
+        for _ in range(SWEEPS):
+            found = [replace(base, steps=steps) for steps in neighbours(base.steps, self.site.levels)]
+            best = min(found, key=self.total, default=base)
+            if not self.total(best) < least:
+                break
+            base, least = best, self.total(best)
+        return base
 
     def per_channel(self, base: Choice) -> Choice:
         """Each channel's own best factor and potential, with the schedule and start of ``base``."""
@@ -99,6 +117,23 @@ class Search:
             return [()]
         given = tuple(self.site.starting_steps(self.config.step_schedule))
         return [given, *(steps for steps in falling_schedules(given, self.site.levels) if steps != given)]
+
+
+def neighbours(steps: Sequence[int], levels: int) -> list[tuple[int, ...]]:
+    """Schedules that differ from ``steps`` in one step, twice or half as large, or in the order of two steps in a row.
+
+    >>> neighbours((2, 1), 2)
+    [(4, 1), (1, 1), (2, 2), (1, 2)]
+    """
+    found: list[tuple[int, ...]] = []
+    for t, k in enumerate(steps):
+        for other in (2 * k, k // 2):
+            if 1 <= other <= 2 * levels:
+                found.append((*steps[:t], other, *steps[t + 1 :]))
+    for t in range(len(steps) - 1):
+        if steps[t] != steps[t + 1]:
+            found.append((*steps[:t], steps[t + 1], steps[t], *steps[t + 2 :]))
+    return [steps for steps in dict.fromkeys(found) if len(steps) <= MOST_CLIMBED]
 
 
 def falling_schedules(steps: Sequence[int], levels: int) -> list[tuple[int, ...]]:

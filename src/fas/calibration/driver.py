@@ -77,7 +77,7 @@ def calibrate(
     if not clock.folds:
         raise FasError("Stage 2 calibrates time: convert the model first and choose schedule='synchronous'")
     key = clock.config.neuron_key
-    sites = list(sites_of(model).values())
+    sites = [site for site in sites_of(model).values() if site.calibrates]
     training = model.training
     model.eval()
     earlier = [site.parameters_for(clock.config) for site in sites]
@@ -141,7 +141,8 @@ def _calibrate_block(
     progress: Progress,
 ) -> LayerReport:
     """Calibrate the sites of one block and move both streams past it."""
-    sites = sorted((module for module in block.modules() if isinstance(module, Site)), key=lambda site: site.order)
+    found = (module for module in block.modules() if isinstance(module, Site) and module.calibrates)
+    sites = sorted(found, key=lambda site: site.order)
     clock = clock_of(model)
     with as_qcfs(model), torch.no_grad():
         wanted, encodings = observed(block, index, targets, sites, clock, outputs=True)

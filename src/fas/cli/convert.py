@@ -38,7 +38,9 @@ def command(
     out: Annotated[Path | None, _flag("out", "Folder to write; an interrupted conversion goes on.")] = None,
     eval_data: Annotated[str | None, _flag("eval_data", "Evaluation text; else the last 10 % of --data.")] = None,
     recipe: Annotated[Path | None, _flag("recipe", "YAML file with options by name; flags overrule it.")] = None,
-    coverage: Annotated[str | None, _flag("coverage", "What becomes spikes: ffn or linear.", _SNN)] = None,
+    coverage: Annotated[
+        str | None, _flag("coverage", "What becomes spikes: ffn, linear, attention or full.", _SNN)
+    ] = None,
     levels: Annotated[int | None, _flag("levels", "L: grid points on each side of zero.", _SNN)] = None,
     coding: Annotated[list[str] | None, _flag("codings", "sigma_delta, rate, or sigma_delta,rate.", _SNN)] = None,
     timesteps: Annotated[list[str] | None, _flag("timesteps", "T, one or several: 2,4,8.", _SNN)] = None,
@@ -46,6 +48,9 @@ def command(
     rows: Annotated[str | None, _flag("rows", "rate: mean, or step, the paper's way.", _SNN)] = None,
     rotation: Annotated[
         str | None, _flag("rotation", "hadamard rotates the heavy-tailed products of gated FFNs, or none.", _SNN)
+    ] = None,
+    activation: Annotated[
+        str | None, _flag("activation", "Pointwise activations: replace them by units (the paper), or keep.", _SNN)
     ] = None,
     targets: Annotated[
         list[str] | None,

@@ -17,7 +17,8 @@ _MEMORY = "What memory is estimated for"
 def command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, converted folder, or builtin.")],
     coverage: Annotated[
-        str | None, typer.Option(help="ffn or linear; default linear, or as converted.", show_default=False)
+        str | None,
+        typer.Option(help="ffn, linear, attention or full; default linear, or as converted.", show_default=False),
     ] = None,
     timesteps: Annotated[int, typer.Option(help="T.", rich_help_panel=_MEMORY, min=1)] = 8,
     batch_size: Annotated[int, typer.Option(help="Sequences in a batch.", rich_help_panel=_MEMORY, min=1)] = 8,

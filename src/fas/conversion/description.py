@@ -9,7 +9,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from fas.config import SpikingConfig
 from fas.errors import CheckpointError
-from fas.runtime.control import clock_of, sites_of
+from fas.runtime.control import calibrated_keys, clock_of, sites_of
 
 
 class FasQuantizationConfig(QuantizationConfigMixin):
@@ -60,11 +60,10 @@ class FasQuantizationConfig(QuantizationConfigMixin):
 def describe(model: nn.Module) -> None:
     """Write the present state of ``model``'s sites into its Hugging Face config, so that saving it saves that."""
     clock, sites = clock_of(model), sites_of(model)
-    first = next(iter(sites.values()))
     model.config.quantization_config = FasQuantizationConfig(  # type: ignore[union-attr]
         spiking=clock.config.model_dump(mode="json"),
         stage=clock.stage,
         sites={name: site.width for name, site in sites.items()},
-        neurons=sorted(first.neurons),
+        neurons=calibrated_keys(sites.values()),
         order=list(sites),
     )

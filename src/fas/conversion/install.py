@@ -18,7 +18,7 @@ from fas.neurons import Clock, Site
 from fas.neurons.clock import Stage
 from fas.neurons.rotation import rotate
 from fas.operators import SpikingGroup
-from fas.operators.population import Population
+from fas.operators.population import NEURONS, Population
 from fas.runtime.attention import use_spiking_attention
 from fas.runtime.control import SetTimesteps
 from fas.runtime.folding import fold_segment, silence_dropout
@@ -58,7 +58,7 @@ def _place(placement: Placement, clock: Clock, order: int) -> Site:
         site = Site(placement.name, placement.width, spec.signed, consumers, clock, order, block, spec.kind, device)
         held = site
         if spec.kind == "norm":
-            held = Population(placement.name, placement.width, clock, order, device)
+            held = Population(placement.name, placement.width // (2 * NEURONS), clock, order, device)
             site = held.site
     if spec.replaces is not None:
         placement.owner.set_submodule(spec.replaces, nn.Identity())

@@ -6,40 +6,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fas.neurons import Site
-from fas.operators import SpikingGroup
-
-
-class _Note:
-    def __init__(self, ran: list[Site]) -> None:
-        self.ran = ran
-
-    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        site = module.site if isinstance(module, SpikingGroup) else module
-        assert isinstance(site, Site)
-        if site not in self.ran:
-            self.ran.append(site)
 
 
 @torch.no_grad()
 def measure_order(model: nn.Module, sites: Sequence[Site], batch: Mapping[str, Any]) -> None:
     """Run ``batch`` through the QCFS model and number the sites as they run; those it does not reach come behind."""
-    ran: list[Site] = []
-    groups = [
-        module for module in model.modules() if isinstance(module, SpikingGroup)
-    ]  # which need not call their sites
-    handles = [module.register_forward_hook(_Note(ran)) for module in (*sites, *groups)]
-    training = model.training
+    clock, training = sites[0].clock, model.training
+    clock.met = {}
     model.eval()
     try:
         model(**{key: value for key, value in batch.items() if key != "labels"})
+        number(sites, clock.met)
     finally:
+        clock.met = None
         model.train(training)
-        for handle in handles:
-            handle.remove()
-    number(sites, [site.name for site in ran])
 
 
 def number(sites: Sequence[Site], names: Iterable[str]) -> None:

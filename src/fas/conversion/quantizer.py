@@ -37,7 +37,7 @@ class FasQuantizer(HfQuantizer):
         sites = install(model, plan, config, stage=description.stage)  # type: ignore[arg-type]
         number(sites, description.order)
         for site in sites:
-            for key in description.neurons:
+            for key in description.neurons if site.calibrates else ():
                 site.add_parameters(key)
         _compare({site.name: site.width for site in sites}, description.sites)
         _require_parameters(model, kwargs.get("checkpoint_files"))

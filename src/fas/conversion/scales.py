@@ -155,9 +155,9 @@ def _require_samples(model: nn.Module, placements: list[Placement], found: dict[
 
 
 def fitted_scale(place: Placement, samples: Samples, levels: int) -> Tensor:
-    """λ ``[width]`` of the site of ``place``; the neurons of a population share what one grid of P·L levels would span."""
+    """log-scales λ of the site of ``place``; the neurons of a population share what one grid of P·L levels would span."""
     if place.spec.kind == "norm":
-        return (mmse_scale(samples, NEURONS * LEVELS, signed=True) / NEURONS).repeat(NEURONS)
+        return mmse_scale(samples, NEURONS * LEVELS, signed=True) / NEURONS
     kind = "operand" if place.spec.kind in ("operand", "cross") else "linear"
     return mmse_scale(samples, levels, place.spec.signed, kind)
 

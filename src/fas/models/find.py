@@ -125,7 +125,7 @@ def _functions(segment: Segment, left_out: set[int]) -> Iterator[Placement]:
         if norm_of(module) is not None:
             channels = cast(Tensor, module.weight).shape[-1]
             spec = SiteSpec("norm_input", ("",), "full", kind="norm", role="input")
-            specs = [(spec, NEURONS * channels), _group("rsqrt", module)]
+            specs = [(spec, 2 * NEURONS * channels), _group("rsqrt", module)]
         elif isinstance(module, (*_ACTIVATIONS, nn.GELU)):
             specs = [_group("activation", module)] if activation_of(name, module) else []
         for spec, width in specs:

@@ -64,10 +64,10 @@ def activation_of(name: str, module: nn.Module) -> str | None:
 
 # Many neurons of few levels follow an argument that still moves; few of many would lag (docs/operators.md). Of one level
 # they never lag, which makes them cheap to simulate; the exponential runs for every score.
-LEVELS = {"exponential": 1}
+LEVELS = {"exponential": 1, "activation": 1}
 OTHER_LEVELS = 2
 FUNCTIONS: dict[str, Callable[[], Group]] = {
-    "exponential": lambda: exp2_group(16),
+    "exponential": lambda: exp2_group(16, evenness=1e9),  # equally wide neurons: one table holds all values
     "reciprocal": lambda: reciprocal_group(16),
     "rsqrt": lambda: rsqrt_group(16),
     "softcap": lambda: activation_group("tanh", 16),

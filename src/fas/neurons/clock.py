@@ -25,6 +25,8 @@ class Clock:
     """How many folded segments are running now; a neuron outside of one is an error."""
     probe: Probe | None = None
     """Receives (site name, spikes ``[T, B, …, C]``) of every encoding while somebody records."""
+    met: dict[str, None] | None = None
+    """While somebody wants to know: the names of the sites that ran, in their order."""
     visible: Tensor | None = None
     """For the probe: which neurons of the encoding ``[B, …, C]`` (broadcast) count; None: all. Masked ones never fire,
     and what a cache keeps has fired before."""

@@ -74,6 +74,11 @@ class Site(nn.Module):
         return self.log_scale.exp()
 
     @property
+    def calibrates(self) -> bool:
+        """Whether Stage 2 fits its neurons: those of operators have thresholds that are the geometry of their function."""
+        return self.kind not in ("group", "norm")
+
+    @property
     def levels(self) -> int:
         """L of this site's grid: the configuration's; a group of operator neurons may have its own."""
         return self.clock.config.levels
@@ -87,7 +92,7 @@ class Site(nn.Module):
         """New neuron parameters under ``key``, starting from the uncalibrated values (θ = λ, v₀ = ½)."""
         fresh = NeuronParameters(self.width, self.starting_steps(steps_in(key)), self.log_scale.device)
         if not self.log_scale.is_meta:
-            fresh.log_threshold.data.copy_(self.log_scale.detach())
+            fresh.log_threshold.data.copy_(self.scale.detach().log())
         self.neurons[key] = fresh
         return fresh
 
@@ -113,6 +118,7 @@ class Site(nn.Module):
         ``visible`` (broadcast over time) is told to a probe: which neurons count.
         """
         clock, wide = self.clock, _wide(x)
+        self.meet()
         if not clock.folds:
             return self._quantize(wide, visible).to(x.dtype)
         self.require_segment()
@@ -125,6 +131,11 @@ class Site(nn.Module):
         if clock.probe is not None:
             self.tell(spikes, visible)
         return out.flatten(0, 1).to(x.dtype)
+
+    def meet(self) -> None:
+        """Say that the site runs now, if somebody wants to know."""
+        if self.clock.met is not None:
+            self.clock.met[self.name] = None
 
     def require_segment(self) -> None:
         """Raise `FasError` where time is not folded (a checkpoint's recomputation counts as inside)."""

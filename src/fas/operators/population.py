@@ -1,8 +1,9 @@
-"""A population: P neurons that together hold one value, the group operator of the identity.
+"""A population: neurons that together hold one value, the group operator of the identity.
 
-Neuron i of a channel covers |x| from corner_i to corner_i + λ_i and carries the sign of x: like those of any group, the neurons
-below are saturated and those above silent, so P neurons of L levels resolve P·L levels. It encodes the input of a norm,
-whose own output is encoded once more: two equally coarse grids in a row would double the error of the residual stream.
+P neurons (ON) cover x from i·λ to (i+1)·λ, and P more (OFF) cover −x: like those of any group, the neurons below are saturated
+and those above silent, so P neurons of L levels resolve P·L levels, and of one level none lags behind. (A signed neuron would,
+where x changes its sign: from −1 to +1 are two spikes.) It encodes the input of a norm, whose own output is encoded once
+more: a neuron that lags there would hold up everything behind it.
 """
 
 from __future__ import annotations
@@ -10,38 +11,62 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fas.neurons import Clock
+from fas.neurons import Clock, qcfs
+from fas.neurons.qcfs import codes
 from fas.operators.group import wide
 from fas.operators.spiking import GroupSite
 
 NEURONS = 16
-LEVELS = 2
+LEVELS = 1
+
+
+class PopulationSite(GroupSite):
+    """The site of a population of ``neurons`` ON and as many OFF a channel: ``log_scale`` ``[C]``, one λ a channel."""
+
+    def __init__(
+        self, name: str, channels: int, clock: Clock, order: int, device: torch.device | None, neurons: int
+    ) -> None:
+        width = 2 * neurons * channels
+        super().__init__(name, width, signed=False, consumers=1, clock=clock, order=order, kind="norm", device=device)
+        self.neurons_each = neurons
+        self.log_scale = nn.Parameter(torch.zeros(channels, dtype=torch.float32, device=device))
+
+    @property
+    def scale(self) -> Tensor:
+        """λ of every neuron ``[2·P·C]``."""
+        return self.log_scale.exp().repeat(2 * self.neurons_each)
 
 
 class Population(nn.Module):
-    """Encodes ``[…, C]`` by a site of ``width`` P·C whose λ are the widths of the segments (fp32 or wider)."""
+    """Encodes ``[…, C]`` by a `PopulationSite` of 2·P·C neurons (fp32 or wider)."""
 
     def __init__(
-        self,
-        name: str,
-        width: int,
-        clock: Clock,
-        order: int = 0,
-        device: torch.device | None = None,
-        neurons: int = NEURONS,
-        levels: int = LEVELS,
-    ) -> None:
+        self, name: str, channels: int, clock: Clock, order: int = 0, device: torch.device | None = None,
+        neurons: int = NEURONS, levels: int = LEVELS,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.neurons = neurons
-        self.site = GroupSite(
-            name, width, signed=True, consumers=1, clock=clock, order=order, kind="norm", device=device
-        )
+        self.site = PopulationSite(name, channels, clock, order, device, neurons)
         self.site.own_levels = levels
 
     def forward(self, x: Tensor) -> Tensor:
-        x = wide(x)
-        widths = self.site.scale.to(x.dtype).unflatten(0, (self.neurons, -1))  # [P, C]
-        corners = widths.cumsum(0) - widths
-        magnitude = (x.abs().unsqueeze(-2) - corners).clamp(min=0)
-        held = torch.minimum(magnitude, widths) * x.sign().unsqueeze(-2)
-        return self.site(held.flatten(-2)).unflatten(-1, (self.neurons, -1)).sum(-2)
+        x, site = wide(x), self.site
+        if isinstance(site, PopulationSite) and site.rests():
+            scale, levels = site.log_scale.exp().to(x.dtype) * self.neurons, self.neurons * site.levels
+            if site.clock.probe is not None and site.clock.folds:
+                site.tell(self._spikes(codes(site.over_time(x.detach()), scale.detach(), levels, signed=True)), None)
+            return qcfs(x, scale, levels, signed=True)
+        widths = site.scale.to(x.dtype).unflatten(0, (2, self.neurons, -1))  # [2, P, C]
+        corners = widths.cumsum(1) - widths
+        both = torch.stack([x, -x], dim=-2).unsqueeze(-2)  # [..., 2, 1, C]
+        held = torch.minimum((both - corners).clamp(min=0), widths)
+        on, off = site(held.flatten(-3)).unflatten(-1, (2, self.neurons, -1)).sum(-2).unbind(-2)
+        return on - off
+
+    def _spikes(self, rows: Tensor) -> Tensor:
+        """Ternary spikes ``[T, …, 2·P·C]`` (int8) of neurons of one level whose codes together are ``rows`` ``[T, …, C]``."""
+        code = rows.to(torch.int8)
+        both = torch.stack([code, -code], dim=-2).unsqueeze(-2)
+        numbers = torch.arange(self.neurons, device=rows.device, dtype=torch.int8).unsqueeze(-1)
+        held = (both > numbers).to(torch.int8)
+        return torch.diff(held, dim=0, prepend=torch.zeros_like(held[:1])).flatten(-3)

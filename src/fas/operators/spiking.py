@@ -35,16 +35,17 @@ class GroupSite(Site):
     def levels(self) -> int:
         return self.own_levels or self.clock.config.levels
 
-    def rests(self, x: Tensor) -> bool:
-        """Whether the group's answer to ``x`` is a function of ``x`` alone, not of the timesteps before.
+    def rests(self) -> bool:
+        """Whether the group's answer is a function of the present argument alone, not of the timesteps before.
 
         So it is without time, and for uncalibrated sigma-delta neurons of one level, whose spikes move all that can move.
         """
         clock = self.clock
+        self.meet()
         if not clock.folds:
             return clock.probe is None or clock.stage == "qcfs"  # a probe wants the trains
         self.require_segment()
-        moves = clock.config.coding == "sigma_delta" and self.levels == 1 and max(clock.config.step_schedule) >= 1
+        moves = clock.config.coding == "sigma_delta" and self.levels == 1
         return moves and self.parameters_for(clock.config) is None
 
     def starting_steps(self, steps: Sequence[int]) -> Sequence[int]:
@@ -94,7 +95,7 @@ class SpikingGroup(nn.Module):
     def forward(self, argument: Tensor, visible: Tensor | None = None) -> Tensor:
         """Readouts of ``argument``; a probe is told which arguments count, ``visible`` (broadcast)."""
         argument, seen = wide(argument), None if visible is None else visible.unsqueeze(-1)
-        if isinstance(self.site, GroupSite) and self.site.rests(argument):
+        if isinstance(self.site, GroupSite) and self.site.rests():
             shape = self.corners.to(argument), self.site.scale.to(argument)
             if self.site.clock.probe is not None and self.site.clock.folds:
                 self.site.tell(one_level_spikes(self.site.over_time(argument), *shape), seen)

@@ -15,7 +15,7 @@ from fas.pipeline.load import block_length, load_ann, load_spiking
 from fas.pipeline.measure import EVALUATION_BATCH, dense_row, layerwise_target, qcfs_row, spiking_row
 from fas.progress import Progress, Silent
 from fas.report.results import Results, Row
-from fas.runtime.control import clock_of, sites_of
+from fas.runtime.control import calibrated_keys, clock_of, sites_of
 from fas.tasks.language_modeling import encode_blocks, spread
 from fas.tasks.text import evaluation_text
 
@@ -68,7 +68,7 @@ def evaluate_folder(
 
 
 def _calibrated(model: PreTrainedModel) -> list[str]:
-    return sorted(next(iter(sites_of(model).values())).neurons)
+    return calibrated_keys(sites_of(model).values())
 
 
 def _targets(

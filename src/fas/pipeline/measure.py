@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from fas.config import SpikingConfig
 from fas.progress import Progress
 from fas.report.results import Row
-from fas.runtime.control import as_qcfs, at_time, clock_of, sites_of
+from fas.runtime.control import as_qcfs, at_time, calibrated_keys, clock_of, sites_of
 from fas.tasks.language_modeling import Evaluation, evaluate, evaluate_spiking
 
 EVALUATION_BATCH = 16
@@ -39,7 +39,6 @@ def spiking_row(
     label = "layerwise" if not target.folds_time else f"{target.coding} T={target.timesteps}"
     with at_time(model, **target.model_dump()):
         measured = evaluate_spiking(model, blocks, batch_size, progress, f"evaluating SNN, {label}")
-    first = next(iter(sites_of(model).values()))
     row = Row(
         "snn",
         coding=target.coding if target.folds_time else None,
@@ -49,7 +48,7 @@ def spiking_row(
         steps=None if rate or not target.folds_time else list(target.step_schedule),
         timesteps=target.timesteps,
         levels=target.levels,
-        stage2=target.folds_time and first.parameters_for(target) is not None,
+        stage2=target.folds_time and target.neuron_key in calibrated_keys(sites_of(model).values()),
     )
     if row.stage2 and not rate:
         row.steps_by_site = {n: [int(k) for k in s.steps_for(target)] for n, s in sites_of(model).items()}

@@ -143,7 +143,8 @@ def spiking_model(run: Run, calibrated: bool) -> PreTrainedModel:
         values: dict[str, Tensor] = {}
         for target in targets:
             for site in sites_of(model).values():
-                site.add_parameters(target.neuron_key)
+                if site.calibrates:
+                    site.add_parameters(target.neuron_key)
             values |= load_file(run.workspace.path(stage_of(target)) / "neurons.safetensors")
         unexpected = model.load_state_dict(values, strict=False).unexpected_keys
         assert not unexpected, unexpected

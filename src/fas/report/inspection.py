@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.pytorch_utils import Conv1D
 
 from fas.config import SpikingConfig
-from fas.errors import FasError
+from fas.errors import FasError, UnsupportedModelError
 from fas.models import Placement, Segment, planned
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.Dropout, nn.Identity)
@@ -83,7 +83,7 @@ def inspect_model(name: str, place: str, coverage: str | None, workload: Workloa
     """
     config, converted = _configuration(name, place)
     spiking = converted.get("spiking", {})
-    kept = {name: spiking[name] for name in ("rotation", "targets", "ignore") if name in spiking}
+    kept = {name: spiking[name] for name in ("rotation", "activation", "targets", "ignore") if name in spiking}
     settled = SpikingConfig(coverage=coverage or spiking.get("coverage", "linear"), **kept)
     model = _skeleton(name, config)
     plan = planned(model, settled)
@@ -142,10 +142,14 @@ def _blocks(segment: Segment) -> int:
 
 def _groups(placements: list[Placement]) -> list[SiteGroup]:
     counts = Counter(
-        SiteGroup(re.sub(r"\.\d+\.", ".*.", p.name), 0, p.width, p.spec.signed, p.spec.consumers, p.spec.replaces)
+        SiteGroup(re.sub(r"\.\d+\.", ".*.", p.name), 0, p.width, p.spec.signed, _readers(p), p.spec.replaces)
         for p in placements
     )
     return [SiteGroup(**(vars(group) | {"count": count})) for group, count in counts.items()]
+
+
+def _readers(place: Placement) -> tuple[str, ...]:
+    return place.spec.consumers if any(place.spec.consumers) else ("itself",)
 
 
 def _linear_macs(module: nn.Module) -> int:
@@ -155,7 +159,7 @@ def _linear_macs(module: nn.Module) -> int:
 def _macs(model: PreTrainedModel, segments: list[Segment], placements: list[Placement]) -> dict[str, int]:
     head = model.get_output_embeddings()
     return {
-        "covered": sum(_linear_macs(consumer) for place in placements for consumer in place.consumers),
+        "covered": sum(_linear_macs(c) for place in placements if place.spec.kind == "input" for c in place.consumers),
         "blocks": sum(_linear_macs(module) for segment in segments for module in segment.module.modules()),
         "head": _linear_macs(head) if head is not None else 0,
     }
@@ -165,7 +169,9 @@ def _analog(
     model: PreTrainedModel, segments: list[Segment], placements: list[Placement], config: SpikingConfig
 ) -> dict[str, int]:
     """Leaf modules that no site reaches, by class, and the parts of attention that are no modules."""
-    spiking = {id(consumer) for place in placements for consumer in place.consumers}
+    # a linear layer whose output spikes is covered only where its input does, too
+    covering = [p for p in placements if p.spec.kind != "output" or not any(map(_linear_macs, p.consumers))]
+    spiking = {id(consumer) for place in covering for consumer in place.consumers}
     spiking |= {id(place.owner.get_submodule(place.spec.replaces)) for place in placements if place.spec.replaces}
     head = model.get_output_embeddings()
     kinds: Counter[str] = Counter()
@@ -174,11 +180,30 @@ def _analog(
             continue
         kind = type(module).__name__
         kinds["output head" if module is head else f"{kind} (not covered)" if _linear_macs(module) else kind] += 1
-    layers = sum(map(_blocks, segments))
+    modules = _attention_modules(model) or sum(map(_blocks, segments))
+    operands = [place for place in placements if place.spec.kind in ("operand", "cross")]
+    products = 2 * (modules - len({id(place.home) for place in operands}))
+    softmax = modules - sum(place.spec.role == "exponential" for place in placements)
+    found = {"softmax": softmax, "attention products (query·key, probabilities·value)": products}
+    if softmax < modules:
+        found["row maximum, sum and mask of softmax"] = modules
+    if any(place.spec.kind in ("norm", "group") for place in placements):
+        norms = sum(place.spec.kind == "norm" for place in placements)
+        found["sums, means and constant factors of norms"] = norms
+        found["comparisons, exponents and shifts of operators"] = sum(p.spec.kind == "group" for p in placements)
     rotated = sum(place.rotation(config) > 1 for place in placements)
     if rotated:
         kinds["Hadamard rotation in front of a site"] = rotated
-    return {"softmax": layers, "attention products (query·key, probabilities·value)": 2 * layers, **kinds}
+    return {what: count for what, count in {**found, **kinds}.items() if count}
+
+
+def _attention_modules(model: PreTrainedModel) -> int:
+    """How many modules have attention products; 0 where FAS cannot reach them."""
+    try:
+        plan = planned(model, SpikingConfig(coverage="attention"))
+    except UnsupportedModelError:
+        return 0
+    return sum(place.spec.role == "query" for _, places in plan for place in places)
 
 
 def _seconds(macs: dict[str, int], work: Workload) -> dict[str, float]:

@@ -23,6 +23,8 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from fas.errors import FasError
 from fas.operators import activation, exp2_negative, reciprocal
+from fas.operators.exponential import exp2_at_rest
+from fas.operators.spiking import GroupSite
 from fas.runtime.operators import sites_on
 
 NAME = "fas_spiking"
@@ -64,12 +66,20 @@ def exponentials(
         visible = attention_mask > torch.finfo(attention_mask.dtype).min
     wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
     distance = wide.detach().amax(-1, keepdim=True) - wide
-    if "exponential" in groups:
-        seen = None if visible is None else visible.movedim(1, -1)
-        e = by_head(lambda x: exp2_negative(x, partial(groups["exponential"], visible=seen)), distance * LOG2_E)
-    else:
-        e = (-distance).exp()
+    grouped = "exponential" in groups
+    e = _exponential(distance * LOG2_E, groups["exponential"], visible) if grouped else (-distance).exp()
     return e if visible is None else e.masked_fill(~visible, 0), visible
+
+
+def _exponential(u: Tensor, group: Any, visible: Tensor | None) -> Tensor:
+    """2^{−u} by ``group``: from its table where that is all (at rest, and nobody wants its spikes)."""
+    site = group.site
+    if isinstance(site, GroupSite) and site.levels == 1 and site.rests() and site.clock.probe is None:
+        return exp2_at_rest(u, group)
+    if visible is not None and isinstance(site, GroupSite) and site.clock.folds:
+        visible = visible[: u.shape[0] // site.clock.config.timesteps]
+    seen = None if visible is None else visible.movedim(1, -1)
+    return by_head(lambda x: exp2_negative(x, partial(group, visible=seen)), u)
 
 
 def spiking_attention(

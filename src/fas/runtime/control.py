@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,11 @@ def clock_of(model: nn.Module) -> Clock:
     raise FasError(f"{type(model).__name__} has no spiking sites; convert it first (fas.prepare, fas.convert)")
 
 
+def calibrated_keys(sites: Iterable[Site]) -> list[str]:
+    """The codings and times (`SpikingConfig.neuron_key`) for which Stage 2 has fitted neurons."""
+    return sorted(next((site.neurons for site in sites if site.calibrates), ()))
+
+
 class SetTimesteps:
     """``model.set_timesteps(T, coding=…, steps=…, rows=…, schedule=…, cache=…)``: choose the simulated time.
 
@@ -43,9 +48,9 @@ class SetTimesteps:
         clock = self.sites[0].clock
         if timesteps is not None:
             changes["timesteps"] = timesteps
-        known = sorted(self.sites[0].neurons)
+        known = calibrated_keys(self.sites)
         config = clock.config.replaced(**changes).closest(known, changes)
-        fixed = ("coverage", "levels", "rotation", "targets", "ignore")
+        fixed = ("coverage", "levels", "rotation", "activation", "targets", "ignore")
         if any(getattr(config, name) != getattr(clock.config, name) for name in fixed):
             raise FasError(f"{', '.join(fixed)} belong to Stage 1; convert anew to change them")
         clock.config = config
