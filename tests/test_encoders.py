@@ -28,6 +28,13 @@ HEADS = {  # sites of the segment behind its blocks; with more coverage they sta
     "siglip_text": {"ffn": set(), "linear": {"head_input"}},
     "siglip_image": {"ffn": {"head_ffn_hidden"}, "linear": {"head_ffn_input", "head_ffn_hidden"}},
 }
+# coverage full: of two blocks 16 sites, 2 functions of softmax each, 2 a norm; norms behind (BERT: in front of) the blocks, …
+FULL = {
+    "bert": 2 * (8 + 2 + 4) + 2, "roberta": 30, "distilbert": 30, "vit": 30, "clip_text": 30, "clip_image": 30 + 2,
+    "modernbert": 2 * (8 + 2 + 3) + 2 * 5,  # … a gated FFN, no norm in front of the first attention …
+    "bert_sequence": 30 + 2, "bert_choice": 30 + 2,  # … the pooler's input and tanh …
+    "siglip_text": 30 + 1, "siglip_image": 30 + 2 + 2,  # … the head's linear layers and norm
+}  # fmt: skip
 encoders = pytest.mark.parametrize("family", ENCODERS)
 every = pytest.mark.parametrize(
     ("family", "coverage", "coding"), [(f, v, c) for f in ENCODERS for v in COVERAGES for c in CODINGS]
@@ -54,6 +61,9 @@ def test_site_counts(family: str, coverage: str) -> None:
     sites = sites_of(snn(family, coverage))
     by_coverage = HEADS.get(family, {})
     heads = by_coverage.get(coverage, by_coverage.get("linear", set()))
+    if coverage == "full":
+        assert len(sites) == FULL.get(family, FULL.get(family.split("_")[0]))
+        return
     assert len(sites) == 2 * BLOCK_SITES[coverage] + len(heads)
     assert {name.rsplit(".", 1)[-1] for name in list(sites)[len(sites) - len(heads) :]} == heads, "behind the blocks"
 
