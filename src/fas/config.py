@@ -15,6 +15,7 @@ CONFIG_VERSION = 1
 
 Coverage = Literal["ffn", "linear", "attention", "full"]
 Activation = Literal["replace", "keep"]
+Scales = Literal["channel", "tensor"]
 Coding = Literal["rate", "sigma_delta"]
 Rows = Literal["mean", "step"]
 Schedule = Literal["synchronous", "layerwise"]
@@ -50,6 +51,9 @@ class SpikingConfig(BaseModel):
     """``synchronous``: all layers advance together; ``layerwise``: a layer fires after its whole input (T = L)."""
     rotation: Rotation = "hadamard"
     """``hadamard``: products of gated FFNs, which have heavy tails, are rotated (analog additions) before they spike."""
+    scales: Scales = "channel"
+    """One threshold a ``channel``, which is folded into the weights that read it (as if the scale had migrated into the norm
+    in front), so that channels with outliers have their own; or one a ``tensor``, for comparison."""
     activation: Activation = "replace"
     """Pointwise activations of FFNs: ``replace`` (an unsigned unit stands in for them, the paper's way) or ``keep``."""
     targets: tuple[str, ...] = ()

@@ -77,8 +77,8 @@ def _put(parameters: NeuronParameters, choice: Choice) -> None:
 def _importance(block: nn.Module, site: Site) -> Tensor:
     """Σ over consumers of ‖W_c‖² per input channel ``[C]``; 1 for operands of attention, which no weights read."""
     if site.kind in ("operand", "cross"):
-        return torch.ones_like(site.log_scale.detach())
-    total = torch.zeros_like(site.log_scale.detach())
+        return torch.ones_like(site.scale.detach())
+    total = torch.zeros_like(site.scale.detach())
     for module in block.modules():
         hooks = module._forward_pre_hooks.values()
         if any(getattr(hook, "site", None) is site for hook in hooks):

@@ -49,6 +49,9 @@ def command(
     rotation: Annotated[
         str | None, _flag("rotation", "hadamard rotates the heavy-tailed products of gated FFNs, or none.", _SNN)
     ] = None,
+    scales: Annotated[
+        str | None, _flag("scales", "One threshold a channel, or a tensor (for comparison).", _SNN)
+    ] = None,
     activation: Annotated[
         str | None, _flag("activation", "Pointwise activations: replace them by units (the paper), or keep.", _SNN)
     ] = None,

@@ -43,6 +43,10 @@ class Samples:
         self.inputs.append(picked)
         self.targets.append(picked)
 
+    def pooled(self) -> Samples:
+        """All channels as one: ``[N·C, 1]``."""
+        return Samples(*([torch.cat(values).reshape(-1, 1)] for values in (self.inputs, self.targets)))
+
     def add(self, x: Tensor, target: Tensor, keep: int, mask: Tensor | None) -> None:
         x, target = (v.detach().flatten(0, -2).float() for v in (x, target))
         if mask is not None and mask.numel() == len(x):  # padding says nothing about real activations
@@ -154,8 +158,10 @@ def _require_samples(model: nn.Module, placements: list[Placement], found: dict[
         )
 
 
-def fitted_scale(place: Placement, samples: Samples, levels: int) -> Tensor:
+def fitted_scale(place: Placement, samples: Samples, levels: int, shared: bool = False) -> Tensor:
     """log-scales λ of the site of ``place``; the neurons of a population share what one grid of P·L levels would span."""
+    if shared:  # every value counts as one of a single channel
+        samples = samples.pooled()
     if place.spec.kind == "norm":
         return mmse_scale(samples, NEURONS * LEVELS, signed=True) / NEURONS
     kind = "operand" if place.spec.kind in ("operand", "cross") else "linear"

@@ -32,7 +32,8 @@ def prepare(model: Model, config: SpikingConfig, batches: Iterable[Mapping[str, 
     sites = install(model, plan, config, stage="qcfs")
     for placement, site in zip(placements, sites, strict=True):
         if site.kind != "group":  # whose λ is the geometry of its function
-            site.log_scale.data.copy_(fitted_scale(placement, samples[site.name], config.levels).log())
+            scale = fitted_scale(placement, samples[site.name], config.levels, config.scales == "tensor")
+            site.log_scale.data.copy_(scale.log())
         if site.kind == "input":
             left_out = mean_error(samples[site.name], site.scale.cpu(), config.levels, site.signed)
             for consumer in placement.consumers:

@@ -45,8 +45,9 @@ class Site(nn.Module):
 
     ``width`` channels, ``signed`` or unsigned grid, ``consumers`` how many modules fetch one encoding, ``order`` its
     place in the run of the model, ``block`` the size of the rotation in front of it (1: none), ``kind`` what it encodes
-    (``input`` of linear layers, ``operand`` of attention …, as the family declares). λ is stored as
-    ``log_scale`` ``[C]``; calibrated neuron parameters are kept per coding and time in ``neurons``.
+    (``input`` of linear layers, ``operand`` of attention …, as the family declares). λ is stored as ``log_scale`` ``[C]``
+    (``[1]`` where the configuration has one a tensor); calibrated neuron parameters are kept per coding and time in
+    ``neurons``.
     """
 
     def __init__(
@@ -64,14 +65,15 @@ class Site(nn.Module):
         super().__init__()
         self.name, self.width, self.signed, self.consumers, self.clock = name, width, signed, consumers, clock
         self.order, self.block, self.kind = order, block, kind
-        self.log_scale = nn.Parameter(torch.zeros(width, dtype=torch.float32, device=device))
+        values = 1 if clock.config.scales == "tensor" and self.calibrates else width
+        self.log_scale = nn.Parameter(torch.zeros(values, dtype=torch.float32, device=device))
         self.neurons = nn.ModuleDict()
         self._memo: list[Any] | None = None
 
     @property
     def scale(self) -> Tensor:
         """λ ``[C]``, positive by construction."""
-        return self.log_scale.exp()
+        return self.log_scale.exp().expand(self.width)
 
     @property
     def calibrates(self) -> bool:

@@ -29,12 +29,14 @@ class PopulationSite(GroupSite):
         width = 2 * neurons * channels
         super().__init__(name, width, signed=False, consumers=1, clock=clock, order=order, kind="norm", device=device)
         self.neurons_each = neurons
-        self.log_scale = nn.Parameter(torch.zeros(channels, dtype=torch.float32, device=device))
+        self.channels = channels
+        values = 1 if clock.config.scales == "tensor" else channels
+        self.log_scale = nn.Parameter(torch.zeros(values, dtype=torch.float32, device=device))
 
     @property
     def scale(self) -> Tensor:
         """λ of every neuron ``[2·P·C]``."""
-        return self.log_scale.exp().repeat(2 * self.neurons_each)
+        return self.log_scale.exp().expand(self.channels).repeat(2 * self.neurons_each)
 
 
 class Population(nn.Module):

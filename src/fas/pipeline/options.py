@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fas.config import Activation, Coding, Coverage, Rotation, Rows, SpikingConfig
+from fas.config import Activation, Coding, Coverage, Rotation, Rows, Scales, SpikingConfig
 from fas.errors import ConfigError
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -33,6 +33,7 @@ class ConvertOptions:
     steps: tuple[int, ...] | None = None
     rows: Rows = "mean"
     rotation: Rotation = "hadamard"
+    scales: Scales = "channel"
     activation: Activation = "replace"
     targets: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
@@ -91,6 +92,7 @@ class ConvertOptions:
                 steps=self.steps if coding == "sigma_delta" and self.steps and len(self.steps) == timesteps else None,
                 rows=self.rows if coding == "rate" else "mean",
                 rotation=self.rotation,
+                scales=self.scales,
                 activation=self.activation,
                 targets=self.targets,
                 ignore=self.ignore,

@@ -83,7 +83,9 @@ def inspect_model(name: str, place: str, coverage: str | None, workload: Workloa
     """
     config, converted = _configuration(name, place)
     spiking = converted.get("spiking", {})
-    kept = {name: spiking[name] for name in ("rotation", "activation", "targets", "ignore") if name in spiking}
+    kept = {
+        name: spiking[name] for name in ("rotation", "scales", "activation", "targets", "ignore") if name in spiking
+    }
     settled = SpikingConfig(coverage=coverage or spiking.get("coverage", "linear"), **kept)
     model = _skeleton(name, config)
     plan = planned(model, settled)
