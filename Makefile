@@ -21,6 +21,8 @@ test: lint
 test-all: test test-oldest
 	@echo "Slow tests"
 	@$(PYTEST) -m slow
+	@echo "Support matrix (docs/support.md)"
+	@.venv/bin/python tests/support.py
 
 test-oldest: .venv-oldest/ready
 	@echo "Contract tests with transformers $(OLDEST)"

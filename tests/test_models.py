@@ -176,3 +176,9 @@ def test_targets_and_ignored_sites(selection: dict[str, tuple[str, ...]], left: 
 def test_a_selection_that_selects_nothing_is_refused(selection: dict[str, tuple[str, ...]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         qcfs_model("gpt2", "linear", **selection)
+
+
+def test_the_support_matrix_of_the_docs_names_every_family() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "support.md").read_text(encoding="utf-8")
+    named = {name for row in re.findall(r"^\| ([a-z0-9_, ]+) \| `", page, re.MULTILINE) for name in row.split(", ")}
+    assert named == set(supported().split(", ")), "run tests/support.py, which make test-all does"

@@ -33,4 +33,4 @@ def test_one_scale_a_tensor_is_stored_trained_and_worse_where_channels_differ(co
         loaded = type(model).from_pretrained(tmp_path)
         with torch.no_grad():
             assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
-    assert losses["channel"] < 0.7 * losses["tensor"]
+    assert losses["channel"] < 0.9 * losses["tensor"]

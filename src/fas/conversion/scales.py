@@ -62,8 +62,10 @@ class _Sampler:
     def __init__(self, samples: Samples, keep: int, place: Placement, block: int) -> None:
         self.samples, self.keep, self.spec, self.block = samples, keep, place.spec, block
         self.mask: Tensor | None = None
+        self.name, self.ran = place.name, 0
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        self.ran += 1
         if self.spec.kind == "output":
             x = output.chunk(2, dim=-1)[1] if self.spec.half else output
         else:
@@ -138,6 +140,12 @@ def sample_inputs(
                 hook.mask = batch.get("attention_mask")
             model(**{key: value for key, value in batch.items() if key != "labels"})
     _require_samples(model, placements, found)
+    often = [hook.name for hook in samplers if hook.ran > len(listed)]
+    if often:
+        raise UnsupportedModelError(
+            f"{often[0]} would run more than once in a forward, and its neurons would meet two signals; leave it analog with "
+            f"ignore=('{often[0]}',)"
+        )
     return found
 
 

@@ -73,6 +73,8 @@ class Family:
     """Sites of the segment outside its blocks."""
     analog: frozenset[str] = frozenset()
     """Class names of this family that stay analog or only contain other modules, beside `COMMON_ANALOG`."""
+    twice: frozenset[str] = frozenset()
+    """Norms, by the end of their name, that run twice in one forward; one site could not follow both, so they stay analog."""
     foldable: frozenset[str] = field(default=FOLDABLE)
     """Tensor arguments of the segment that are repeated over time."""
     anchors: tuple[str, ...] = ("input_ids", "inputs_embeds", "pixel_values")

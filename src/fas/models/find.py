@@ -122,6 +122,8 @@ def _functions(segment: Segment, left_out: set[int]) -> Iterator[Placement]:
         if id(module) in left_out:
             continue
         specs: list[tuple[SiteSpec, int]] = []
+        if name.rsplit(".", 1)[-1] in segment.family.twice:
+            continue
         if norm_of(module) is not None:
             channels = cast(Tensor, module.weight).shape[-1]
             spec = SiteSpec("norm_input", ("",), "full", kind="norm", role="input")

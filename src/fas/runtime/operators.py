@@ -45,7 +45,7 @@ class NormHook(Hook):
             normed = normed * (self.norm.offset + weight.to(x.dtype))
         if bias is not None:
             normed = normed + bias.to(x.dtype)
-        return normed.to(output.dtype)
+        return normed.to(output.dtype).contiguous()  # some models view what they get
 
 
 class ActivationHook(Hook):
