@@ -65,7 +65,8 @@ def exponentials(
         scores = scores + attention_mask
         visible = attention_mask > torch.finfo(attention_mask.dtype).min
     wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    distance = wide.detach().amax(-1, keepdim=True) - wide
+    # the maximum keeps its gradient: where the grid clips e = 1, nothing else tells the largest score of the others
+    distance = wide.amax(-1, keepdim=True) - wide
     grouped = "exponential" in groups
     e = _exponential(distance * LOG2_E, groups["exponential"], visible) if grouped else (-distance).exp()
     return e if visible is None else e.masked_fill(~visible, 0), visible
