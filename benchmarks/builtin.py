@@ -1,7 +1,7 @@
 """The whole table of the embedded model: ``python benchmarks/builtin.py [--plan ffn] [--sequences 64]``.
 
 Coverage ``ffn`` and ``linear`` at L = 8, T = 2, 3, 4, 8, 16: sigma_delta, rate with mean rows, and (``ffn``) rate with the
-paper's step rows; and ``ffn`` at L = 4 for rate in few timesteps, whose T + 1 values a finer grid only rounds twice. Each
+paper's step rows; ``attention`` and ``full`` for sigma_delta at T = 8; and ``ffn`` at L = 4 for rate in few timesteps, whose T + 1 values a finer grid only rounds twice. Each
 before and after Stage 2. Writes ``benchmarks/results/builtin.json``; restartable, because conversions are.
 """
 
@@ -31,6 +31,8 @@ ALL = (4, 2, 3, 8, 16)
 PLANS: dict[str, dict[str, Any]] = {
     "ffn": {"coverage": "ffn", "levels": 8, "codings": ("sigma_delta", "rate"), "timesteps": ALL},
     "ffn-L4": {"coverage": "ffn", "levels": 4, "codings": ("rate",), "timesteps": (4, 2, 3)},
+    "attention": {"coverage": "attention", "levels": 8, "codings": ("sigma_delta",), "timesteps": (8,)},
+    "full": {"coverage": "full", "levels": 8, "codings": ("sigma_delta",), "timesteps": (8,)},
     "linear": {"coverage": "linear", "levels": 8, "codings": ("sigma_delta", "rate"), "timesteps": ALL},
 }
 
