@@ -232,14 +232,17 @@ def _memory(model: PreTrainedModel, placements: list[Placement], work: Workload)
     config = model.config.get_text_config()
     bytes_each = _BYTES[work.dtype]
     rows = work.timesteps * work.batch_size * work.length
-    widest = max([place.width for place in placements], default=config.hidden_size)
+    widest = max([p.width for p in placements if p.spec.kind != "norm"], default=config.hidden_size)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    # where scores pass a site, about eight fp32 copies of them are alive
+    spiking = any(place.spec.kind in ("operand", "cross") for place in placements)
+    scores = 4 * 8 * rows * work.length * config.num_attention_heads * spiking
     return {
         "stage1": 16 * parameters,
         "weights": bytes_each * parameters,
         # alive at once: the residual stream, the FFN, and eight fp32 copies inside its site (measured: within 20 %)
-        "activations": rows * (bytes_each * (2 * config.hidden_size + 2 * widest) + 4 * 8 * widest),
+        "activations": rows * (bytes_each * (2 * config.hidden_size + 2 * widest) + 4 * 8 * widest) + scores,
         "logits": 4 * work.batch_size * work.length * config.vocab_size,
         "exact_cache": rows * bytes_each * 2 * heads * head_width * config.num_hidden_layers,
     }
