@@ -24,7 +24,7 @@ FACTORS = {
 POTENTIALS = (0.35, 0.5, 0.65)
 EARLY_WEIGHT = 0.03
 MOST_SCHEDULES = 80
-SWEEPS = 8
+SWEEPS = 3
 MOST_CLIMBED = 24
 """Timesteps up to which single steps of a schedule are tried; with so much time they matter little."""
 
