@@ -1,8 +1,9 @@
 """The whole table of the embedded model: ``python benchmarks/builtin.py [--plan ffn] [--sequences 64]``.
 
 Coverage ``ffn`` and ``linear`` at L = 8, T = 2, 3, 4, 8, 16: sigma_delta, rate with mean rows, and (``ffn``) rate with the
-paper's step rows; ``attention`` and ``full`` for sigma_delta at T = 8; and ``ffn`` at L = 4 for rate in few timesteps, whose T + 1 values a finer grid only rounds twice. Each
-before and after Stage 2. Writes ``benchmarks/results/builtin.json``; restartable, because conversions are.
+paper's step rows; ``attention`` and ``full`` for sigma_delta at T = 8; and ``ffn`` at L = 4 for rate in few timesteps, whose
+T + 1 values a finer grid only rounds twice. Each before and after Stage 2. Writes ``benchmarks/results/builtin.json``;
+restartable, because conversions are.
 """
 
 from __future__ import annotations
