@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import fas
 from fas.errors import FasError, UnsupportedModelError
 from fas.models import REGISTRY
-from fas.neurons import Site
-from fas.runtime.attention import NAME, exponentials, spiking_attention
+from fas.neurons import Site, qcfs
+from fas.runtime.attention import NAME, exponentials, normaliser, spiking_attention
 from fas.runtime.control import as_qcfs, at_time, clock_of, sites_of
 from fas.runtime.spikes import counting
 
@@ -48,6 +48,18 @@ def test_weights_of_a_row_add_up_to_one_whatever_the_grid() -> None:
     low, high = value.amin(2, keepdim=True), value.amax(2, keepdim=True)
     unit = float(module.sites["value"].scale[0].detach()) / 8  # a convex combination of values on the grid
     assert bool((output.transpose(1, 2) <= high + unit).all() and (output.transpose(1, 2) >= low - unit).all())
+
+
+def test_the_largest_score_of_a_row_has_a_gradient_though_the_grid_clips_it() -> None:
+    scores = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+    e, _ = exponentials(scores, None)
+    clipped = qcfs(e, torch.tensor([0.9], dtype=torch.float64), 8, signed=False)  # e = 1 lies outside of the grid
+    weights = clipped * normaliser(clipped)
+    (weights * torch.arange(6.0).double()).sum().backward()
+    assert scores.grad is not None
+    largest = scores.grad.gather(-1, scores.argmax(-1, keepdim=True))
+    assert bool((largest != 0).all())
+    torch.testing.assert_close(scores.grad.sum(-1), torch.zeros(2, 3, 4).double(), msg="softmax does not see a shift")
 
 
 def test_exponentials_are_one_at_the_largest_and_zero_where_hidden() -> None:

@@ -167,7 +167,7 @@ def _require_samples(model: nn.Module, placements: list[Placement], found: dict[
 
 
 def fitted_scale(place: Placement, samples: Samples, levels: int, shared: bool = False) -> Tensor:
-    """log-scales λ of the site of ``place``; the neurons of a population share what one grid of P·L levels would span."""
+    """λ ``[C]`` of the site of ``place``; the neurons of a population share what one grid of P·L levels would span."""
     if shared:  # every value counts as one of a single channel
         samples = samples.pooled()
     if place.spec.kind == "norm":

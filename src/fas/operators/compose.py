@@ -30,10 +30,14 @@ def softmax(scores: Tensor, exp_group: Evaluation, reciprocal_group: Evaluation,
     return exponentials * reciprocal(exponentials.sum(-1, keepdim=True), reciprocal_group)
 
 
-def rms_norm(x: Tensor, weight: Tensor | None, eps: float, rsqrt_group: Evaluation, offset: float = 0) -> Tensor:
-    """RMSNorm of ``x`` ``[…, C]``: x·(mean x² + eps)^{−½}·(``offset`` + ``weight`` ``[C]``); offset 1 is Gemma's kind."""
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float, rsqrt_group: Evaluation | None, offset: float = 0) -> Tensor:
+    """RMSNorm of ``x`` ``[…, C]``: x·(mean x² + eps)^{−½}·(``offset`` + ``weight`` ``[C]``); offset 1 is Gemma's kind.
+
+    Without a group the root is exact.
+    """
     x = wide(x)
-    normed = x * rsqrt(x.square().mean(-1, keepdim=True) + eps, rsqrt_group)
+    power = x.square().mean(-1, keepdim=True) + eps
+    normed = x * (power.rsqrt() if rsqrt_group is None else rsqrt(power, rsqrt_group))
     return normed if weight is None else normed * (weight.to(x.dtype) + offset)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fas.models.functions import Norm, epsilon, norm_of
-from fas.operators import activation, rsqrt
+from fas.operators import activation, rms_norm
 from fas.operators.group import wide
 from fas.runtime.hooks import Hook
 
@@ -37,12 +37,9 @@ class NormHook(Hook):
         sites, x = sites_on(module), centered(module, args[0])
         if "input" in sites:
             x = sites["input"](x)
-        power = x.square().mean(-1, keepdim=True) + epsilon(module)
-        root = rsqrt(power, sites["rsqrt"]) if "rsqrt" in sites else torch.rsqrt(power)
-        normed = x * root
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-        if weight is not None:
-            normed = normed * (self.norm.offset + weight.to(x.dtype))
+        group = sites["rsqrt"] if "rsqrt" in sites else None
+        normed = rms_norm(x, weight, epsilon(module), group, self.norm.offset)
         if bias is not None:
             normed = normed + bias.to(x.dtype)
         return normed.to(output.dtype).contiguous()  # some models view what they get
