@@ -38,7 +38,7 @@ def test_weights_of_a_row_add_up_to_one_whatever_the_grid() -> None:
     clock.stage = "qcfs"
     module.add_module("sites", nn.ModuleDict())
     for role in ("query", "key", "value", "probabilities"):
-        site = Site(role, 12 if role == "value" else 3, role != "probabilities", 1, clock, kind="operand")
+        site = Site(role, 3 if role == "probabilities" else 12, role != "probabilities", 1, clock, kind="operand")
         module.sites[role] = site
         site.log_scale.data.fill_(0.1)
     query, key, value = torch.randn(3, 2, 3, 40, 4)
@@ -168,7 +168,7 @@ def test_operands_can_be_chosen_and_widths_follow_the_heads() -> None:
     settings = fas.SpikingConfig(coverage="attention", targets=(r"re:.*\.(key|value|probabilities)",))
     fas.convert(fas.prepare(model, settings, [{"input_ids": tokens()}]))
     assert {name.rsplit(".", 1)[-1]: site.width for name, site in sites_of(model).items()} == {
-        "key": 2, "value": 32, "probabilities": 4,
+        "key": 32, "value": 32, "probabilities": 4,
     }  # fmt: skip
     assert torch.isfinite(model(tokens()).logits).all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from fractions import Fraction
 
 import pytest
@@ -219,6 +220,22 @@ def test_sigma_delta_never_leaves_the_grid(seed: int, levels: int, signed: bool,
     assert set(spikes.unique().tolist()) <= {-1.0, 0.0, 1.0}
     moved = (spikes * torch.tensor(steps)[:, None, None]).cumsum(0)
     torch.testing.assert_close(states, start + moved, rtol=0, atol=1e-9)
+
+
+@given(seed=SEEDS, piece=st.integers(1, 60), width=st.integers(1, 5), signed=st.booleans())
+def test_sigma_delta_without_a_gradient_gives_the_same_bits_piece_by_piece(
+    seed: int, piece: int, width: int, signed: bool
+) -> None:
+    x = 3 * normal(seed, 3, 2, 7, width).transpose(1, 2).float()
+    threshold, v_init = positive(seed, width).float(), normal(seed + 4, width).sigmoid().float()
+    arguments = threshold, v_init, torch.ones(width), (4, 2, 1), 5, signed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["fas.neurons.sigma_delta"], "PIECE", piece)
+        plain = sigma_delta(x, *arguments)
+    leaf = x.clone().requires_grad_()
+    for found, expected in zip(plain, sigma_delta(leaf, *arguments), strict=True):
+        assert expected.requires_grad
+        assert torch.equal(found, expected)
 
 
 def test_sigma_delta_step_equals_its_definition() -> None:

@@ -7,9 +7,10 @@ timestep counts too, with less weight: layers behind it can only settle once it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, combinations_with_replacement, pairwise
+from itertools import combinations, combinations_with_replacement, pairwise, product
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ FACTORS = {
 }
 POTENTIALS = (0.35, 0.5, 0.65)
 EARLY_WEIGHT = 0.03
+VALUES = 1 << 14
 MOST_SCHEDULES = 80
 SWEEPS = 3
 MOST_CLIMBED = 24
@@ -39,6 +41,16 @@ class Choice:
     steps: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Setting:
+    """The same for all channels: θ = ``factor``·λ, v₀, and a start at zero or at each channel's ``typical`` code."""
+
+    steps: tuple[int, ...]
+    typical: bool = False
+    factor: float = 1.0
+    potential: float = 0.5
+
+
 class Search:
     """Candidates for one site, on input ``rows`` ``[T, N, C]`` and the QCFS encoding ``target`` ``[N, C]``.
 
@@ -49,19 +61,38 @@ class Search:
         self.site, self.rows, self.target, self.importance = site, rows, target, importance
         self.config = site.clock.config
         self.scale = site.scale.detach()
+        self.start = codes(target, self.scale, site.levels, site.signed).mean(0).round()
 
     def coarse(self) -> Choice:
-        """One schedule, one start, one factor and one potential for the whole site."""
-        half = torch.full_like(self.scale, 0.5)
-        starts = [Choice(self.scale, half, start, steps) for steps in self._schedules() for start in self._starts()]
-        base = self._climb(min(starts, key=self.total))
-        return min(self._around(base), key=self.total)
+        """One schedule, one start, one factor and one potential for the whole site, judged on `VALUES` random values."""
+        some = self._sampled(VALUES)
+        starts = [Setting(steps, typical) for steps in self._schedules() for typical in self._starts()]
+        base = some._climb(min(starts, key=some.total))
+        return self.choice(min(_around(base, self.config.coding), key=some.total))
 
-    def total(self, choice: Choice) -> float:
+    def choice(self, setting: Setting) -> Choice:
+        """``setting`` for every channel."""
+        start = self.start if setting.typical else torch.zeros_like(self.scale)
+        v_init = torch.full_like(self.scale, setting.potential)
+        return Choice(self.scale * setting.factor, v_init, start, setting.steps)
+
+    def total(self, setting: Setting) -> float:
         """Weighted squared error of all channels."""
-        return float(self.errors(choice).sum())
+        return float(self.errors(self.choice(setting)).sum())
 
-    def _climb(self, base: Choice) -> Choice:
+    def _sampled(self, most: int) -> Search:
+        """The search on at most ``most`` values, each a channel of its own: a whole site needs no more to be judged."""
+        count, channels = self.target.shape
+        if count * channels <= most:
+            return self
+        picked = torch.randint(count * channels, (most,), generator=torch.Generator().manual_seed(0))
+        row, channel = (picked // channels).to(self.rows.device), (picked % channels).to(self.rows.device)
+        some = copy.copy(self)
+        some.rows, some.target = self.rows[:, None, row, channel], self.target[None, row, channel]
+        some.scale, some.start, some.importance = self.scale[channel], self.start[channel], self.importance[channel]
+        return some
+
+    def _climb(self, base: Setting) -> Setting:
         """Change the schedule of ``base`` one timestep (or two neighbours) at a time while that helps."""
         least = self.total(base)
         for _ in range(SWEEPS):
@@ -74,7 +105,8 @@ class Search:
 
     def per_channel(self, base: Choice) -> Choice:
         """Each channel's own best factor and potential, with the schedule and start of ``base``."""
-        candidates = [base, *self._around(base)]
+        settings = _around(Setting(base.steps), self.config.coding)
+        candidates = [base, *(replace(self.choice(setting), a_init=base.a_init) for setting in settings)]
         winners = torch.stack([self.errors(choice) for choice in candidates]).argmin(0)[None]
 
         def pick(values: list[Tensor]) -> Tensor:
@@ -98,25 +130,23 @@ class Search:
         early = torch.arange(1, len(rows), device=rows.device)[:, None] / len(rows)
         return by_time[-1] + EARLY_WEIGHT * (by_time[:-1] * early).sum(0)
 
-    def _around(self, base: Choice) -> Iterator[Choice]:
-        for factor in FACTORS[self.config.coding]:
-            for potential in POTENTIALS:
-                v_init = torch.full_like(self.scale, potential)
-                yield Choice(self.scale * factor, v_init, base.a_init, base.steps)
-
-    def _starts(self) -> list[Tensor]:
+    def _starts(self) -> list[bool]:
         """Tracking may start at zero, or at each channel's typical code (for linear layers a constant bias, no spike)."""
-        zero = torch.zeros_like(self.scale)
-        if self.config.coding == "rate" or self.site.kind != "input":
-            return [zero]
-        typical = codes(self.target, self.scale, self.site.levels, self.site.signed).mean(0).round()
-        return [zero, typical] if bool(typical.any()) else [zero]
+        if self.config.coding == "rate" or self.site.kind != "input" or not bool(self.start.any()):
+            return [False]
+        return [False, True]
 
     def _schedules(self) -> list[tuple[int, ...]]:
         if self.config.coding == "rate":
             return [()]
         given = tuple(self.site.starting_steps(self.config.step_schedule))
         return [given, *(steps for steps in falling_schedules(given, self.site.levels) if steps != given)]
+
+
+def _around(base: Setting, coding: str) -> list[Setting]:
+    """``base`` with every factor and potential."""
+    pairs = product(FACTORS[coding], POTENTIALS)
+    return [replace(base, factor=factor, potential=potential) for factor, potential in pairs]
 
 
 def neighbours(steps: Sequence[int], levels: int) -> list[tuple[int, ...]]:

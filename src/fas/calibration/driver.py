@@ -157,9 +157,7 @@ def _calibrate_block(
     before = error()
     if options.coarse:
         for site in sites:
-            calibrate_site(
-                site, block, index, spiking, encodings[site.name], error, options.search_rows, options.per_channel
-            )
+            calibrate_site(site, block, index, spiking, encodings, error, options.search_rows, options.per_channel)
     coarse = error()
     progress.advance(1, f"layer {index} error {before:.4f} → {coarse:.4f}")
     fine = coarse

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from fas.neurons import Clock, NeuronParameters, Site
 # A schedule that settles earlier helps later layers, so it may cost this much relative error of its own layer's readout.
 TOLERANCE = 2e-4
 OPERAND_VALUES = 64
+_FACTORS = {"query": "key", "key": "query"}
 
 
 def calibrate_site(
@@ -21,14 +22,15 @@ def calibrate_site(
     block: nn.Module,
     index: int,
     spiking: Sequence[Stream],
-    encodings: Tensor,
+    encodings: Mapping[str, Tensor],
     error: Callable[[], float],
     search_rows: int,
     per_channel: bool,
 ) -> None:
     """Set ``site``'s neuron parameters to the best candidates on at most ``search_rows`` tokens.
 
-    ``encodings`` ``[N, C]`` is what the QCFS model has at the site, ``error`` measures the block's readout as it is now.
+    ``encodings`` ``[N, C]`` by name are what the QCFS model has at the sites of the block, ``error`` measures the block's
+    readout as it is now.
     """
     clock = site.clock
     parameters = site.parameters_for(clock.config)
@@ -37,7 +39,7 @@ def calibrate_site(
         _, inputs = observed(block, index, spiking, [site], clock, outputs=False)
         rows = inputs[site.name].view(clock.config.timesteps, -1, site.width)
         picked = _search_rows(site, rows, search_rows)
-        search = Search(site, rows[:, picked], encodings[picked], _importance(block, site))
+        search = Search(site, rows[:, picked], encodings[site.name][picked], _importance(block, site, encodings))
         choice, least = _present(parameters), error()
         for refine in (lambda _: search.coarse(), search.per_channel)[: 1 + per_channel]:
             found = refine(choice)
@@ -74,10 +76,10 @@ def _put(parameters: NeuronParameters, choice: Choice) -> None:
     parameters.steps.copy_(torch.tensor(choice.steps, dtype=torch.float32))
 
 
-def _importance(block: nn.Module, site: Site) -> Tensor:
-    """Σ over consumers of ‖W_c‖² per input channel ``[C]``; 1 for operands of attention, which no weights read."""
+def _importance(block: nn.Module, site: Site, encodings: Mapping[str, Tensor]) -> Tensor:
+    """How strongly each channel ``[C]`` is read: Σ over consumers of ‖W_c‖²; of a query E[k_c²], of a key E[q_c²]."""
     if site.kind in ("operand", "cross"):
-        return torch.ones_like(site.scale.detach())
+        return _importance_in_scores(site, encodings)
     total = torch.zeros_like(site.scale.detach())
     for module in block.modules():
         hooks = module._forward_pre_hooks.values()
@@ -85,6 +87,18 @@ def _importance(block: nn.Module, site: Site) -> Tensor:
             weight = module.weight.detach().float()  # type: ignore[union-attr]
             total += weight.square().sum(0 if isinstance(module, nn.Linear) else 1)
     return total
+
+
+def _importance_in_scores(site: Site, encodings: Mapping[str, Tensor]) -> Tensor:
+    """Of an operand of attention: the mean square of what its channel is multiplied by (1 for values, probabilities)."""
+    stem, role = next(((site.name.removesuffix(role), role) for role in _FACTORS if site.name.endswith(role)), ("", ""))
+    other, heads = encodings.get(stem + _FACTORS.get(role, "")), encodings.get(stem + "probabilities")
+    if other is None or heads is None:
+        return torch.ones_like(site.scale.detach())
+    power, features = other.square().mean(0), max(site.width, other.shape[1]) // heads.shape[1]
+    if other.shape[1] > site.width:  # a key is read by all queries of its group
+        return power.view(-1, other.shape[1] // site.width, features).sum(1).flatten()
+    return power.view(-1, features).repeat_interleave(site.width // other.shape[1], 0).flatten()
 
 
 def observed(

@@ -181,15 +181,13 @@ def _width(owner: nn.Module, spec: SiteSpec, module: nn.Module, config: Any) -> 
 
 
 def operand_width(role: str, module: nn.Module, config: Any) -> int:
-    """Channels of an attention operand: one a head, for the value (which is not contracted) one a head and feature."""
+    """Channels of an attention operand: a head and feature each; of the probabilities a head each."""
     heads = config.num_attention_heads
     shared = getattr(config, "num_key_value_heads", None) or heads
-    if role in ("query", "probabilities"):
+    if role == "probabilities":
         return heads
-    if role == "key":
-        return shared
     features = getattr(module, "head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // heads
-    return shared * features
+    return (heads if role == "query" else shared) * features
 
 
 def _submodule(owner: nn.Module, path: str) -> nn.Module | None:

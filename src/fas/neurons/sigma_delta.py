@@ -17,13 +17,18 @@ from torch import Tensor
 from fas.neurons.qcfs import grid
 from fas.neurons.surrogate import ternary_spike
 
+PIECE = 1 << 17
+"""Values that are tracked through time together on a CPU."""
+
+Steps = Sequence[int] | Sequence[Tensor]
+
 
 def sigma_delta(
     rows: Tensor,
     threshold: Tensor,
     v_init: Tensor,
     a_init: Tensor,
-    steps: Sequence[int] | Sequence[Tensor],
+    steps: Steps,
     levels: int,
     signed: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -32,8 +37,17 @@ def sigma_delta(
     ``threshold`` θ ``[C]`` has the unit of the rows, ``v_init`` ``[C]`` is the rounding offset (default ½),
     ``a_init`` ``[C]`` the integer start in units of θ/L (default 0), a constant bias for the consumers and no spike.
     """
-    low, high = grid(levels, signed)
     unit = threshold / levels
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (rows, threshold, v_init)):
+        return _differentiable(rows, unit, v_init, a_init, steps, grid(levels, signed))
+    return _in_place(rows, unit, v_init, a_init, steps, grid(levels, signed))
+
+
+def _differentiable(
+    rows: Tensor, unit: Tensor, v_init: Tensor, a_init: Tensor, steps: Steps, bounds: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """With the surrogate gradient."""
+    low, high = bounds
     target = (rows / unit).clamp(low, high)
     state = a_init.expand_as(target[0])
     states, spikes = [], []
@@ -46,3 +60,29 @@ def sigma_delta(
         states.append(state)
         spikes.append(spike)
     return torch.stack(states) * unit, torch.stack(spikes)
+
+
+def _in_place(
+    rows: Tensor, unit: Tensor, v_init: Tensor, a_init: Tensor, steps: Steps, bounds: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """The same values without a gradient, a piece that fits the processor's cache after the other."""
+    low, high = bounds
+    flat = rows.detach().flatten(1)
+    outputs = torch.empty(rows.shape, dtype=torch.promote_types(rows.dtype, unit.dtype), device=rows.device)
+    spikes = torch.empty_like(outputs)
+    width, size = rows.shape[-1], flat.shape[1]
+    piece = size if rows.device.type != "cpu" else max(1, PIECE // width) * width
+    constants = [c.to(outputs.dtype).repeat(-(-min(piece, size) // width)) for c in (unit, v_init, a_init)]
+    for start in range(0, size, piece):
+        part = slice(start, min(start + piece, size))
+        unit, v_init, state = (c[: part.stop - start] for c in constants)
+        targets = (flat[:, part] / unit).clamp_(low, high)
+        out, fired = outputs.view(len(flat), -1)[:, part], spikes.view(len(flat), -1)[:, part]
+        for goal, running, spike, k in zip(targets, out, fired, steps, strict=True):
+            torch.sub(goal, state, out=spike).mul_(1 / k).add_(v_init).floor_().clamp_(-1, 1)
+            moved = torch.add(state, spike * k, out=goal)
+            outside = (moved < low).logical_or_(moved > high)
+            spike.masked_fill_(outside, 0)
+            state = torch.where(outside, state, moved)
+            torch.mul(state, unit, out=running)
+    return outputs, spikes

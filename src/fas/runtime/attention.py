@@ -102,8 +102,8 @@ def spiking_attention(
     refuse_unknown(module, kwargs)
     sites = sites_on(module)
     new = query.shape[2]
-    query = by_head(_encoding(sites, "query"), query)
-    key = by_head(_encoding(sites, "key", new), key)
+    query = by_channel(_encoding(sites, "query"), query)
+    key = by_channel(_encoding(sites, "key", new), key)
     value = by_channel(_encoding(sites, "value", new), value)
     groups = query.shape[1] // key.shape[1]
     key, value = (entry.repeat_interleave(groups, dim=1) for entry in (key, value))

@@ -5,8 +5,8 @@ With increments q_t = Q_t − Q_{t−1} and k_t = K_t − K_{t−1}, the product
     Q_t K_tᵀ = Q_{t−1} K_{t−1}ᵀ + Q_t k_tᵀ + q_t K_{t−1}ᵀ
 
 and the output likewise, from probabilities and values. Where the operands spike (coverage ``attention``), Q and K are
-integers, q and k spikes with the weights of their timestep, and θ is multiplied behind the product: per head, or per feature
-of the values.
+integers, and q and k spikes with the weights of their timestep. θ of both, per feature, is folded into the running Q (a spike
+of it adds that constant); θ of values and probabilities is multiplied behind their product.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
@@ -65,21 +66,22 @@ class RunningAttention:
         self.call += 1
         return self.calls[self.call - 1]
 
-    def operand(self, role: str, x: Tensor, to_channels: Any) -> tuple[Tensor, Tensor | float]:
-        """The running value of ``x`` ``[B, H, …]`` and what a unit of it is worth, shaped for ``x``.
+    def operand(self, role: str, x: Tensor, to_channels: Any) -> tuple[Tensor, Tensor, float]:
+        """The running value of ``x`` ``[B, H, …, D]``, what a unit of it is worth ``[1, H, 1, D or 1]``, and over how many
+        timesteps it is a mean.
 
         Of a spiking operand the value is an integer; an analog one is worth 1.
         """
         if role not in self.neurons:
-            return x, 1.0
-        worth: list[Tensor] = []
+            return x, torch.ones(1, x.shape[1], 1, 1, dtype=x.dtype, device=x.device), 1.0
+        told: list[tuple[Tensor, float]] = []
 
         def fire(channels: Tensor) -> Tensor:
-            running, unit = self.neurons[role].running(channels)
-            worth.append(unit)
+            running, unit, times = self.neurons[role].running(channels)
+            told.append((unit.view(1, x.shape[1], 1, -1), times))
             return running
 
-        return to_channels(fire, x), worth[0]
+        return to_channels(fire, x), *told[0]
 
 
 def connect(model: nn.Module, neurons: Mapping[str, Any]) -> None:
@@ -132,26 +134,22 @@ def event_attention(
     refuse_unknown(module, kwargs)
     state = _state(module)
     product_of_scores, product_of_output = state.products()
-    width, groups, features = query.shape[-1], query.shape[1] // key.shape[1], value.shape[-1]
-    query, query_worth = state.operand("query", query, by_head)
-    key, key_worth = state.operand("key", key, by_head)
-    value, value_worth = state.operand("value", value, by_channel)
-    key, value = (entry.repeat_interleave(groups, dim=1) for entry in (key, value))
-    scores = product_of_scores(query, key.transpose(-1, -2)) * _of_heads(query_worth) * _of_heads(key_worth, groups)
-    scores = scores * (width**-0.5 if scaling is None else scaling)
+    groups = query.shape[1] // key.shape[1]
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, query_worth, query_times = state.operand("query", query, by_channel)
+    key, key_worth, key_times = state.operand("key", key, by_channel)
+    value, value_worth, value_times = state.operand("value", value, by_channel)
+    key, key_worth, value, value_worth = (
+        entry.repeat_interleave(groups, dim=1) for entry in (key, key_worth, value, value_worth)
+    )
+    scores = product_of_scores(query * (query_worth * key_worth), key.transpose(-1, -2))
+    scores = scores * (scaling / (query_times * key_times))
     e, _ = exponentials(scores, attention_mask, softcap, position_bias, sites_on(module))
-    e, worth = state.operand("probabilities", e.to(scores.dtype), by_head)
-    output = product_of_output(e, value) * _of_heads(worth)
-    if isinstance(value_worth, Tensor):
-        output = output * value_worth.view(1, -1, 1, features).repeat_interleave(groups, dim=1)
-    e = e * _of_heads(worth)
+    e, worth, times = state.operand("probabilities", e.to(scores.dtype), by_head)
+    output = product_of_output(e, value) * (worth * value_worth) / (times * value_times)
+    e = e * worth / times
     share = normaliser(e, sites_on(module))
     return (output * share).transpose(1, 2).contiguous(), e * share
-
-
-def _of_heads(worth: Tensor | float, groups: int = 1) -> Tensor | float:
-    """Per head ``[H]`` as ``[1, H, 1, 1]``, shared heads repeated."""
-    return worth.repeat_interleave(groups).view(1, -1, 1, 1) if isinstance(worth, Tensor) else worth
 
 
 AttentionInterface.register(NAME, event_attention)

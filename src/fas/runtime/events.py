@@ -84,15 +84,16 @@ class _Neuron:
         batch = self.batch if rows % self.batch == 0 else rows
         return torch.stack(self.train).reshape(len(self.train), batch, -1, len(self.threshold))
 
-    def running(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """After this timestep's spikes of ``x``: the running integer ``[B, …, C]``, and the worth ``[C]`` of one."""
+    def running(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
+        """After this timestep's spikes of ``x``: the running integer ``[B, …, C]``, the worth ``[C]`` of one, and over how
+        many timesteps it is a mean."""
         spikes = self.spikes(x)
         if self.config.coding == "sigma_delta":
-            return self.level.to(x.dtype), self.unit.to(x.dtype)
+            return self.level.to(x.dtype), self.unit.to(x.dtype), 1.0
         if self.config.rows == "step":
-            return spikes.to(x.dtype), self.threshold.to(x.dtype)
+            return spikes.to(x.dtype), self.threshold.to(x.dtype), 1.0
         count = torch.stack(self.train).sum(0, dtype=torch.int32)
-        return count.to(x.dtype), self.threshold.to(x.dtype) / self.time.now
+        return count.to(x.dtype), self.threshold.to(x.dtype), float(self.time.now)
 
     def _integrate(self, x: Tensor) -> Tensor:
         threshold = self.threshold.to(x.dtype)
@@ -253,8 +254,8 @@ class _EventSite(nn.Module):
         self.neuron, self.scale = neuron, site.scale.detach()
 
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        running, worth = self.neuron.running(x)
-        return running * worth
+        running, worth, times = self.neuron.running(x)
+        return running * worth / times
 
 
 def _put_neurons(model: nn.Module, neurons: dict[str, _Neuron]) -> None:
