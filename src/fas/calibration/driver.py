@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from fas.calibration.fine import GLOBAL_LR, descend, only_trainable
 from fas.calibration.replay import Stream, blocks_of, record, run_block
-from fas.calibration.sites import calibrate_site, observed
+from fas.calibration.sites import Trial, calibrate_sites, observed
 from fas.config import SpikingConfig
 from fas.conversion import describe
 from fas.errors import ConfigError, DataError, FasError
@@ -156,8 +156,8 @@ def _calibrate_block(
 
     before = error()
     if options.coarse:
-        for site in sites:
-            calibrate_site(site, block, index, spiking, encodings, error, options.search_rows, options.per_channel)
+        trial = Trial(block, index, spiking, wanted, clock, options.search_rows)
+        calibrate_sites(sites, trial, encodings, options.per_channel)
     coarse = error()
     progress.advance(1, f"layer {index} error {before:.4f} → {coarse:.4f}")
     fine = coarse

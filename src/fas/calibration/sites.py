@@ -1,15 +1,18 @@
-"""Coarse calibration of one site in its block: search the candidates, keep what brings the block closer to its target."""
+"""Coarse calibration of the sites of a block: search the candidates, keep what brings the block closer to its target."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from fas.calibration.coarse import Choice, Search
 from fas.calibration.replay import Stream, run_block
+from fas.losses import alignment
 from fas.neurons import Clock, NeuronParameters, Site
+from fas.runtime.folding import readout
 
 # A schedule that settles earlier helps later layers, so it may cost this much relative error of its own layer's readout.
 TOLERANCE = 2e-4
@@ -17,38 +20,52 @@ OPERAND_VALUES = 64
 _FACTORS = {"query": "key", "key": "query"}
 
 
-def calibrate_site(
-    site: Site,
-    block: nn.Module,
-    index: int,
-    spiking: Sequence[Stream],
-    encodings: Mapping[str, Tensor],
-    error: Callable[[], float],
-    search_rows: int,
-    per_channel: bool,
-) -> None:
-    """Set ``site``'s neuron parameters to the best candidates on at most ``search_rows`` tokens.
+class Trial:
+    """One block on as many of the calibration batches as hold ``tokens`` tokens: what candidates are judged on."""
 
-    ``encodings`` ``[N, C]`` by name are what the QCFS model has at the sites of the block, ``error`` measures the block's
-    readout as it is now.
+    def __init__(
+        self,
+        block: nn.Module,
+        index: int,
+        streams: Sequence[Stream],
+        wanted: Sequence[Tensor],
+        clock: Clock,
+        tokens: int,
+    ) -> None:
+        sizes = accumulate(target[..., 0].numel() for target in wanted)
+        few = 1 + sum(size < tokens for size in list(sizes)[:-1])
+        self.block, self.index, self.clock, self.tokens = block, index, clock, tokens
+        self.streams, self.wanted = streams[:few], wanted[:few]
+
+    def __call__(self, site: Site) -> tuple[float, Tensor]:
+        """Relative error of the block's readout as it is now, and the rows ``[T, N, C]`` that ``site`` is given."""
+        outputs, inputs = observed(self.block, self.index, self.streams, [site], self.clock, outputs=False)
+        errors = [alignment(readout(o, self.clock), w) for o, w in zip(outputs, self.wanted, strict=True)]
+        return float(sum(errors)) / len(errors), inputs[site.name]
+
+
+@torch.no_grad()
+def calibrate_sites(sites: Sequence[Site], trial: Trial, encodings: Mapping[str, Tensor], per_channel: bool) -> None:
+    """Set the neuron parameters of ``sites`` of one block, in the order in which they run, to the best candidates.
+
+    ``encodings`` ``[N, C]`` by name are what the QCFS model has there. A site changes only if the block's readout comes closer
+    to its target, or no further away than `TOLERANCE`.
     """
-    clock = site.clock
-    parameters = site.parameters_for(clock.config)
-    assert parameters is not None
-    with torch.no_grad():
-        _, inputs = observed(block, index, spiking, [site], clock, outputs=False)
-        rows = inputs[site.name].view(clock.config.timesteps, -1, site.width)
-        picked = _search_rows(site, rows, search_rows)
-        search = Search(site, rows[:, picked], encodings[site.name][picked], _importance(block, site, encodings))
-        choice, least = _present(parameters), error()
-        for refine in (lambda _: search.coarse(), search.per_channel)[: 1 + per_channel]:
-            found = refine(choice)
-            _put(parameters, found)
-            now = error()
+    if not sites:
+        return
+    least, rows = trial(sites[0])
+    for site, following in zip(sites, [*sites[1:], sites[-1]], strict=True):
+        parameters = site.parameters_for(site.clock.config)
+        assert parameters is not None
+        picked = _search_rows(site, rows, trial.tokens)
+        search = Search(site, rows[:, picked], encodings[site.name][picked], _importance(trial.block, site, encodings))
+        before, coarse = _present(parameters), search.coarse()
+        for choice in ([search.per_channel(coarse)] if per_channel else []) + [coarse, before]:
+            _put(parameters, choice)
+            now, rows = trial(following)
             if now <= least + TOLERANCE:
-                choice, least = found, min(now, least)
-            else:
-                _put(parameters, choice)
+                least = min(now, least)
+                break
 
 
 def _search_rows(site: Site, rows: Tensor, most: int) -> Tensor:
