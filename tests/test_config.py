@@ -131,11 +131,12 @@ def test_neuron_key_tells_apart_what_is_calibrated_apart() -> None:
         SpikingConfig(timesteps=4).neuron_key,
         SpikingConfig(timesteps=8).neuron_key,
         SpikingConfig(timesteps=4, steps=(4, 2, 1, 1)).neuron_key,
+        SpikingConfig(timesteps=4, neurons_per_channel=2).neuron_key,
         SpikingConfig(timesteps=4, coding="rate").neuron_key,
         SpikingConfig(timesteps=8, coding="rate").neuron_key,
         SpikingConfig(timesteps=4, coding="rate", rows="step").neuron_key,
     }
-    assert len(keys) == 6
+    assert len(keys) == 7
     assert SpikingConfig(timesteps=4).neuron_key == SpikingConfig(timesteps=4, steps=(4, 2, 2, 1)).neuron_key
     assert all("." not in key for key in keys), "a dot would end a module's name"
 
@@ -146,6 +147,7 @@ def test_neuron_key_tells_apart_what_is_calibrated_apart() -> None:
         {},
         {"coverage": "ffn", "levels": 15, "timesteps": 5},
         {"timesteps": 3, "steps": (4, 2, 1), "levels": 7, "cache": "settled"},
+        {"timesteps": 3, "steps": (8, 4, 2, 2, 1, 1), "levels": 15, "neurons_per_channel": 2},
         {"coding": "rate", "rows": "step", "timesteps": 16},
         {"schedule": "layerwise", "timesteps": 8},
     ],
@@ -163,13 +165,28 @@ def test_newer_version_is_refused() -> None:
 
 def test_calibrated_neurons_are_found_by_coding_and_time() -> None:
     config = SpikingConfig(levels=7, timesteps=4, steps=(4, 2, 1, 1))
-    keys = ["sigma_delta_4_2_2_1", "rate_step_8"]
+    keys = ["sigma_delta_4_2_2_1", "rate_step_8", "sigma_delta_x2_4_2_2_1"]
     assert config.replaced(timesteps=4).steps == (4, 2, 1, 1), "the same T keeps its schedule"
     assert config.closest(keys).step_schedule == (4, 2, 2, 1)
     assert config.closest(keys, {"steps"}) is config
     assert config.replaced(coding="rate", timesteps=8).closest(keys).rows == "step"
     for key in keys:
         assert config.for_key(key).neuron_key == key
+    pair = config.replaced(timesteps=2, neurons_per_channel=2)
+    assert pair.closest(keys).step_schedule == (4, 2, 2, 1)
+    assert pair.closest(keys).neurons_per_channel == 2
+    assert config.replaced(timesteps=2).closest(keys).neurons_per_channel == 2, "of that T only a pair is calibrated"
+    assert config.replaced(timesteps=2).closest(keys, {"neurons_per_channel"}).neurons_per_channel == 1
+    assert pair.replaced(coding="rate").neurons_per_channel == 1
+
+
+def test_several_neurons_a_channel_belong_to_sigma_delta() -> None:
+    with pytest.raises(ConfigError, match="neurons_per_channel=2 needs coding='sigma_delta'"):
+        SpikingConfig(coding="rate", neurons_per_channel=2)
+    with pytest.raises(ConfigError, match=r"3 entries for T=3, 2 a timestep"):
+        SpikingConfig(timesteps=3, neurons_per_channel=2, levels=7, steps=(4, 2, 1))
+    with pytest.raises(ConfigError, match="neurons_per_channel=17"):
+        SpikingConfig(neurons_per_channel=17)
 
 
 def test_a_checkpoint_without_rotation_was_not_rotated() -> None:

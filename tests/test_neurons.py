@@ -238,6 +238,19 @@ def test_sigma_delta_without_a_gradient_gives_the_same_bits_piece_by_piece(
         assert torch.equal(found, expected)
 
 
+@given(seed=SEEDS, each=st.integers(1, 3), signed=st.booleans(), gradient=st.booleans())
+def test_neurons_that_share_a_channel_fire_one_after_the_other(
+    seed: int, each: int, signed: bool, gradient: bool
+) -> None:
+    """In a timestep of P neurons happens what would in P timesteps of one on the same input."""
+    x = 3 * normal(seed, 3, 2, 4)
+    rest = positive(seed, 4), normal(seed + 4, 4).sigmoid(), torch.ones(4), (4, 4, 2, 2, 2, 1, 1, 1, 1)[-3 * each :]
+    rows, spikes = sigma_delta(x.requires_grad_(gradient), *rest, 5, signed)
+    each_step, expected = sigma_delta(x.repeat_interleave(each, 0), *rest, 5, signed)
+    assert torch.equal(rows, each_step[each - 1 :: each])
+    assert torch.equal(spikes, expected)
+
+
 def test_sigma_delta_step_equals_its_definition() -> None:
     """One neuron by hand: λ = 8, L = 8, steps 4, 2, 1; 5.6 becomes 4 + 2 + 0; 8.9 would be 8, out of reach."""
     x = torch.tensor([5.6, 8.9, -3.0, 1.9], dtype=torch.float64)

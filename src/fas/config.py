@@ -43,8 +43,12 @@ class SpikingConfig(BaseModel):
     """How a value lives in time: ``rate`` (soft-reset integrate-and-fire) or ``sigma_delta`` (tracking quantizer)."""
     timesteps: int = Field(default=4, ge=1, le=1024)
     """T, steps of simulated time."""
+    neurons_per_channel: int = Field(default=1, ge=1, le=16)
+    """sigma_delta only: P, neurons that encode a channel together. In every timestep they fire one after the other, each on
+    what those before it have left (a group, as operators have them; they follow an input that moves P times as fast)."""
     steps: tuple[int, ...] | None = None
-    """sigma_delta only: the power of two a spike of each timestep is worth; None takes the default for (L, T)."""
+    """sigma_delta only: the power of two a spike of each timestep is worth, P·T of them where P neurons share a channel; None
+    takes the default for (L, P·T)."""
     rows: Rows = "mean"
     """rate only: rows carry the running ``mean``, or one ``step``'s charge (the paper's way, for reproduction)."""
     schedule: Schedule = "synchronous"
@@ -73,6 +77,11 @@ class SpikingConfig(BaseModel):
     def _agree(self) -> SpikingConfig:
         if self.coding == "rate" and self.steps is not None:
             raise ValueError("steps describe the sigma_delta coding; remove them or choose coding='sigma_delta'")
+        if self.coding == "rate" and self.neurons_per_channel > 1:
+            raise ValueError(
+                f"neurons_per_channel={self.neurons_per_channel} needs coding='sigma_delta', whose neurons share a channel by "
+                "the worth of their spikes; set neurons_per_channel=1"
+            )
         if self.coding == "sigma_delta" and self.rows != "mean":
             raise ValueError("rows='step' belongs to coding='rate'; sigma_delta rows always carry the running sum")
         if self.schedule == "layerwise" and self.timesteps != self.levels:
@@ -91,8 +100,11 @@ class SpikingConfig(BaseModel):
         return self
 
     def _check_steps(self, steps: tuple[int, ...]) -> None:
-        if len(steps) != self.timesteps:
-            raise ValueError(f"steps {list(steps)} has {len(steps)} entries for T={self.timesteps}; give one each")
+        if len(steps) != self.timesteps * self.neurons_per_channel:
+            raise ValueError(
+                f"steps {list(steps)} has {len(steps)} entries for T={self.timesteps}, {self.neurons_per_channel} a timestep; "
+                "give one a timestep and neuron of a channel"
+            )
         if any(k < 1 or k & (k - 1) for k in steps):
             raise ValueError(f"steps {list(steps)} must be powers of two (a weighted spike is a shift in hardware)")
         if not is_complete(steps, self.levels):
@@ -103,8 +115,8 @@ class SpikingConfig(BaseModel):
 
     @property
     def step_schedule(self) -> tuple[int, ...]:
-        """k_1 … k_T of the sigma_delta coding (the default for (L, T) where none was given)."""
-        return self.steps or default_steps(self.levels, self.timesteps)
+        """k_1 … k_PT of the sigma_delta coding (the default for (L, P·T) where none was given)."""
+        return self.steps or default_steps(self.levels, self.timesteps * self.neurons_per_channel)
 
     @property
     def folds_time(self) -> bool:
@@ -116,18 +128,22 @@ class SpikingConfig(BaseModel):
         """Name under which a site stores the neuron parameters calibrated for this coding and time."""
         if self.coding == "rate":
             return f"rate_{self.rows}_{self.timesteps}"
-        return "sigma_delta_" + "_".join(map(str, self.step_schedule))
+        several = f"x{self.neurons_per_channel}_" if self.neurons_per_channel > 1 else ""
+        return f"sigma_delta_{several}" + "_".join(map(str, self.step_schedule))
 
     def replaced(self, **changes: Any) -> SpikingConfig:
         """A validated copy with ``changes``; a new T or coding drops a step schedule that no longer applies."""
         values = self.model_dump() | changes
         moved = any(
-            name in changes and changes[name] != getattr(self, name) for name in ("timesteps", "coding", "levels")
+            name in changes and changes[name] != getattr(self, name)
+            for name in ("timesteps", "coding", "levels", "neurons_per_channel")
         )
         if moved and "steps" not in changes:
             values["steps"] = None
         if changes.get("coding") == "sigma_delta" and "rows" not in changes:
             values["rows"] = "mean"
+        if changes.get("coding") == "rate" and "neurons_per_channel" not in changes:
+            values["neurons_per_channel"] = 1
         return SpikingConfig(**values)
 
     def for_key(self, key: str) -> SpikingConfig:
@@ -135,14 +151,17 @@ class SpikingConfig(BaseModel):
         if key.startswith("rate_"):
             _, rows, timesteps = key.split("_")
             return self.replaced(schedule="synchronous", coding="rate", rows=rows, timesteps=int(timesteps))
-        steps = steps_in(key)
-        return self.replaced(schedule="synchronous", coding="sigma_delta", timesteps=len(steps), steps=steps)
+        steps, neurons = steps_in(key), neurons_in(key)
+        return self.replaced(
+            schedule="synchronous", coding="sigma_delta", timesteps=len(steps) // neurons, steps=steps,
+            neurons_per_channel=neurons,
+        )  # fmt: skip
 
     def closest(self, keys: Iterable[str], chosen: Collection[str] = ()) -> SpikingConfig:
         """This configuration, or the calibrated one (of ``keys``) of the same coding and T where steps and rows were not
         themselves ``chosen``."""
         keys = list(keys)
-        if self.neuron_key in keys or {"steps", "rows"} & set(chosen):
+        if self.neuron_key in keys or {"steps", "rows", "neurons_per_channel"} & set(chosen):
             return self
         same = [c for c in map(self.for_key, keys) if (c.coding, c.timesteps) == (self.coding, self.timesteps)]
         return same[0] if same and self.folds_time else self
@@ -167,7 +186,18 @@ def steps_in(neuron_key: str) -> tuple[int, ...]:
     ((4, 2, 1), ())
     """
     prefix = "sigma_delta_"
-    return tuple(map(int, neuron_key.removeprefix(prefix).split("_"))) if neuron_key.startswith(prefix) else ()
+    entries = neuron_key.removeprefix(prefix).split("_")
+    return tuple(int(k) for k in entries if not k.startswith("x")) if neuron_key.startswith(prefix) else ()
+
+
+def neurons_in(neuron_key: str) -> int:
+    """How many neurons share a channel, by a key of `SpikingConfig.neuron_key`.
+
+    >>> neurons_in("sigma_delta_x2_4_2_1_1"), neurons_in("sigma_delta_4_2_1"), neurons_in("rate_mean_8")
+    (2, 1, 1)
+    """
+    several = neuron_key.removeprefix("sigma_delta_").split("_")[0]
+    return int(several[1:]) if several.startswith("x") else 1
 
 
 def _one_sentence(error: ValidationError) -> str:

@@ -139,7 +139,7 @@ class Search:
     def _schedules(self) -> list[tuple[int, ...]]:
         if self.config.coding == "rate":
             return [()]
-        given = tuple(self.site.starting_steps(self.config.step_schedule))
+        given = tuple(self.site.starting_steps(self.config.step_schedule, self.config.neurons_per_channel))
         return [given, *(steps for steps in falling_schedules(given, self.site.levels) if steps != given)]
 
 

@@ -44,6 +44,9 @@ def command(
     levels: Annotated[int | None, _flag("levels", "L: grid points on each side of zero.", _SNN)] = None,
     coding: Annotated[list[str] | None, _flag("codings", "sigma_delta, rate, or sigma_delta,rate.", _SNN)] = None,
     timesteps: Annotated[list[str] | None, _flag("timesteps", "T, one or several: 2,4,8.", _SNN)] = None,
+    neurons_per_channel: Annotated[
+        int | None, _flag("neurons_per_channel", "sigma_delta: neurons that encode a channel together.", _SNN)
+    ] = None,
     steps: Annotated[str | None, _flag("steps", "sigma_delta: worth of a spike by timestep: 4,2,2,1.", _SNN)] = None,
     rows: Annotated[str | None, _flag("rows", "rate: mean, or step, the paper's way.", _SNN)] = None,
     rotation: Annotated[

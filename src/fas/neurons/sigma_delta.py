@@ -4,7 +4,8 @@ In units of λ/L, with the input z_t clipped to the grid and a step schedule k_t
 
     d_t = clip(floor((z_t − a_{t−1})/k_t + v₀), −1, 1),   a_t = a_{t−1} + k_t·d_t
 
-A spike that would leave the grid is suppressed, never cut, so that what is recorded is what moved.
+A spike that would leave the grid is suppressed, never cut, so that what is recorded is what moved. Where a schedule has P·T
+steps, P neurons share a channel: within a timestep they fire one after the other, each on what those before it have left.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ def sigma_delta(
     levels: int,
     signed: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Track the running value ``rows`` ``[T, …, C]``; returns (output rows a_t·θ/L, spikes d_t), both ``[T, …, C]``.
+    """Track the running value ``rows`` ``[T, …, C]``; returns output rows a_t·θ/L ``[T, …, C]``, spikes d ``[P·T, …, C]``.
 
     ``threshold`` θ ``[C]`` has the unit of the rows, ``v_init`` ``[C]`` is the rounding offset (default ½),
-    ``a_init`` ``[C]`` the integer start in units of θ/L (default 0), a constant bias for the consumers and no spike.
+    ``a_init`` ``[C]`` the integer start in units of θ/L (default 0), a constant bias for the consumers and no spike. ``steps``
+    are P·T, those of a timestep together.
     """
     unit = threshold / levels
     if torch.is_grad_enabled() and any(x.requires_grad for x in (rows, threshold, v_init)):
@@ -51,14 +53,16 @@ def _differentiable(
     target = (rows / unit).clamp(low, high)
     state = a_init.expand_as(target[0])
     states, spikes = [], []
-    for goal, k in zip(target.unbind(0), steps, strict=True):
-        spike = ternary_spike((goal - state) / k + v_init, signed=True)
+    each = len(steps) // len(rows)
+    for micro, k in enumerate(steps):
+        spike = ternary_spike((target[micro // each] - state) / k + v_init, signed=True)
         moved = state + k * spike
         stays = (moved >= low) & (moved <= high)
         spike = torch.where(stays, spike, torch.zeros_like(spike))
         state = state + k * spike
-        states.append(state)
         spikes.append(spike)
+        if (micro + 1) % each == 0:
+            states.append(state)
     return torch.stack(states) * unit, torch.stack(spikes)
 
 
@@ -69,20 +73,21 @@ def _in_place(
     low, high = bounds
     flat = rows.detach().flatten(1)
     outputs = torch.empty(rows.shape, dtype=torch.promote_types(rows.dtype, unit.dtype), device=rows.device)
-    spikes = torch.empty_like(outputs)
-    width, size = rows.shape[-1], flat.shape[1]
+    spikes = outputs.new_empty(len(steps), *rows.shape[1:])
+    width, size, each = rows.shape[-1], flat.shape[1], len(steps) // len(rows)
     piece = size if rows.device.type != "cpu" else max(1, PIECE // width) * width
     constants = [c.to(outputs.dtype).repeat(-(-min(piece, size) // width)) for c in (unit, v_init, a_init)]
     for start in range(0, size, piece):
         part = slice(start, min(start + piece, size))
         unit, v_init, state = (c[: part.stop - start] for c in constants)
         targets = (flat[:, part] / unit).clamp_(low, high)
-        out, fired = outputs.view(len(flat), -1)[:, part], spikes.view(len(flat), -1)[:, part]
-        for goal, running, spike, k in zip(targets, out, fired, steps, strict=True):
-            torch.sub(goal, state, out=spike).mul_(1 / k).add_(v_init).floor_().clamp_(-1, 1)
-            moved = torch.add(state, spike * k, out=goal)
+        out, fired = outputs.view(len(flat), -1)[:, part], spikes.view(len(spikes), -1)[:, part]
+        for micro, (spike, k) in enumerate(zip(fired, steps, strict=True)):
+            torch.sub(targets[micro // each], state, out=spike).mul_(1 / k).add_(v_init).floor_().clamp_(-1, 1)
+            moved = state + spike * k
             outside = (moved < low).logical_or_(moved > high)
             spike.masked_fill_(outside, 0)
             state = torch.where(outside, state, moved)
-            torch.mul(state, unit, out=running)
+            if (micro + 1) % each == 0:
+                torch.mul(state, unit, out=out[micro // each])
     return outputs, spikes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fas.config import SpikingConfig, steps_in
+from fas.config import SpikingConfig, neurons_in, steps_in
 from fas.errors import FasError
 from fas.neurons.clock import Clock
 from fas.neurons.integrate_fire import rate_mean_rows, rate_step_rows
@@ -92,7 +92,7 @@ class Site(nn.Module):
 
     def add_parameters(self, key: str) -> NeuronParameters:
         """New neuron parameters under ``key``, starting from the uncalibrated values (θ = λ, v₀ = ½)."""
-        fresh = NeuronParameters(self.width, self.starting_steps(steps_in(key)), self.log_scale.device)
+        fresh = NeuronParameters(self.width, self.starting_steps(steps_in(key), neurons_in(key)), self.log_scale.device)
         if not self.log_scale.is_meta:
             fresh.log_threshold.data.copy_(self.scale.detach().log())
         self.neurons[key] = fresh
@@ -153,9 +153,12 @@ class Site(nn.Module):
         return x.view(timesteps, x.shape[0] // timesteps, *x.shape[1:])
 
     def tell(self, spikes: Tensor, visible: Tensor | None) -> None:
-        """Hand ``spikes`` ``[T, B, …, C]`` to the probe, which must be there."""
+        """Hand ``spikes`` ``[T, B, …, C]`` to the probe, which must be there; of P neurons a channel ``[P·T, B, …, C]`` as
+        ``[T, B, …, C·P]``."""
         assert self.clock.probe is not None
         self.clock.visible = visible
+        if self.clock.folds and len(spikes) > (timesteps := self.clock.config.timesteps):
+            spikes = spikes.unflatten(0, (timesteps, -1)).movedim(1, -1).flatten(-2)
         self.clock.probe(self.name, spikes.detach())
 
     def _quantize(self, x: Tensor, visible: Tensor | None) -> Tensor:
@@ -181,12 +184,13 @@ class Site(nn.Module):
         return scale, torch.full_like(scale, 0.5), torch.zeros_like(scale)
 
     def steps_for(self, config: SpikingConfig) -> Sequence[int] | Sequence[Tensor]:
-        """k_1 … k_T of this site: calibrated for ``config``, else the configuration's."""
-        stored = self.parameters_for(config)
-        return self.starting_steps(config.step_schedule) if stored is None else stored.steps.unbind()
+        """k_1 … k_PT of this site: calibrated for ``config``, else the configuration's."""
+        if (stored := self.parameters_for(config)) is not None:
+            return stored.steps.unbind()
+        return self.starting_steps(config.step_schedule, config.neurons_per_channel)
 
-    def starting_steps(self, steps: Sequence[int]) -> Sequence[int]:
-        """The schedule where nothing was calibrated: the configuration's ``steps``."""
+    def starting_steps(self, steps: Sequence[int], neurons: int) -> Sequence[int]:
+        """The schedule where nothing was calibrated: the configuration's ``steps`` for ``neurons`` a channel."""
         return steps
 
     def _trains(self) -> bool:

@@ -48,11 +48,12 @@ class GroupSite(Site):
         moves = clock.config.coding == "sigma_delta" and self.levels == 1
         return moves and self.parameters_for(clock.config) is None
 
-    def starting_steps(self, steps: Sequence[int]) -> Sequence[int]:
+    def starting_steps(self, steps: Sequence[int], neurons: int) -> Sequence[int]:
         """The schedule where nothing was calibrated: `tracking_steps` in place of the configuration's ``steps``.
 
-        Unit steps stay: given enough of them, everything settles.
+        Unit steps stay: given enough of them, everything settles. A group has its own neurons, whatever a channel has.
         """
+        steps = steps[neurons - 1 :: neurons]
         own = self.own_levels is not None and max(steps, default=1) > 1
         return tracking_steps(self.own_levels or 1, len(steps)) if own else steps
 

@@ -45,6 +45,7 @@ def spiking_row(
         rows=target.rows if rate and target.folds_time else None,
         coverage=target.coverage,
         schedule=target.schedule,
+        neurons_per_channel=None if rate or not target.folds_time else target.neurons_per_channel,
         steps=None if rate or not target.folds_time else list(target.step_schedule),
         timesteps=target.timesteps,
         levels=target.levels,

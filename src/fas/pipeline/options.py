@@ -30,6 +30,7 @@ class ConvertOptions:
     levels: int = 15
     codings: tuple[Coding, ...] = ("sigma_delta",)
     timesteps: tuple[int, ...] = (8,)
+    neurons_per_channel: int = 1
     steps: tuple[int, ...] | None = None
     rows: Rows = "mean"
     rotation: Rotation = "hadamard"
@@ -75,9 +76,12 @@ class ConvertOptions:
                 raise ConfigError(f"{name}={value} is not valid: it must be at least {least}")
         if not self.codings or not self.timesteps:
             raise ConfigError("at least one coding and one number of timesteps are needed")
-        if self.steps is not None and ("sigma_delta" not in self.codings or len(self.steps) not in self.timesteps):
+        each = self.neurons_per_channel
+        fitting = [timesteps for timesteps in self.timesteps if self.steps and len(self.steps) == timesteps * each]
+        if self.steps is not None and ("sigma_delta" not in self.codings or not fitting):
             raise ConfigError(
-                f"steps {list(self.steps)} fit no target: they need coding sigma_delta and timesteps {len(self.steps)}"
+                f"steps {list(self.steps)} fit no target: they need coding sigma_delta and timesteps "
+                f"{len(self.steps) / each:g}"
             )
         self.configurations()  # validates every combination
 
@@ -89,7 +93,8 @@ class ConvertOptions:
                 levels=self.levels,
                 coding=coding,
                 timesteps=timesteps,
-                steps=self.steps if coding == "sigma_delta" and self.steps and len(self.steps) == timesteps else None,
+                neurons_per_channel=each,
+                steps=self.steps if self.steps and len(self.steps) == timesteps * each else None,
                 rows=self.rows if coding == "rate" else "mean",
                 rotation=self.rotation,
                 scales=self.scales,
@@ -98,6 +103,7 @@ class ConvertOptions:
                 ignore=self.ignore,
             )
             for coding in self.codings
+            for each in [self.neurons_per_channel if coding == "sigma_delta" else 1]
             for timesteps in self.timesteps
         ]
 

@@ -31,8 +31,10 @@ class Row:
     coverage: str | None = None
     schedule: str | None = None
     """``synchronous`` or ``layerwise``."""
+    neurons_per_channel: int | None = None
+    """sigma_delta only: how many neurons encode a channel together."""
     steps: list[int] | None = None
-    """sigma_delta only: what a spike of each timestep is worth."""
+    """sigma_delta only: what a spike of each timestep (and neuron of a channel) is worth."""
     steps_by_site: dict[str, list[int]] | None = None
     """sigma_delta after Stage 2: the schedule that each site was given."""
     timesteps: int | None = None

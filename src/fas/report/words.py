@@ -39,7 +39,8 @@ def coding_label(row: Row) -> str:
         return ""
     if row.coding == "rate":
         return "rate (step rows, the paper's)" if row.rows == "step" else "rate"
-    return (row.coding or "").replace("_", "-")
+    several = f", {row.neurons_per_channel} neurons a channel" if (row.neurons_per_channel or 1) > 1 else ""
+    return (row.coding or "").replace("_", "-") + several
 
 
 def schedule_label(row: Row) -> str:

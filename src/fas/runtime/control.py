@@ -35,7 +35,7 @@ def calibrated_keys(sites: Iterable[Site]) -> list[str]:
 
 
 class SetTimesteps:
-    """``model.set_timesteps(T, coding=…, steps=…, rows=…, schedule=…, cache=…)``: choose the simulated time.
+    """``model.set_timesteps(T, coding=…, steps=…, neurons_per_channel=…, rows=…, schedule=…, cache=…)``: choose time.
 
     Neuron parameters calibrated for that coding and time are used where the model has them; else the uncalibrated ones,
     and a warning says so where other times were calibrated. Raises `ConfigError` for contradictions.

@@ -31,7 +31,7 @@ class EventRun:
     output: ModelOutput
     """The model's output; its segments run one after another, each hands its readout to the next."""
     spikes: dict[str, Tensor]
-    """By site name: ternary spikes ``[T, B, S, C]``, int8."""
+    """By site name: ternary spikes ``[T, B, S, C]``, int8 (of P neurons a channel ``[T, B, S, C·P]``)."""
 
     @property
     def logits(self) -> Tensor:
@@ -53,6 +53,7 @@ class _Neuron:
         self.block = site.block
         self.threshold, self.v_init, self.a_init = (value.detach() for value in site.neuron_values(self.config))
         self.steps = [int(k) for k in site.steps_for(self.config)] if self.config.coding == "sigma_delta" else []
+        self.each = max(1, len(self.steps) // self.config.timesteps)
         if self.config.coding == "sigma_delta" and not torch.equal(self.a_init, self.a_init.round()):
             raise FasError(
                 f"site {site.name} starts from a_init that is not integer; its spikes could not reach the grid"
@@ -71,18 +72,26 @@ class _Neuron:
         self.level = self.a_init.to(torch.int32)
 
     def spikes(self, x: Tensor) -> Tensor:
-        """This timestep's spikes ``[B, …, C]`` of the running value (step rows: the charge) ``x``."""
+        """This timestep's spikes ``[P·B, …, C]`` of the running value (step rows: the charge) ``x`` ``[B, …, C]``."""
         if len(self.train) < self.time.now:
             wide = rotate(x.to(torch.promote_types(x.dtype, torch.float32)), self.block)  # analog, before the neuron
-            spike = self._track(wide) if self.config.coding == "sigma_delta" else self._integrate(wide)
+            if self.config.coding == "sigma_delta":
+                spike = torch.cat([self._track(wide, k) for k in self.weights()])
+            else:
+                spike = self._integrate(wide)
             self.train.append(spike.to(torch.int8))
         return self.train[-1]
 
+    def weights(self) -> list[int]:
+        """What the spikes of this timestep are worth, of each of the P neurons of a channel."""
+        return self.steps[(self.time.now - 1) * self.each : self.time.now * self.each]
+
     def record(self) -> Tensor:
-        """The whole train ``[T, B, S, C]``; where patches were merged, in the rows that were left."""
-        rows = len(self.train[0])
+        """The whole train ``[T, B, S, C·P]``; where patches were merged, in the rows that were left."""
+        rows = len(self.train[0]) // self.each
         batch = self.batch if rows % self.batch == 0 else rows
-        return torch.stack(self.train).reshape(len(self.train), batch, -1, len(self.threshold))
+        shape = len(self.train), self.each, batch, -1, len(self.threshold)
+        return torch.stack(self.train).reshape(shape).movedim(1, -1).flatten(-2)
 
     def running(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
         """After this timestep's spikes of ``x``: the running integer ``[B, …, C]``, the worth ``[C]`` of one, and over how
@@ -110,8 +119,8 @@ class _Neuron:
         self.potential = potential - threshold * spike
         return spike
 
-    def _track(self, x: Tensor) -> Tensor:
-        levels, k = self.levels, self.steps[self.time.now - 1]
+    def _track(self, x: Tensor, k: int) -> Tensor:
+        levels = self.levels
         low = -levels if self.signed else 0
         goal = (x / self.unit.to(x.dtype)).clamp(low, levels)
         spike = ((goal - self.level) / k + self.v_init.to(x.dtype)).floor().clamp(-1, 1).to(torch.int32)
@@ -150,8 +159,12 @@ class _Consumer:
     def accumulate(self, module: nn.Module, args: Any, product: Tensor) -> Tensor:
         """Hook: the running value (step rows: the charge) of the layer's output; bias and a₀ enter once."""
         if self.config.coding == "sigma_delta":
-            self.total = self.total + self.neuron.steps[self.time.now - 1] * product  # a shift in hardware
-            return self.total + self.constant
+            weights: list[int] = self.neuron.weights()
+            total: Any = self.total
+            for k, part in zip(weights, product.chunk(len(weights)), strict=True):
+                total = k * part + total  # a shift in hardware
+            self.total = total
+            return total + self.constant
         if self.config.rows == "step":
             return product + self.constant
         self.total = self.total + product
