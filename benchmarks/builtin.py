@@ -13,15 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import fas
+from extra_rows import extra_rows
+
 from fas.cli.show import Lines
 from fas.pipeline.convert import run_conversion
-from fas.pipeline.load import load_spiking
-from fas.pipeline.measure import EVALUATION_BATCH, spiking_row
+from fas.pipeline.load import load_ann
 from fas.pipeline.options import ConvertOptions
 from fas.report.results import Results, Row
 from fas.report.table import print_results
-from fas.runtime.control import clock_of
 from fas.tasks.language_modeling import encode_blocks, spread
 from fas.tasks.text import load_text
 
@@ -47,18 +46,12 @@ def options(plan: str, args: argparse.Namespace) -> ConvertOptions:
 
 def step_rows(settings: ConvertOptions, progress: Lines) -> list[Row]:
     """The paper's way, on the same QCFS model: one step's charge a row, before and after Stage 2."""
-    model, tokenizer = load_spiking(str(settings.out))
+    tokenizer = load_ann("builtin", "cpu")[1]
     text = load_text("builtin")
     blocks = spread(encode_blocks(tokenizer, text.evaluation, 128), settings.eval_sequences)
     training = spread(encode_blocks(tokenizer, text.training, 128), settings.calibration_sequences)
-    rows = []
-    for timesteps in settings.timesteps:
-        model.set_timesteps(timesteps, coding="rate", rows="step")
-        target = clock_of(model).config
-        rows.append(spiking_row(model, target, blocks, EVALUATION_BATCH, progress))
-        fas.calibrate(model, [{"input_ids": batch} for batch in training.split(4)], progress=progress)
-        rows.append(spiking_row(model, target, blocks, EVALUATION_BATCH, progress))
-    return rows
+    times = [{"timesteps": timesteps, "coding": "rate", "rows": "step"} for timesteps in settings.timesteps]
+    return extra_rows(settings.out, times, training, blocks, progress)
 
 
 def measure(plan: str, args: argparse.Namespace, progress: Lines) -> Results:

@@ -14,6 +14,7 @@ from fas.runtime.events import EventExecutor
 
 CODINGS: dict[str, dict[str, Any]] = {
     "sigma_delta": {"coding": "sigma_delta", "timesteps": 4},
+    "pairs": {"coding": "sigma_delta", "timesteps": 3, "neurons_per_channel": 2},
     "rate": {"coding": "rate", "timesteps": 4},
     "rate_step": {"coding": "rate", "rows": "step", "timesteps": 3},
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from contract import CODINGS
 from safetensors.torch import load_file, save_file
 from tiny import COVERAGES, FAMILIES, FIRST, VOCAB, exact, qcfs_model, snn, tokens
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -31,12 +32,6 @@ from fas.models import find_segments
 from fas.neurons import Site
 from fas.runtime.control import as_qcfs, at_time, clock_of, sites_of
 from fas.runtime.hooks import SiteHook
-
-CODINGS: dict[str, dict[str, Any]] = {
-    "sigma_delta": {"coding": "sigma_delta", "timesteps": 4},
-    "rate": {"coding": "rate", "timesteps": 4},
-    "rate_step": {"coding": "rate", "rows": "step", "timesteps": 3},
-}
 
 
 def table() -> list[Any]:

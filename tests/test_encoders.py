@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from contract import CODINGS
 from tiny import BLOCK_SITES, COVERAGES, ENCODERS, inputs_for, snn, tokens
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, PreTrainedModel, SiglipConfig, SiglipModel
@@ -17,11 +18,6 @@ from fas.runtime.control import as_qcfs, at_time, clock_of, sites_of
 from fas.runtime.events import EventExecutor
 from fas.runtime.spikes import counting
 
-CODINGS = {
-    "sigma_delta": {"coding": "sigma_delta", "timesteps": 4},
-    "rate": {"coding": "rate", "timesteps": 4},
-    "rate_step": {"coding": "rate", "rows": "step", "timesteps": 3},
-}
 HEADS = {  # sites of the segment behind its blocks; with more coverage they stay
     "bert_sequence": {"ffn": set(), "linear": {"pooler_input"}},
     "bert_choice": {"ffn": set(), "linear": {"pooler_input"}},
