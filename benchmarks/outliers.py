@@ -1,7 +1,7 @@
 """Outlier handling, with and without: ``python benchmarks/outliers.py [--sequences 64]``.
 
 Training-free conversions of both small models: one threshold a tensor or a channel, products of gated FFNs rotated or not. The
-QCFS model shows the error of the grid, the SNN (sigma-delta, T = 8, no Stage 2) what time adds. Writes
+QCFS model shows the error of the grid, the SNN (sigma-delta, T = 8, two neurons a channel, no Stage 2) what time adds. Writes
 ``benchmarks/results/outliers.json``.
 """
 
@@ -35,7 +35,9 @@ def row(
     evaluation = spread(evaluation, sequences)
     ann = evaluate(model, evaluation, 8).loss
     batches = [{"input_ids": batch} for batch in spread(training, 32).split(8)]
-    fas.convert(fas.prepare(model, fas.SpikingConfig(levels=levels, timesteps=8, **settings), batches))
+    fas.convert(
+        fas.prepare(model, fas.SpikingConfig(levels=levels, timesteps=8, neurons_per_channel=2, **settings), batches)
+    )
     with as_qcfs(model):
         quantized = evaluate(model, evaluation, 8).loss
     return {"ann": ann, "qcfs": quantized, "snn": evaluate_spiking(model, evaluation, 4).loss}

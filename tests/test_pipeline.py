@@ -17,8 +17,8 @@ from fas.pipeline.options import ConvertOptions
 from fas.progress import Silent
 
 SMALL = {
-    "levels": 4, "codings": ("rate", "sigma_delta"), "timesteps": (2, 4), "stage1_steps": 3, "batch_size": 2, "length": 16,
-    "calibration_sequences": 4, "align_steps": 1, "global_steps": 1, "eval_sequences": 4,
+    "levels": 4, "codings": ("rate", "sigma_delta"), "timesteps": (2, 4), "neurons_per_channel": 2, "stage1_steps": 3,
+    "batch_size": 2, "length": 16, "calibration_sequences": 4, "align_steps": 1, "global_steps": 1, "eval_sequences": 4,
 }  # fmt: skip
 
 
@@ -46,6 +46,8 @@ def test_rows_and_folder(whole):
     assert layerwise.schedule == "layerwise"
     assert layerwise.perplexity == qcfs.perplexity
     assert all(row.spikes_per_neuron > 0 for row in results.rows[3:])
+    assert [row.neurons_per_channel for row in results.rows[4:]] == [None, None, 2, 2]
+    assert len(results.rows[-1].steps) == 2 * 4
     written = json.loads((options.out / "results.json").read_text())
     assert [row["name"] for row in written["rows"]] == [kind[0] for kind in kinds]
     assert written["seed"] == 0
@@ -203,8 +205,9 @@ def test_full_disk_is_one_sentence_and_leaves_no_half_folder(place, monkeypatch)
         ({"levels": 0}, ConfigError, "levels"),
         ({"timesteps": (0,)}, ConfigError, "timesteps"),
         ({"coverage": "everything"}, ConfigError, "coverage"),
-        ({"steps": (3, 1)}, ConfigError, "powers of two"),
-        ({"steps": (2, 1, 1)}, ConfigError, "fit no target"),
+        ({"steps": (3, 1, 1, 1)}, ConfigError, "powers of two"),
+        ({"steps": (2, 1, 1)}, ConfigError, "fit no target.*timesteps 1.5"),
+        ({"codings": ("rate",)}, ConfigError, "neurons_per_channel=2 needs coding sigma_delta"),
         ({"distill": 2.0}, ConfigError, "distill"),
         ({"data": "missing.txt"}, DataError, "does not exist"),
         ({"length": 5000}, ConfigError, "beyond the model.s context"),

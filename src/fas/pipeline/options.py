@@ -14,7 +14,7 @@ from fas.errors import ConfigError
 _DTYPES = ("float32", "bfloat16", "float16")
 _LEAST = {
     "batch_size": 1, "calibration_sequences": 1, "eval_sequences": 1, "stage1_steps": 1, "length": 2, "seed": 0,
-    "align_steps": 0, "global_steps": 0, "lr": 0, "scale_lr": 0,
+    "neurons_per_channel": 1, "align_steps": 0, "global_steps": 0, "lr": 0, "scale_lr": 0,
 }  # fmt: skip
 
 
@@ -77,6 +77,10 @@ class ConvertOptions:
         if not self.codings or not self.timesteps:
             raise ConfigError("at least one coding and one number of timesteps are needed")
         each = self.neurons_per_channel
+        if each > 1 and "sigma_delta" not in self.codings:
+            raise ConfigError(
+                f"neurons_per_channel={each} needs coding sigma_delta; codings are {', '.join(self.codings)}"
+            )
         fitting = [timesteps for timesteps in self.timesteps if self.steps and len(self.steps) == timesteps * each]
         if self.steps is not None and ("sigma_delta" not in self.codings or not fitting):
             raise ConfigError(
@@ -94,7 +98,7 @@ class ConvertOptions:
                 coding=coding,
                 timesteps=timesteps,
                 neurons_per_channel=each,
-                steps=self.steps if self.steps and len(self.steps) == timesteps * each else None,
+                steps=self.steps if coding == "sigma_delta" and len(self.steps or ()) == timesteps * each else None,
                 rows=self.rows if coding == "rate" else "mean",
                 rotation=self.rotation,
                 scales=self.scales,

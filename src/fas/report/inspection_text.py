@@ -23,7 +23,8 @@ def _head(found: Inspection) -> list[str]:
         spiking = found.converted["spiking"]
         lines.append(
             f"Already converted ({found.converted['stage']}): {spiking['coding'].replace('_', '-')}, T = "
-            f"{spiking['timesteps']}, L = {spiking['levels']}; "
+            f"{spiking['timesteps']}, L = {spiking['levels']}, neurons a channel: "
+            f"{spiking.get('neurons_per_channel', 1)}; "
             f"calibrated: {', '.join(found.converted['neurons']) or 'nothing'}"
         )
     return lines
