@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--babyllama", required=True, help="folder of the small LLaMA")
     parser.add_argument("--stories", required=True, help="its text")
-    parser.add_argument("--sequences", type=int, default=64)
+    parser.add_argument("--sequences", type=int, default=64, help="of 256 tokens")
     parser.add_argument("--coverage", nargs="+", default=["linear", "attention", "full"])
     args = parser.parse_args()
     models = {"builtin": ("builtin", "builtin", 128, 8), "babyllama": (args.babyllama, args.stories, 256, 15)}
@@ -60,7 +60,11 @@ def main() -> None:
             ):
                 torch.manual_seed(0)
                 settings = {"coverage": coverage, "scales": scales, "rotation": rotation}
-                found = {"model": name, **settings, **row(place, data, length, levels, settings, args.sequences)}
+                found = {
+                    "model": name,
+                    **settings,
+                    **row(place, data, length, levels, settings, args.sequences * 256 // length),
+                }
                 rows.append(found)
                 print(found, flush=True)
     command = "python benchmarks/outliers.py --babyllama FOLDER --stories FILE --sequences " + str(args.sequences)
