@@ -71,7 +71,7 @@ def calibrate_sites(sites: Sequence[Site], trial: Trial, encodings: Mapping[str,
 def _search_rows(site: Site, rows: Tensor, most: int) -> Tensor:
     """Which of the rows ``[T, N, C]`` candidates are judged on.
 
-    An attention operand has few channels and many rows: more of those, at random, without the hidden ones (all 0).
+    An attention's probabilities have few channels and many rows: more of those, at random, without the hidden ones (all 0).
     """
     count = rows.shape[1]
     if site.kind not in ("operand", "cross"):
