@@ -1,7 +1,8 @@
 """The small LLaMA at every coverage: ``python benchmarks/babyllama.py --model FOLDER --stories FILE``.
 
-Sigma-delta with L = 15: ``ffn`` at T = 4, ``linear`` at T = 8, ``attention`` and ``full`` at T = 8 and 16 with one neuron a channel
-and, on the same QCFS model, at T = 8 with two. Trains on the first 2,000 stories and evaluates on the rest. Writes ``benchmarks/results/babyllama-*.json``; restartable.
+Sigma-delta with L = 15: ``ffn`` at T = 4, ``linear`` at T = 8, ``attention`` and ``full`` at T = 8 and 16 with one neuron a
+channel and, on the same QCFS model, at T = 8 with two. Trains on the first 2,000 stories and evaluates on the rest. Writes
+``benchmarks/results/babyllama-*.json``; restartable.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from fas.errors import CheckpointError, ConfigError, FasError
 from fas.neurons import Site
+from fas.pipeline.memory import keep_freed_memory
 from fas.tasks.builtin import model_path
 
 
@@ -35,6 +36,7 @@ def pick_device(name: str) -> torch.device:
         torch.cuda.set_device(device)  # the Trainer takes the current one
     if device.type == "cpu":
         torch.set_float32_matmul_precision(_matmul_precision())
+        keep_freed_memory()
     return device
 
 

@@ -1,0 +1,32 @@
+"""Freed memory stays with the process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from fas.pipeline.memory import keep_freed_memory
+
+COUNT = """
+import resource, torch
+from fas.pipeline.memory import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        torch.empty(16 * 1024**2).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+ordinary = faults()
+assert keep_freed_memory() and keep_freed_memory()
+faults()
+print(ordinary, faults())
+"""
+
+
+@pytest.mark.skipif(not keep_freed_memory(), reason="the C library cannot be told to keep memory")
+def test_large_tensors_cost_no_page_faults_twice() -> None:
+    run = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
+    ordinary, kept = map(int, run.stdout.split())
+    assert ordinary > 100  # 64 MiB each time, in pages of 4 KiB or of 2 MiB
+    assert kept < ordinary / 10
