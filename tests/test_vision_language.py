@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from torch import Tensor, nn
 
 import fas
 from fas.calibration import CalibrationOptions
-from fas.errors import DataError, FasError, UnsupportedModelError
+from fas.errors import DataError, FasError
 from fas.models import find_placements, find_segments
 from fas.report.inspection import Workload, inspect_model
+from fas.runtime import attention
 from fas.runtime.control import as_qcfs, sites_of
-from fas.runtime.events import EventExecutor
+from fas.runtime.reclassed import CLASSES, attention_as
 from fas.runtime.spikes import counting
 
 models = pytest.mark.parametrize("name", MODELS)
@@ -39,10 +41,6 @@ def every(names: Iterable[str]) -> Any:
     """Models × codings: idefics3, smolvlm's twin, with one coding."""
     pairs = [(n, c) for n in names for c in CODINGS if n != "idefics3" or c == "sigma_delta"]
     return pytest.mark.parametrize(("name", "coding"), pairs)
-
-
-INTERFACE = tuple(name for name in MODELS if name not in ("blip", "blip_vqa", "git"))
-"""Models whose attention calls transformers' interface everywhere."""
 
 
 def double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -102,19 +100,10 @@ def test_layerwise_and_settled_neurons_equal_the_qcfs_model(name: str) -> None:
     check_without_time(model, double(batch(name)), MODELS[name][4])
 
 
-@every(INTERFACE)
+@every(tuple(MODELS))
 def test_events_equal_the_folded_run(name: str, coding: str) -> None:
     for coverage in COVERAGES[:2]:
         check_events(snn(name, coverage, **CODINGS[coding]).double(), double(batch(name)))
-
-
-@pytest.mark.parametrize(
-    ("name", "part"), [("blip", "BlipVisionModel"), ("blip_vqa", "BlipVisionModel"), ("git", "GitEncoder")]
-)
-def test_events_of_attention_without_interface_are_refused_by_name(name: str, part: str) -> None:
-    executor = EventExecutor(snn(name, timesteps=2, levels=3))
-    with pytest.raises(FasError, match=f"{part} ignores the attention interface; its events cannot be executed"):
-        executor(**batch(name))
 
 
 @models
@@ -231,13 +220,42 @@ def test_batches_must_use_every_part() -> None:
     assert out(fas.convert(model), **batch("llava")).shape[0] == 3
 
 
-def test_attention_spikes_where_the_families_have_it() -> None:
-    for name in ("llava", "smolvlm", "idefics3", "blip2"):
-        check_events(snn(name, "attention").double(), double(batch(name)))
-        assert len(check_generation(snn(name, "attention").double(), prompt(name), "beam")) == 3
-    for name in ("blip", "git", "qwen2_vl"):
-        with pytest.raises(UnsupportedModelError, match=rf"attention cannot spike in .* \(family '{name}'\) yet"):
-            qcfs_model(name, "attention")
+@pytest.mark.parametrize("coverage", ["attention", "full"])
+@models
+def test_attention_spikes_in_every_family(name: str, coverage: str) -> None:
+    check_events(snn(name, coverage).double(), double(batch(name)))
+    check_order(snn(name, coverage).double(), double(batch(name)))
+    if name != "blip_vqa":
+        assert len(check_generation(snn(name, coverage).double(), prompt(name), "greedy")) == 3
+
+
+@pytest.mark.parametrize("name", ["blip", "blip_vqa", "git", "qwen2_vl"])
+def test_reclassed_attention_computes_what_it_did(name: str) -> None:
+    """Modules that ignore the interface get another class and nothing else; what they compute stays, also in a pickle."""
+    model, inputs = ann(name).double(), double({**row(name, 0)})
+    expected = out(model, **inputs)
+    classes = [type(module).__name__ for module in model.modules()]
+    with attention_as(model, attention.NAME):
+        changed = {type(module).__name__ for module in model.modules()} - set(classes)
+        assert changed
+        assert all(kind.removeprefix("Spiking") in CLASSES for kind in changed)
+        # GIT's vision tower has a softmax in fp32
+        torch.testing.assert_close(out(model, **inputs), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(out(pickle.loads(pickle.dumps(model)), **inputs), out(model, **inputs))
+    assert [type(module).__name__ for module in model.modules()] == classes
+    assert torch.equal(out(model, **inputs), expected)
+
+
+def test_images_of_different_sizes_are_padded_for_attention() -> None:
+    """Qwen2-VL packs images of any size; as rows of a batch the smaller ones see no padding."""
+    model = ann("qwen2_vl").double()
+    tower = model.model.visual
+    patches = torch.randn(16 + 24, 96, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    grid = torch.tensor([[1, 4, 4], [1, 4, 6]])
+    with torch.no_grad():
+        expected = tower(patches, grid_thw=grid)[0]
+        with attention_as(model, attention.NAME):
+            torch.testing.assert_close(tower(patches, grid_thw=grid)[0], expected)
 
 
 @models

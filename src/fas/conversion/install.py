@@ -19,11 +19,12 @@ from fas.neurons.clock import Stage
 from fas.neurons.rotation import rotate
 from fas.operators import SpikingGroup
 from fas.operators.population import NEURONS, Population
-from fas.runtime.attention import use_spiking_attention
+from fas.runtime import attention
 from fas.runtime.control import SetTimesteps
 from fas.runtime.folding import fold_segment, silence_dropout
 from fas.runtime.hooks import SiteHook
 from fas.runtime.operators import ActivationHook, NormHook, OutputHook
+from fas.runtime.reclassed import choose_attention, reclass
 
 
 def install(model: PreTrainedModel, plan: Plan, config: SpikingConfig, stage: Stage) -> list[Site]:
@@ -37,8 +38,9 @@ def install(model: PreTrainedModel, plan: Plan, config: SpikingConfig, stage: St
         fold_segment(segment, clock, any(p.in_attention for p in placements))
         if stage == "snn":
             silence_dropout(segment.module)
-    if any(place.in_attention for _, placements in plan for place in placements):
-        use_spiking_attention(model)
+    reclass(model)
+    attends = any(place.in_attention for _, placements in plan for place in placements)
+    choose_attention(model, attention.NAME, everywhere=attends)
     model.set_timesteps = SetTimesteps(sites, model, describe)  # type: ignore[assignment]
     describe(model)
     return sites
@@ -62,6 +64,7 @@ def _place(placement: Placement, clock: Clock, order: int) -> Site:
             site = held.site
     if spec.replaces is not None:
         placement.owner.set_submodule(spec.replaces, nn.Identity())
+        site.replaces = True
     _hook(placement, site)
     if "sites" not in home._modules:
         home.add_module("sites", nn.ModuleDict())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,9 @@ from fas.models import Placement
 from fas.neurons import Clock, qcfs
 from fas.neurons.rotation import rotate
 from fas.operators.population import LEVELS, NEURONS
-from fas.runtime.attention import use_spiking_attention
+from fas.runtime import attention
 from fas.runtime.operators import centered
+from fas.runtime.reclassed import attention_as
 
 SAMPLES_PER_SITE = 4096
 CANDIDATES = 48
@@ -93,21 +94,15 @@ class _Tap(nn.Module):
 @contextmanager
 def _tapped(model: PreTrainedModel, operands: list[Placement], found: dict[str, Samples], keep: int) -> Iterator[None]:
     """Attention by FAS's function, with taps for ``operands``; the model is left as it was."""
-    before = {
-        module: module.config._attn_implementation for module in model.modules() if isinstance(module, PreTrainedModel)
-    }
-    try:
-        if operands:
-            use_spiking_attention(model)
-        for place in operands:
-            taps = place.home._modules.setdefault("sites", nn.ModuleDict())
-            taps[place.spec.role] = _Tap(found[place.name], keep)  # type: ignore[index]
-        yield
-    finally:
-        for place in operands:
-            place.home._modules.pop("sites", None)
-        for module, implementation in before.items():
-            module.config._attn_implementation_internal = implementation
+    with attention_as(model, attention.NAME) if operands else nullcontext():
+        try:
+            for place in operands:
+                taps = place.home._modules.setdefault("sites", nn.ModuleDict())
+                taps[place.spec.role] = _Tap(found[place.name], keep)  # type: ignore[index]
+            yield
+        finally:
+            for place in operands:
+                place.home._modules.pop("sites", None)
 
 
 def sample_inputs(

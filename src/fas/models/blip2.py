@@ -30,7 +30,7 @@ register(
         name="blip2",
         segment="Blip2VisionModel",
         block="Blip2EncoderLayer",
-        sites=(*BLIP_VISION_BLOCK[:1], *attention("self_attn"), *BLIP_VISION_BLOCK[1:]),
+        sites=BLIP_VISION_BLOCK,
         twice=frozenset({"post_layernorm"}),  # once on all states, once more on the first
         analog=classes("Blip2", "VisionEmbeddings", "Encoder", "Attention", "MLP") | CONVOLUTION,
     )

@@ -182,7 +182,7 @@ def _width(owner: nn.Module, spec: SiteSpec, module: nn.Module, config: Any) -> 
 
 def operand_width(role: str, module: nn.Module, config: Any) -> int:
     """Channels of an attention operand: a head and feature each; of the probabilities a head each."""
-    heads = config.num_attention_heads
+    heads = int(getattr(config, "num_attention_heads", None) or module.num_heads)  # type: ignore[arg-type]
     shared = getattr(config, "num_key_value_heads", None) or heads
     if role == "probabilities":
         return heads
@@ -201,7 +201,7 @@ def _refuse_unknown(segment: Segment) -> None:
     """Every module must be a declared consumer, a declared analog class, or an activation."""
     family = segment.family
     analog = COMMON_ANALOG | family.analog | {family.segment, family.block, "Site", "NeuronParameters", "ModuleDict"}
-    analog |= {"SpikingGroup", "Population"}
+    analog |= {"Group", "Population"}
     claimed = {
         id(_submodule(owner, path))
         for owner in segment.module.modules()
@@ -209,7 +209,8 @@ def _refuse_unknown(segment: Segment) -> None:
         for path in spec.consumers
     }
     for name, module in segment.module.named_modules(prefix=segment.name):
-        if id(module) in claimed or type(module).__name__ in analog or isinstance(module, _ACTIVATIONS):
+        name_of_class = type(module).__name__.removeprefix("Spiking")  # a reclassed attention module
+        if id(module) in claimed or name_of_class in analog or isinstance(module, _ACTIVATIONS):
             continue
         raise UnsupportedModelError(
             f"{name} is a {type(module).__name__}, which the family {family.name!r} does not declare: FAS would not "

@@ -1,7 +1,6 @@
 """GIT: a vision tower, a projection, and one transformer over image and text.
 
 That transformer is folded behind its embeddings, so that the image (whose tower is a segment of its own) meets it in B rows.
-Its attention ignores transformers' interface, so the event executor refuses it.
 """
 
 from fas.models.family import Family, SiteSpec, register
@@ -31,7 +30,7 @@ register(
         name="git",
         segment="GitEncoder",
         block="GitLayer",
-        sites=tuple(spec for spec in BERT_BLOCK if spec.role is None),
+        sites=BERT_BLOCK,
         analog=classes("Git", "Attention", "SelfAttention", "SelfOutput", "Intermediate", "Output"),
         foldable=frozenset({"hidden_states", "attention_mask"}),
         anchors=("hidden_states",),

@@ -1,7 +1,7 @@
 """Qwen2-VL: the vision tower packs the patches of all images in one sequence, the text has positions in three dimensions."""
 
 from fas.models.family import FOLDABLE, Family, SiteSpec, register
-from fas.models.shapes import GATED_BLOCK, classes
+from fas.models.shapes import GATED_BLOCK, attention, classes
 
 register(
     Family(
@@ -10,6 +10,7 @@ register(
         block="Qwen2VLVisionBlock",
         sites=(
             SiteSpec("attention_input", ("attn.qkv",)),
+            *attention("attn"),
             SiteSpec("attention_output", ("attn.proj",)),
             SiteSpec("ffn_input", ("mlp.fc1",)),
             SiteSpec("ffn_hidden", ("mlp.fc2",), coverage="ffn", signed=False, replaces="mlp.act"),

@@ -72,6 +72,7 @@ CLIP_BLOCK = (
 # BLIP's vision towers: CLIP's block with one fused projection
 BLIP_VISION_BLOCK = (
     SiteSpec("attention_input", ("self_attn.qkv",)),
+    *attention("self_attn"),
     SiteSpec("attention_output", ("self_attn.projection",)),
     *(spec for spec in CLIP_BLOCK if spec.name.startswith("ffn")),
 )

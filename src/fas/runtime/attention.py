@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from fas.errors import FasError
@@ -167,15 +167,5 @@ def _encoding(sites: Any, role: str, new: int | None = None, visible: Tensor | N
     return _Encoding(sites[role] if role in sites else None, new, visible)
 
 
-def use_spiking_attention(model: PreTrainedModel) -> None:
-    """Make all attention modules of ``model`` call `spiking_attention`.
-
-    Masks become additive ones: with no mask function of its own, attention would see the future.
-    """
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel) and module._can_set_attn_implementation():
-            module.config._attn_implementation_internal = NAME
-
-
 AttentionInterface.register(NAME, spiking_attention)
-AttentionMaskInterface.register(NAME, eager_mask)
+AttentionMaskInterface.register(NAME, eager_mask)  # without a mask function of its own, attention would see the future

@@ -22,6 +22,7 @@ from fas.runtime import event_attention
 from fas.runtime.control import clock_of, sites_of
 from fas.runtime.folding import FoldHook, ReadoutHook
 from fas.runtime.hooks import SiteHook
+from fas.runtime.reclassed import choose_attention
 
 
 @dataclass
@@ -231,7 +232,7 @@ class EventExecutor:
             raise FasError("there are no timesteps to execute: convert the model and choose schedule='synchronous'")
         self.model = copy.deepcopy(model).eval()
         self.config, self.time = clock.config, _Time()
-        self.model.set_attn_implementation(event_attention.NAME)
+        choose_attention(self.model, event_attention.NAME)
         found = _take_hooks(self.model)
         sites = sites_of(self.model)
         self.neurons = {name: _Neuron(site, self.time) for name, site in sites.items()}
