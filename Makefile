@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE = 1
 export TRANSFORMERS_OFFLINE = 1
 export HF_DATASETS_OFFLINE = 1
 
-.PHONY: demo test test-all test-oldest lint format
+.PHONY: demo test test-all test-oldest test-neurobench lint format
 
 demo: .venv/ready
 	@.venv/bin/fas demo
@@ -18,7 +18,7 @@ test: lint
 	@echo "Tests"
 	@$(PYTEST)
 
-test-all: test test-oldest
+test-all: test test-oldest test-neurobench
 	@echo "Slow tests"
 	@$(PYTEST) -m slow
 	@echo "Support matrix (docs/support.md)"
@@ -27,6 +27,10 @@ test-all: test test-oldest
 test-oldest: .venv-oldest/ready
 	@echo "Contract tests with transformers $(OLDEST)"
 	@$(PYTEST:.venv/%=.venv-oldest/%) tests/test_contract.py tests/test_neurons.py tests/test_events.py
+
+test-neurobench: .venv-neurobench/ready
+	@echo "Metrics against the package neurobench"
+	@.venv-neurobench/bin/pytest tests/test_neurobench.py
 
 lint: .venv/ready
 	@echo "Style, types and layers"
@@ -53,4 +57,13 @@ format: .venv/ready
 	@sed -E '/^(transformers|tokenizers|huggingface-hub)==/d' constraints.txt > .venv-oldest/constraints.txt
 	@.venv-oldest/bin/python $(INSTALL) -c .venv-oldest/constraints.txt torch
 	@.venv-oldest/bin/python $(INSTALL) -c .venv-oldest/constraints.txt -e '.[dev]' 'transformers==$(OLDEST)'
+	@touch $@
+
+# neurobench brings dependencies that must not meet the project's
+.venv-neurobench/ready: pyproject.toml constraints.txt
+	@echo "Installing neurobench into .venv-neurobench"
+	@$(PYTHON) -m venv .venv-neurobench
+	@.venv-neurobench/bin/python $(INSTALL) -c constraints.txt torch
+	@.venv-neurobench/bin/python $(INSTALL) -e '.[dev]' 'neurobench==2.3.0'
+	@.venv-neurobench/bin/pip uninstall -q -y torchaudio # built for another torch, and only transformers would load it
 	@touch $@

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fas.plugin import register
 
 if TYPE_CHECKING:
+    from fas.accounting import Ledger, ledger
     from fas.calibration import CalibrationOptions, calibrate
     from fas.config import SpikingConfig
     from fas.conversion import convert, prepare
@@ -15,14 +16,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["CalibrationOptions", "FasError", "SpikingConfig", "calibrate", "convert", "prepare"]
+__all__ = ["CalibrationOptions", "FasError", "Ledger", "SpikingConfig", "calibrate", "convert", "ledger", "prepare"]
 
 _HOMES = {
     "CalibrationOptions": "fas.calibration.driver",
     "FasError": "fas.errors",
+    "Ledger": "fas.accounting.ledger",
     "SpikingConfig": "fas.config",
     "calibrate": "fas.calibration.driver",
     "convert": "fas.conversion.verbs",
+    "ledger": "fas.accounting.ledger",
     "prepare": "fas.conversion.verbs",
 }
 

@@ -54,11 +54,12 @@ class Setting:
 class Search:
     """Candidates for one site, on input ``rows`` ``[T, N, C]`` and the QCFS encoding ``target`` ``[N, C]``.
 
-    ``importance`` ``[C]`` is the weight of each channel's squared error.
+    ``importance`` ``[C]`` is the weight of each channel's squared error; ``price``, how much relative error one spike a neuron
+    is worth (0: spikes are free).
     """
 
-    def __init__(self, site: Site, rows: Tensor, target: Tensor, importance: Tensor) -> None:
-        self.site, self.rows, self.target, self.importance = site, rows, target, importance
+    def __init__(self, site: Site, rows: Tensor, target: Tensor, importance: Tensor, price: float = 0.0) -> None:
+        self.site, self.rows, self.target, self.importance, self.price = site, rows, target, importance, price
         self.config = site.clock.config
         self.scale = site.scale.detach()
         self.start = codes(target, self.scale, site.levels, site.signed).mean(0).round()
@@ -117,18 +118,29 @@ class Search:
 
     def errors(self, choice: Choice) -> Tensor:
         """Weighted squared error of each channel ``[C]``, over timesteps."""
-        site, config = self.site, self.config
-        if config.coding == "sigma_delta":
-            rows, _ = sigma_delta(
-                self.rows, choice.threshold, choice.v_init, choice.a_init, choice.steps, site.levels, site.signed
-            )
-        elif config.rows == "step":
-            rows = rate_step_rows(self.rows, choice.threshold, choice.v_init, site.signed)[0].mean(0, keepdim=True)
-        else:
-            rows, _ = rate_mean_rows(self.rows, choice.threshold, choice.v_init, site.signed)
+        rows, spikes = self._fire(choice)
         by_time = (rows - self.target).square().mean(1) * self.importance  # [T, C]
         early = torch.arange(1, len(rows), device=rows.device)[:, None] / len(rows)
-        return by_time[-1] + EARLY_WEIGHT * (by_time[:-1] * early).sum(0)
+        errors = by_time[-1] + EARLY_WEIGHT * (by_time[:-1] * early).sum(0)
+        if self.price:
+            power = (self.target.square().mean(0) * self.importance).mean()
+            errors = errors + self.price * power * _each(spikes)
+        return errors
+
+    def spikes(self, choice: Choice) -> float:
+        """Spikes per neuron of ``choice``."""
+        return float(_each(self._fire(choice)[1]).mean())
+
+    def _fire(self, choice: Choice) -> tuple[Tensor, Tensor]:
+        site, config = self.site, self.config
+        if config.coding == "sigma_delta":
+            return sigma_delta(
+                self.rows, choice.threshold, choice.v_init, choice.a_init, choice.steps, site.levels, site.signed
+            )
+        if config.rows == "step":
+            rows, spikes = rate_step_rows(self.rows, choice.threshold, choice.v_init, site.signed)
+            return rows.mean(0, keepdim=True), spikes
+        return rate_mean_rows(self.rows, choice.threshold, choice.v_init, site.signed)
 
     def _starts(self) -> list[bool]:
         """Tracking may start at zero, or at each channel's typical code (for linear layers a constant bias, no spike)."""
@@ -141,6 +153,11 @@ class Search:
             return [()]
         given = tuple(self.site.starting_steps(self.config.step_schedule, self.config.neurons_per_channel))
         return [given, *(steps for steps in falling_schedules(given, self.site.levels) if steps != given)]
+
+
+def _each(spikes: Tensor) -> Tensor:
+    """Mean number of spikes ``[C]`` of trains ``[T, N, C]``."""
+    return (spikes != 0).sum(0).to(torch.float32).mean(0)
 
 
 def _around(base: Setting, coding: str) -> list[Setting]:

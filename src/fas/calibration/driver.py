@@ -40,8 +40,12 @@ class CalibrationOptions:
     temperature: float = 1.0
     search_rows: int = 512
     """Tokens on which candidates are judged."""
+    spike_price: float = 0.0
+    """Relative error of a layer that may be paid to save one spike a neuron (0: spikes are free)."""
 
     def __post_init__(self) -> None:
+        if self.spike_price < 0:
+            raise ConfigError(f"spike_price={self.spike_price} is not valid: it must be at least 0")
         if self.per_channel and not self.coarse:
             raise ConfigError("per_channel refines the coarse search; set per_channel=False too, or coarse=True")
 
@@ -106,7 +110,7 @@ def calibrate(
             with only_trainable(model, parameters):
                 _, end = descend(parameters, target.loss_of, len(listed), options.global_steps, GLOBAL_LR, progress)
         summary = f"logits KL {uncalibrated:.4f} uncalibrated → {by_layer:.4f} by layer → {end:.4f} nats"
-        if not end < uncalibrated:
+        if not end < uncalibrated and not options.spike_price:  # with a price, fewer spikes are worth some distance
             for entry, values in zip(parameters, fresh, strict=True):
                 entry.load_state_dict(values)
             summary += "; no better, so the uncalibrated neurons stay"
@@ -157,7 +161,7 @@ def _calibrate_block(
     before = error()
     if options.coarse:
         trial = Trial(block, index, spiking, wanted, clock, options.search_rows)
-        calibrate_sites(sites, trial, encodings, options.per_channel)
+        calibrate_sites(sites, trial, encodings, options.per_channel, options.spike_price)
     coarse = error()
     progress.advance(1, f"layer {index} error {before:.4f} → {coarse:.4f}")
     fine = coarse

@@ -45,11 +45,13 @@ class Trial:
 
 
 @torch.no_grad()
-def calibrate_sites(sites: Sequence[Site], trial: Trial, encodings: Mapping[str, Tensor], per_channel: bool) -> None:
+def calibrate_sites(
+    sites: Sequence[Site], trial: Trial, encodings: Mapping[str, Tensor], per_channel: bool, price: float = 0.0
+) -> None:
     """Set the neuron parameters of ``sites`` of one block, in the order in which they run, to the best candidates.
 
     ``encodings`` ``[N, C]`` by name are what the QCFS model has there. A site changes only if the block's readout comes closer
-    to its target, or no further away than `TOLERANCE`.
+    to its target, or no further away than `TOLERANCE` and what the spikes that it saves are worth (``price`` each, per neuron).
     """
     if not sites:
         return
@@ -58,12 +60,14 @@ def calibrate_sites(sites: Sequence[Site], trial: Trial, encodings: Mapping[str,
         parameters = site.parameters_for(site.clock.config)
         assert parameters is not None
         picked = _search_rows(site, rows, trial.tokens)
-        search = Search(site, rows[:, picked], encodings[site.name][picked], _importance(trial.block, site, encodings))
+        importance = _importance(trial.block, site, encodings)
+        search = Search(site, rows[:, picked], encodings[site.name][picked], importance, price)
         before, coarse = _present(parameters), search.coarse()
         for choice in ([search.per_channel(coarse)] if per_channel else []) + [coarse, before]:
             _put(parameters, choice)
             now, rows = trial(following)
-            if now <= least + TOLERANCE:
+            saved = search.spikes(before) - search.spikes(choice) if price else 0.0
+            if now <= least + TOLERANCE + price * max(0.0, saved):
                 least = min(now, least)
                 break
 

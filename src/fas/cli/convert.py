@@ -72,6 +72,9 @@ def command(
     distill: Annotated[
         float | None, _flag("distill", "Weight of distillation from the ANN, 0–1; else by the control.", _STAGE1)
     ] = None,
+    spikes_per_neuron: Annotated[
+        float | None, _flag("spikes_per_neuron", "Budget of spikes a neuron over all T, trained for.", _STAGE1)
+    ] = None,
     stage2: Annotated[bool | None, _flag("stage2", "Calibrate the neurons.", _STAGE2, "--stage2/--no-stage2")] = None,
     calibration_sequences: Annotated[int | None, _flag("calibration_sequences", "Sequences to use.", _STAGE2)] = None,
     align_steps: Annotated[int | None, _flag("align_steps", "Gradient steps for each layer.", _STAGE2)] = None,

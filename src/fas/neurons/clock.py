@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -25,6 +25,8 @@ class Clock:
     """How many folded segments are running now; a neuron outside of one is an error."""
     probe: Probe | None = None
     """Receives (site name, spikes ``[T, B, …, C]``) of every encoding while somebody records."""
+    meter: Callable[[Any, Tensor, Tensor | None], None] | None = None
+    """While QCFS units train under a spike budget: receives (site, values ``[B, …, C]``, which of them count)."""
     met: dict[str, None] | None = None
     """While somebody wants to know: the names of the sites that ran, in their order."""
     visible: Tensor | None = None

@@ -45,7 +45,8 @@ class Site(nn.Module):
 
     ``width`` channels, ``signed`` or unsigned grid, ``consumers`` how many modules fetch one encoding, ``order`` its
     place in the run of the model, ``block`` the size of the rotation in front of it (1: none), ``kind`` what it encodes
-    (``input`` of linear layers, ``operand`` of attention …, as the family declares). λ is stored as ``log_scale`` ``[C]``
+    (``input`` of linear layers, ``operand`` of attention …, as the family declares), ``replaces`` whether it stands in for an
+    activation, which does not run then. λ is stored as ``log_scale`` ``[C]``
     (``[1]`` where the configuration has one a tensor); calibrated neuron parameters are kept per coding and time in
     ``neurons``.
     """
@@ -67,6 +68,7 @@ class Site(nn.Module):
         self.order, self.block, self.kind = order, block, kind
         values = 1 if clock.config.scales == "tensor" and self.calibrates else width
         self.log_scale = nn.Parameter(torch.zeros(values, dtype=torch.float32, device=device))
+        self.replaces = False
         self.neurons = nn.ModuleDict()
         self._memo: list[Any] | None = None
 
@@ -165,6 +167,8 @@ class Site(nn.Module):
         clock, levels, scale = self.clock, self.levels, self.scale.to(x.dtype)
         if clock.probe is not None and clock.stage == "snn":
             self.tell(ones_first(codes(x.detach(), scale.detach(), levels, self.signed), levels), visible)
+        if clock.meter is not None:
+            clock.meter(self, x, visible)
         return qcfs(x, scale, levels, self.signed)
 
     def _fire(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from fas.errors import FasError
 from fas.operators.fit import Function, fit_group
 from fas.operators.group import Evaluation, Group, wide
+from fas.operators.regions import operator
 
 Kind = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "tanh", "sigmoid"]
 
@@ -50,6 +51,7 @@ def activation_group(kind: Kind, neurons: int = 12, **fitting: float) -> Group:
     return fit_group([shape.part], 0, shape.reach, neurons, offset=0, **fitting)
 
 
+@operator
 def activation(x: Tensor, group: Evaluation, kind: Kind) -> Tensor:
     """The activation ``kind`` of ``x`` (any shape), in fp32 or wider. Raises `FasError` for an unknown kind."""
     shape, x = _shape(kind), wide(x)

@@ -10,6 +10,7 @@ from torch import Tensor
 from fas.operators.fit import fit_group
 from fas.operators.group import Evaluation, Group
 from fas.operators.ranges import evaluate, reduce_exp2, reduce_reciprocal, reduce_rsqrt
+from fas.operators.regions import operator
 
 
 def exp2_group(neurons: int = 4, **fitting: float) -> Group:
@@ -27,16 +28,19 @@ def rsqrt_group(neurons: int = 8, **fitting: float) -> Group:
     return fit_group([lambda g: g.rsqrt(), lambda g: (5 - g).rsqrt()], 1, 4, neurons, **fitting)
 
 
+@operator
 def exp2_negative(u: Tensor, group: Evaluation) -> Tensor:
     """2^{−u} of ``u`` ≥ 0 (any shape; below 0 counts as 0), in fp32 or wider; 0 from u = 32 on."""
     return evaluate(reduce_exp2(u), group)
 
 
+@operator
 def reciprocal(s: Tensor, group: Evaluation) -> Tensor:
     """1/s of ``s`` > 0 (any shape), in fp32 or wider; s ≤ 0 counts as the smallest normal number, so nothing is infinite."""
     return evaluate(reduce_reciprocal(s), group)
 
 
+@operator
 def rsqrt(v: Tensor, group: Evaluation) -> Tensor:
     """1/√v of ``v`` > 0 (any shape), in fp32 or wider; v ≤ 0 counts as the smallest normal number, so nothing is infinite."""
     return evaluate(reduce_rsqrt(v), group)

@@ -14,7 +14,7 @@ from fas.errors import ConfigError
 _DTYPES = ("float32", "bfloat16", "float16")
 _LEAST = {
     "batch_size": 1, "calibration_sequences": 1, "eval_sequences": 1, "stage1_steps": 1, "length": 2, "seed": 0,
-    "neurons_per_channel": 1, "align_steps": 0, "global_steps": 0, "lr": 0, "scale_lr": 0,
+    "neurons_per_channel": 1, "align_steps": 0, "global_steps": 0, "lr": 0, "scale_lr": 0, "spikes_per_neuron": 0,
 }  # fmt: skip
 
 
@@ -46,6 +46,8 @@ class ConvertOptions:
     scale_lr: float | None = None
     distill: float | None = None
     """Weight of KL(ANN ‖ QCFS model); None: ½, or 1 where the task loss made the control worse than the ANN."""
+    spikes_per_neuron: float | None = None
+    """Budget of Stage 1: expected spikes a neuron, all sites together, in the first coding and time."""
     stage2: bool = True
     calibration_sequences: int = 32
     align_steps: int = 8

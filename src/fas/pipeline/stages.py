@@ -105,6 +105,7 @@ def _stage1_options(options: ConvertOptions, ann: PreTrainedModel) -> Stage1Opti
         lr=lr,
         scale_lr=options.scale_lr if options.scale_lr is not None else 10 * lr,
         distill=0.5 if options.distill is None else options.distill,
+        spikes_per_neuron=options.spikes_per_neuron,
         seed=options.seed,
     )
 

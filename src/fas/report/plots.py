@@ -11,7 +11,7 @@ from fas.report import words
 from fas.report.results import Results, Row
 
 # Matplotlib knows no `currentColor`; this stand-in is replaced by it in the finished SVG.
-_INK = "#010203"
+INK = "#010203"
 _COLOURS = ("#3b82c4", "#d9702f", "#2f9e77", "#9b6bd0", "#c44f7a", "#8a8a2e")
 _REFERENCES = {"ann": (":", "ANN"), "control": ("--", "control"), "qcfs": ("-.", "QCFS model")}
 
@@ -24,24 +24,24 @@ def quality_over_time(results: Results) -> str | None:
             lines[_line_name(row, results)].append(row)
     if not lines:
         return None
-    figure, axes = _figure()
+    figure, (axes,) = figure_of()
     names = list(dict.fromkeys(name for name, _ in lines))
     for (name, stage2), rows in lines.items():
         ordered = sorted(rows, key=lambda row: row.timesteps or 0)
-        style = {"color": _colour(names.index(name)), "linestyle": "--" if stage2 == "before" else "-", "marker": "o"}
+        style = {"color": colour(names.index(name)), "linestyle": "--" if stage2 == "before" else "-", "marker": "o"}
         label = f"{name}, {stage2} Stage 2" if stage2 else name
         axes.plot([row.timesteps for row in ordered], [row.value for row in ordered], label=label, **style)
     for row in results.rows:
         if row.name in _REFERENCES and row.value is not None:
             style, label = _REFERENCES[row.name]
-            axes.axhline(row.value, linestyle=style, color=_INK, linewidth=1, alpha=0.7, label=label)
+            axes.axhline(row.value, linestyle=style, color=INK, linewidth=1, alpha=0.7, label=label)
     times = sorted({row.timesteps for rows in lines.values() for row in rows if row.timesteps})
     axes.set_xscale("log", base=2)
     axes.set_xticks(times, [str(t) for t in times])
     axes.minorticks_off()
     axes.set_xlabel("timesteps T")
     axes.set_ylabel(words.metric_title(results))
-    return _finish(figure, axes)
+    return finish(figure, axes)
 
 
 def spikes_by_layer(row: Row) -> str | None:
@@ -57,17 +57,17 @@ def spikes_by_layer(row: Row) -> str | None:
             kinds[kind][int(layer[1])] = value
         else:
             outside[kind] = value
-    figure, axes = _figure()
+    figure, (axes,) = figure_of()
     for index, (kind, values) in enumerate(kinds.items()):
         layers = sorted(values)
-        axes.plot(layers, [values[layer] for layer in layers], color=_colour(index), marker="o", label=kind)
+        axes.plot(layers, [values[layer] for layer in layers], color=colour(index), marker="o", label=kind)
     for kind, value in outside.items():  # sites in front of or behind the layers
-        axes.axhline(value, color=_INK, linestyle=":", linewidth=1, label=kind)
+        axes.axhline(value, color=INK, linestyle=":", linewidth=1, label=kind)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("layer")
     axes.set_ylabel("spikes/neuron")
-    return _finish(figure, axes)
+    return finish(figure, axes)
 
 
 def _line_name(row: Row, results: Results) -> tuple[str, str]:
@@ -78,34 +78,39 @@ def _line_name(row: Row, results: Results) -> tuple[str, str]:
     return name, words.stage2_label(row) if both else ""
 
 
-def _colour(index: int) -> str:
+def colour(index: int) -> str:
+    """The colours of the lines, in their order."""
     return _COLOURS[index % len(_COLOURS)]
 
 
-def _figure() -> tuple[Any, Any]:
+def figure_of(rows: int = 1, columns: int = 1, height: float = 3.75, share_y: bool = False) -> tuple[Any, list[Any]]:
+    """An empty figure and its panels, row by row."""
     from matplotlib.figure import Figure  # the object interface: no global state, no display
 
-    figure = Figure(figsize=(7.6, 3.75), layout="constrained")
+    figure = Figure(figsize=(7.6, height), layout="constrained")
     figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
-    axes.tick_params(colors=_INK)
-    axes.xaxis.label.set_color(_INK)
-    axes.yaxis.label.set_color(_INK)
-    for side, spine in axes.spines.items():
-        spine.set_color(_INK)
-        spine.set_visible(side in ("left", "bottom"))
-    axes.grid(axis="y", color=_INK, alpha=0.12)
-    return figure, axes
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharey=share_y).flat)
+    for axes in panels:
+        axes.patch.set_alpha(0)
+        axes.tick_params(colors=INK)
+        axes.xaxis.label.set_color(INK)
+        axes.yaxis.label.set_color(INK)
+        for side, spine in axes.spines.items():
+            spine.set_color(INK)
+            spine.set_visible(side in ("left", "bottom"))
+        axes.grid(axis="y", color=INK, alpha=0.12)
+    return figure, panels
 
 
-def _finish(figure: Any, axes: Any) -> str:
+def finish(figure: Any, legend_of: Any = None) -> str:
+    """The SVG of ``figure``, with a legend beside the panel ``legend_of``."""
     from matplotlib import rc_context
 
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, labelcolor=_INK, fontsize="small")
+    if legend_of is not None:
+        legend_of.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, labelcolor=INK, fontsize="small")
     buffer = io.StringIO()
     # text stays text, and equal results give equal bytes
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fas"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
-    return svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    return svg[svg.index("<svg") :].replace(INK, "currentColor")

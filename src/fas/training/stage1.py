@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, default_data_collator, set_seed
 
 from fas.losses import logits_kl
+from fas.neurons import Site
 from fas.progress import Progress, Silent
+from fas.training.budget import SpikeBudget
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Stage1Options:
     distill: float = 0.5
     """Weight of KL(ANN ‖ student) on the logits, in nats per token; 1 − distill is the weight of the task loss."""
     temperature: float = 1.0
+    spikes_per_neuron: float | None = None
+    """Budget of expected spikes, all sites pooled; None: none. The control has no spikes and ignores it."""
     seed: int = 0
 
 
@@ -54,6 +59,10 @@ class Stage1Trainer(Trainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.options, self.teacher = options, teacher
+        self.budget: SpikeBudget | None = None
+        student: Any = self.model
+        if options.spikes_per_neuron is not None and any(isinstance(part, Site) for part in student.modules()):
+            self.budget = SpikeBudget(student, options.spikes_per_neuron, options.steps)
         if teacher is not None:
             teacher.eval().requires_grad_(False).to(self.args.device)  # type: ignore[arg-type]
 
@@ -73,10 +82,13 @@ class Stage1Trainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        """(1 − w)·task + w·KL(teacher ‖ student)·temperature², averaged over predicted tokens."""
+        """(1 − w)·task + w·KL(teacher ‖ student)·temperature², averaged over predicted tokens; and what exceeds the budget."""
         weight = self.options.distill if self.teacher is not None else 0.0
-        outputs = model(**inputs)
+        with self.budget.metering() if self.budget is not None and model.training else nullcontext():
+            outputs = model(**inputs)
         loss = (1 - weight) * outputs.loss
+        if self.budget is not None and model.training:
+            loss = loss + self.budget.penalty()
         if self.teacher is not None and weight > 0:
             with torch.no_grad():
                 target = self.teacher(**{k: v for k, v in inputs.items() if k != "labels"}).logits

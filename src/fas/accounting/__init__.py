@@ -1,0 +1,7 @@
+"""The ledger: what a real forward pass executed, what of it were spikes, and what it costs (DESIGN §5)."""
+
+from __future__ import annotations
+
+from fas.accounting.ledger import Ledger, ledger
+
+__all__ = ["Ledger", "ledger"]

@@ -1,0 +1,173 @@
+"""Spikes of one encoding, believed only after they were checked against the rows that the consumers are handed.
+
+What a site hands on are running values; what it tells a probe are spikes. `check` builds the rows again from the spikes: at
+every timestep ``unit·(a₀ + Σ k·s)`` (sigma_delta), ``θ·Σ s / t`` (rate, mean rows) or ``θ·s`` (step rows), s ∈ {−1, 0, 1}
+and k a power of two. Rows that differ by more than rounding are no spikes, whatever was told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fas.neurons import Site
+from fas.operators.group import read
+from fas.operators.population import Population
+from fas.operators.spiking import SpikingGroup
+
+PIECE = 1 << 18
+"""Values checked at a time: they stay in the cache, and nothing as large as the rows is made."""
+
+
+@dataclass
+class Emission:
+    """What one encoding handed to its consumers."""
+
+    site: str
+    elements: int
+    """Values of one timestep ``B·…·C``: to scale the counts where consumers read copies (grouped queries)."""
+    by_timestep: tuple[int, ...]
+    """Non-zero spikes of each timestep ``[T]``, of every row that was executed: padding and replayed keys included."""
+    shifted: int
+    """Spikes among them that are worth more than 1."""
+    updates: int
+    """Neuron updates: neurons × timesteps."""
+    by_channel: Tensor | None = None
+    """Non-zero spikes of each channel ``[C]``."""
+
+    @property
+    def spikes(self) -> int:
+        """All timesteps together."""
+        return sum(self.by_timestep)
+
+
+def emission_of(site: Site, spikes: Tensor, neurons: int, elements: int, counted: Tensor | None = None) -> Emission:
+    """Count ``spikes`` ``[T, B, …, C·P]`` of a site with P = ``neurons`` a channel; ``counted`` ``[B, …, 1]`` leaves out
+    what is not executed (keys that a settled cache holds)."""
+    fired = spikes != 0
+    if counted is not None:
+        fired &= counted
+    updated = fired[0].numel() if counted is None else int(counted.expand(fired[0].shape).sum())
+    by_step = fired.flatten(1).sum(1).tolist()
+    by_channel = fired.flatten(0, -2).sum(0).unflatten(0, (-1, neurons)).sum(1).cpu()
+    return Emission(
+        site.name,
+        elements,
+        tuple(by_step),
+        _shifted(site, fired, neurons),
+        updated * len(spikes),
+        by_channel,
+    )
+
+
+def _shifted(site: Site, fired: Tensor, neurons: int) -> int:
+    config = site.clock.config
+    if config.coding != "sigma_delta" or not site.clock.folds:
+        return 0
+    steps = torch.tensor([int(k) for k in site.steps_for(config)]).view(len(fired), neurons)
+    shifted = 0
+    for at, worth in enumerate(steps > 1):
+        if worth.all():
+            shifted += int(fired[at].sum())
+        elif worth.any():
+            shifted += int(fired[at].unflatten(-1, (-1, neurons))[..., worth.to(fired.device)].sum())
+    return shifted
+
+
+def neurons_each(site: Site, spikes: Tensor) -> int:
+    """P: how many neurons encode a channel."""
+    return spikes.shape[-1] // site.width
+
+
+def check_site(site: Site, spikes: Tensor, rows: Tensor) -> bool:
+    """Whether ``rows`` ``[T·B, …, C]`` (layerwise: ``[B, …, C]``) are what ``spikes`` ``[T, B, …, C·P]`` add up to."""
+    config = site.clock.config
+    threshold, _, a_init = (value.detach() for value in site.neuron_values(config))
+    if not site.clock.folds:
+        return _check(spikes, rows.unsqueeze(0), site.scale.detach() / site.levels, 0, _sums_at_end)
+    rows = site.over_time(rows)
+    if config.coding == "sigma_delta":
+        neurons = neurons_each(site, spikes)
+        steps = torch.tensor([int(k) for k in site.steps_for(config)]).view(len(spikes), neurons)
+        if any(math.log2(k) % 1 for k in steps.flatten().tolist()):
+            return False
+        return _check(spikes, rows, threshold / site.levels, a_init, _weighted(steps.tolist()))
+    return _check(spikes, rows, threshold, 0, _means if config.rows == "mean" else _singles)
+
+
+Sums = Callable[[Tensor], Tensor]
+
+
+def _check(spikes: Tensor, rows: Tensor, unit: Tensor, start: Tensor | int, sums: Sums) -> bool:
+    """Compare piece by piece; ``unit`` and ``start`` are ``[C]``."""
+    channels = rows.shape[-1]
+    spikes, rows = spikes.flatten(1, -2), rows.flatten(1, -2)  # [T, M, C·P], [T, M, C]
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    unit = unit.to(wide)
+    rounding = 4 * torch.finfo(rows.dtype).eps
+    size = max(1, PIECE // max(1, channels * len(rows)))
+    for told, found in zip(spikes.split(size, 1), rows.split(size, 1), strict=True):
+        if bool((told.abs() > 1).any()):
+            return False
+        expected = (sums(told) + start) * unit
+        allowed = expected.abs() * rounding + 1e-3 * unit
+        if not bool(((found.to(wide) - expected).abs() <= allowed).all()):
+            return False
+    return True
+
+
+def _weighted(steps: Sequence[Sequence[int]]) -> Sums:
+    def sums(spikes: Tensor) -> Tensor:
+        worth = torch.tensor(steps, dtype=torch.int32, device=spikes.device)  # [T, P]
+        return (spikes.unflatten(-1, (-1, worth.shape[1])) * worth[:, None, None]).sum(-1).cumsum(0)
+
+    return sums
+
+
+def _means(spikes: Tensor) -> Tensor:
+    times = torch.arange(1, len(spikes) + 1, device=spikes.device).view(-1, 1, 1)
+    return spikes.cumsum(0, dtype=torch.int32) / times
+
+
+def _singles(spikes: Tensor) -> Tensor:
+    return spikes.to(torch.int32)
+
+
+def _sums_at_end(spikes: Tensor) -> Tensor:
+    return spikes.sum(0, keepdim=True, dtype=torch.int32)
+
+
+def check_group(group: SpikingGroup, spikes: Tensor, out: Tensor) -> bool:
+    """Whether the readouts ``out`` ``[T·B, …, R]`` of a group at rest are those of ``spikes`` ``[T, B, …, N]``."""
+    widths, readout, offset = group.site.scale.detach(), group.readout, group.readout_offset
+    rows = group.site.over_time(out).flatten(1, -2) if group.site.clock.folds else out.unsqueeze(0).flatten(1, -2)
+    spikes = spikes.flatten(1, -2)
+    if not group.site.clock.folds:
+        spikes = spikes.sum(0, keepdim=True, dtype=torch.int32)
+    unit = (widths / group.site.levels).to(rows.dtype)
+    size = max(1, PIECE // (len(group.corners) * len(rows)))
+    for told, found in zip(spikes.split(size, 1), rows.split(size, 1), strict=True):
+        expected = read(told.cumsum(0, dtype=torch.int32) * unit, readout, offset)
+        if not torch.allclose(expected, found, rtol=1e-4, atol=1e-5):
+            return False
+    return True
+
+
+def check_population(population: Population, spikes: Tensor, out: Tensor) -> bool:
+    """Whether ``out`` ``[T·B, …, C]`` of a population at rest is what its ON and OFF neurons hold."""
+    site = population.site
+    rows = site.over_time(out) if site.clock.folds else out.unsqueeze(0)
+    on, off = spikes.unflatten(-1, (2, population.neurons, -1)).sum(-2, dtype=torch.int32).unbind(-2)
+    return _check_values(on - off, rows, site.log_scale.detach().exp().expand(rows.shape[-1]) / site.levels, site)
+
+
+def _check_values(spikes: Tensor, rows: Tensor, unit: Tensor, site: Site) -> bool:
+    """As `_check`, for what several neurons hold together: changes of any size."""
+    sums = spikes.cumsum(0, dtype=torch.int32) if site.clock.folds else spikes.sum(0, keepdim=True, dtype=torch.int32)
+    expected = sums * unit.to(torch.promote_types(rows.dtype, torch.float32))
+    allowed = expected.abs() * 4 * torch.finfo(rows.dtype).eps + 1e-3 * unit
+    return bool(((rows - expected).abs() <= allowed).all())

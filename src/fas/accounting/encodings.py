@@ -1,0 +1,109 @@
+"""Sees every encoding: takes the spikes that a site tells, checks them against its rows, and remembers whose rows those are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fas.accounting.count import Counter
+from fas.accounting.emission import Emission, check_group, check_population, check_site, emission_of, neurons_each
+from fas.accounting.provenance import Origin
+from fas.neurons import Clock, Site
+from fas.operators.population import Population
+from fas.operators.spiking import SpikingGroup
+
+INSTEAD = ("exponential", "reciprocal", "softcap")
+"""Groups in whose place no module of the ANN runs."""
+
+
+class Encodings:
+    """Probe of the clock, and hooks on sites, groups and populations."""
+
+    def __init__(self, clock: Clock | None, counter: Counter) -> None:
+        self.clock, self.counter = clock, counter
+        self.told: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self.inner: dict[str, Emission | None] = {}
+        self.by_channel: dict[str, Tensor] = {}
+
+    def probe(self, before: Any) -> Callable[[str, Tensor], None]:
+        """What the clock is given: also tells the probe that was there ``before``."""
+
+        def probe(name: str, spikes: Tensor) -> None:
+            if before is not None:
+                before(name, spikes)
+            assert self.clock is not None
+            self.told[name] = spikes, self.clock.visible
+
+        return probe
+
+    def seen(self, name: str, module: nn.Module) -> Callable[..., None]:
+        """Forward hook of ``module``."""
+        role = name.rsplit(".", 1)[-1]
+
+        def site_hook(site: Site, args: Any, rows: Tensor) -> None:
+            if site.name not in self.told:
+                return  # QCFS unit: no time, no spikes
+            spikes, visible = self.told.pop(site.name)
+            emission = self._emission(site, spikes, visible, role, rows)
+            honest = emission if check_site(site, spikes, rows) else self._refuse(site.name)
+            self.inner[site.name] = honest
+            self._remember(rows, honest)
+
+        def group_hook(group: SpikingGroup, args: Any, out: Tensor) -> None:
+            emission = self._resting(group, out, args[0], role, lambda told: check_group(group, told, out))
+            if emission is not None:
+                tally = self.counter.account.sites[emission.site]
+                tally.readouts, tally.function = group.readout.shape[0], role in INSTEAD
+            self._remember(out, None)
+
+        def population_hook(population: Population, args: Any, out: Tensor) -> None:
+            check = lambda told: check_population(population, told, out)  # noqa: E731
+            self._remember(out, self._resting(population, out, args[0], role, check))
+
+        if isinstance(module, SpikingGroup):
+            return group_hook
+        return population_hook if isinstance(module, Population) else site_hook
+
+    def _resting(
+        self, module: Any, out: Tensor, values: Tensor, role: str, check: Callable[[Tensor], bool]
+    ) -> Emission | None:
+        """The emission of a group or population: that of its site if that ran, else of what was told in its stead."""
+        site = module.site
+        if site.name in self.told:
+            spikes, visible = self.told.pop(site.name)
+            emission = self._emission(site, spikes, visible, role, values)
+            return emission if check(spikes) else self._refuse(site.name)
+        found = self.inner.pop(site.name, None)
+        if found is not None:
+            found.elements = values.numel() // self.counter.timesteps
+            self.counter.account.sites[site.name].elements = found.elements
+        return found
+
+    def _emission(self, site: Site, spikes: Tensor, visible: Tensor | None, role: str, values: Tensor) -> Emission:
+        stored = role in ("key", "value")
+        counted = visible if not stored or site.clock.config.cache == "settled" else None
+        elements = values.numel() // self.counter.timesteps
+        emission = emission_of(site, spikes, neurons_each(site, spikes), elements, counted)
+        tally = self.counter.account.emitted(emission, site.kind)
+        tally.replaces = site.replaces
+        assert emission.by_channel is not None
+        known = self.by_channel.get(site.name)
+        self.by_channel[site.name] = emission.by_channel if known is None else known + emission.by_channel
+        return emission
+
+    def _refuse(self, site: str) -> None:
+        note = f"what {site} handed on is not the sum of its spikes; its consumers are charged as analog"
+        if note not in self.counter.account.notes:
+            self.counter.account.notes.append(note)
+
+    def _remember(self, rows: Tensor, emission: Emission | None) -> None:
+        timed = self.clock is not None and self.clock.folds
+        self.counter.provenance.put(rows, Origin(timed, emission))
+
+
+def silent(by_channel: Tensor) -> int:
+    """Channels that never fired."""
+    return int(torch.count_nonzero(by_channel == 0))

@@ -1,0 +1,65 @@
+"""A spike budget for Stage 1: the expected spikes of all sites together are held at so many a neuron."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fas.neurons import Site
+from fas.neurons.expected import expected_spikes, spikes_of_codes
+from fas.runtime.control import clock_of
+
+RAMP = 0.5
+"""Share of the steps in which the budget tightens, from what the model needs to what it is allowed."""
+
+
+class SpikeBudget:
+    """Measures the expected spikes a neuron of every forward, and charges what exceeds the budget.
+
+    Sites whose λ is trained are counted (operator groups and populations are not: their thresholds are the geometry of
+    their function). All neurons count alike, as in ``spikes_per_neuron`` of the results.
+    """
+
+    def __init__(self, model: nn.Module, spikes_per_neuron: float, steps: int, weight: float = 1.0) -> None:
+        self.clock, self.allowed, self.weight = clock_of(model), spikes_per_neuron, weight
+        self.steps, self.step = max(1, round(RAMP * steps)), 0
+        self.start: float | None = None
+        self.spikes: Tensor | None = None
+        self.neurons = 0.0
+
+    def _meter(self, site: Site, x: Tensor, visible: Tensor | None) -> None:
+        if not site.calibrates:
+            return
+        counts = spikes_of_codes(self.clock.config, site.levels)
+        spikes = expected_spikes(x, site.scale.to(x.dtype), site.signed, counts)
+        if visible is None:
+            self.neurons += spikes.numel()
+        else:
+            spikes = spikes * visible
+            self.neurons += float(visible.expand(spikes.shape).sum())
+        total = spikes.sum()
+        self.spikes = total if self.spikes is None else self.spikes + total
+
+    @contextmanager
+    def metering(self) -> Iterator[None]:
+        """Count one forward of the model."""
+        self.spikes, self.neurons = None, 0.0
+        self.clock.meter = self._meter
+        try:
+            yield
+        finally:
+            self.clock.meter = None
+
+    def penalty(self) -> Tensor:
+        """``weight``·max(0, m/b − 1) of the forward that was metered: m spikes a neuron, b the budget of this step."""
+        assert self.spikes is not None
+        mean = self.spikes / self.neurons
+        if self.start is None:
+            self.start = float(mean.detach())
+        share = min(1.0, self.step / self.steps)
+        allowed = max(self.allowed, self.start + share * (self.allowed - self.start))
+        self.step += 1
+        return self.weight * torch.relu(mean / allowed - 1)
