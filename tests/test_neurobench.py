@@ -125,7 +125,9 @@ def test_snn(coverage: str, coding: str) -> None:
             self.sites = nn.ModuleList(nn.ReLU() for _ in spikes)
 
         def forward(self, _: Tensor) -> Tensor:
-            return torch.stack([site(train.abs()).sum() for site, train in zip(self.sites, spikes.values(), strict=True)])
+            return torch.stack(
+                [site(train.abs()).sum() for site, train in zip(self.sites, spikes.values(), strict=True)]
+            )
 
     emitting = TorchModel(Emitting())
     emitting.register_hooks()

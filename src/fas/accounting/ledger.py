@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -130,6 +132,11 @@ class Ledger:
     def headline(self) -> str:
         """The account in one line."""
         return headline(self.forward, self.conversion)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of `Ledger.to_dict`; the docs hold a copy (``python -m fas.accounting.ledger`` prints it)."""
+    return TypeAdapter(Ledger).json_schema()
 
 
 def headline(statement: Statement, conversion: Mapping[str, Any]) -> str:
@@ -311,3 +318,7 @@ def _tokens(inputs: Mapping[str, Any]) -> int:
         if (value := inputs.get(name)) is not None:
             return int(value.shape[0] * (value.shape[1] if name != "pixel_values" else 1))
     return 0
+
+
+if __name__ == "__main__":
+    print(json.dumps(json_schema(), indent=1))

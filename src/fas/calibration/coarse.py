@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fas.neurons import Site, codes, rate_mean_rows, rate_step_rows, sigma_delta
+from fas.steps import default_steps
 
 # A rate code of few timesteps is coarser than the QCFS grid, so its best threshold may be far below λ.
 FACTORS = {
@@ -24,6 +25,8 @@ FACTORS = {
 }
 POTENTIALS = (0.35, 0.5, 0.65)
 EARLY_WEIGHT = 0.03
+EARLY_WEIGHT_PRICED = 0.003
+"""Where spikes have a price, waiting for the layers in front to settle must be worth its while."""
 VALUES = 1 << 14
 MOST_SCHEDULES = 80
 SWEEPS = 3
@@ -121,7 +124,8 @@ class Search:
         rows, spikes = self._fire(choice)
         by_time = (rows - self.target).square().mean(1) * self.importance  # [T, C]
         early = torch.arange(1, len(rows), device=rows.device)[:, None] / len(rows)
-        errors = by_time[-1] + EARLY_WEIGHT * (by_time[:-1] * early).sum(0)
+        weight = EARLY_WEIGHT_PRICED if self.price else EARLY_WEIGHT
+        errors = by_time[-1] + weight * (by_time[:-1] * early).sum(0)
         if self.price:
             power = (self.target.square().mean(0) * self.importance).mean()
             errors = errors + self.price * power * _each(spikes)
@@ -152,12 +156,25 @@ class Search:
         if self.config.coding == "rate":
             return [()]
         given = tuple(self.site.starting_steps(self.config.step_schedule, self.config.neurons_per_channel))
-        return [given, *(steps for steps in falling_schedules(given, self.site.levels) if steps != given)]
+        found = [given, *falling_schedules(given, self.site.levels)]
+        if self.price:
+            found += waiting_schedules(len(given), self.site.levels)
+        return list(dict.fromkeys(found))
 
 
 def _each(spikes: Tensor) -> Tensor:
     """Mean number of spikes ``[C]`` of trains ``[T, N, C]``."""
     return (spikes != 0).sum(0).to(torch.float32).mean(0)
+
+
+def waiting_schedules(timesteps: int, levels: int) -> list[tuple[int, ...]]:
+    """Schedules that are silent in their first timesteps: a spike worth 2L never fires, for it would leave the grid.
+
+    >>> waiting_schedules(4, 3)
+    [(8, 2, 1, 1), (8, 8, 2, 1), (8, 8, 8, 2)]
+    """
+    silent = 1 << (2 * levels - 1).bit_length()
+    return [(silent,) * wait + default_steps(levels, timesteps - wait) for wait in range(1, timesteps)]
 
 
 def _around(base: Setting, coding: str) -> list[Setting]:

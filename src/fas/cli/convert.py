@@ -76,6 +76,9 @@ def command(
         float | None, _flag("spikes_per_neuron", "Budget of spikes a neuron over all T, trained for.", _STAGE1)
     ] = None,
     stage2: Annotated[bool | None, _flag("stage2", "Calibrate the neurons.", _STAGE2, "--stage2/--no-stage2")] = None,
+    spike_price: Annotated[
+        float | None, _flag("spike_price", "Relative error worth one spike a neuron; else by the budget.", _STAGE2)
+    ] = None,
     calibration_sequences: Annotated[int | None, _flag("calibration_sequences", "Sequences to use.", _STAGE2)] = None,
     align_steps: Annotated[int | None, _flag("align_steps", "Gradient steps for each layer.", _STAGE2)] = None,
     global_steps: Annotated[int | None, _flag("global_steps", "Gradient steps for the whole network.", _STAGE2)] = None,
@@ -86,6 +89,12 @@ def command(
     seed: Annotated[int | None, _flag("seed", "Same seed, same result")] = None,
     device: Annotated[str | None, _flag("device", "auto, cpu, cuda or cuda:1.")] = None,
     dtype: Annotated[str | None, _flag("dtype", "float32, bfloat16 or float16; neurons use fp32.")] = None,
+    pareto: Annotated[
+        bool, typer.Option("--pareto", help="Convert under several spike budgets, each into a folder of --out.")
+    ] = False,
+    budgets: Annotated[
+        str | None, typer.Option(help="--pareto: budgets, none,1.5,1.0 …", show_default="none,1.5,1,0.7,0.5")
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -104,14 +113,36 @@ def command(
     with session(quiet) as progress:
         options = options_from(flags, recipe)
         from fas.pipeline.convert import run_conversion
+        from fas.pipeline.pareto import BUDGETS, run_pareto
         from fas.report.table import print_results
 
-        results = run_conversion(options, progress)
+        if budgets and not pareto:
+            raise ConfigError("--budgets belong to --pareto; a single budget is --spikes-per-neuron")
+        sweep = budgets_in(budgets) or BUDGETS
+        results = run_pareto(options, sweep, progress) if pareto else run_conversion(options, progress)
         progress.note(f"written: {options.out}")
     if as_json:
         print_json(results.to_dict())
     else:
         print_results(results)
+
+
+def budgets_in(text: str | None) -> tuple[float | None, ...] | None:
+    """Budgets of a sweep, ``none`` among them; raises `ConfigError` for what is no positive number.
+
+    >>> budgets_in("none,1.5"), budgets_in(None)
+    ((None, 1.5), None)
+    """
+    if text is None:
+        return None
+    words = text.replace(",", " ").split()
+    try:
+        found = tuple(None if word == "none" else float(word) for word in words)
+    except ValueError:
+        found = (0.0,)
+    if any(budget is not None and not budget > 0 for budget in found):
+        raise ConfigError(f"--budgets {text} is not a list of spikes per neuron such as none,1.5,0.5")
+    return found
 
 
 def options_from(flags: dict[str, Any], recipe: Path | None) -> ConvertOptions:

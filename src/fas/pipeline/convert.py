@@ -17,7 +17,7 @@ from fas.models import planned
 from fas.pipeline.load import block_length, load_ann
 from fas.pipeline.measure import EVALUATION_BATCH, dense_row, layerwise_target, qcfs_row, spiking_row
 from fas.pipeline.options import ConvertOptions
-from fas.pipeline.stages import Run, calibrate_for, spiking_model, stage_of, train_control, train_qcfs
+from fas.pipeline.stages import Run, adopt_control, calibrate_for, spiking_model, stage_of, train_control, train_qcfs
 from fas.pipeline.workspace import Workspace
 from fas.progress import Progress, Silent
 from fas.report.results import Results, Row, versions
@@ -25,10 +25,13 @@ from fas.tasks.language_modeling import encode_blocks, spread
 from fas.tasks.text import load_text
 
 
-def run_conversion(options: ConvertOptions, progress: Progress | None = None) -> Results:
+def run_conversion(
+    options: ConvertOptions, progress: Progress | None = None, control_of: Path | None = None
+) -> Results:
     """Convert as ``options`` say and return the measured rows; the folder appears whole at ``options.out``.
 
-    Raises `FasError` kinds for bad input before anything is computed, and keeps finished stages if it is interrupted.
+    ``control_of``: a finished conversion of the same model, data and steps, whose control is this one's too. Raises
+    `FasError` kinds for bad input before anything is computed, and keeps finished stages if it is interrupted.
     """
     progress, start = progress or Silent(), time.time()
     ann, tokenizer = load_ann(options.model, options.device)
@@ -49,6 +52,8 @@ def run_conversion(options: ConvertOptions, progress: Progress | None = None) ->
         progress.note(f"{options.out} was converted with these arguments already; its results are shown")
         return Results.read(options.out / "results.json")
     resumed = workspace.open()
+    if control_of is not None:
+        adopt_control(workspace, control_of)
     run = Run(options, workspace, progress, tokenizer, blocks[0], blocks[1], evaluation, ann.device)
     decision = train_control(run, ann)
     train_qcfs(run, ann, decision)

@@ -15,7 +15,12 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _LEAST = {
     "batch_size": 1, "calibration_sequences": 1, "eval_sequences": 1, "stage1_steps": 1, "length": 2, "seed": 0,
     "neurons_per_channel": 1, "align_steps": 0, "global_steps": 0, "lr": 0, "scale_lr": 0, "spikes_per_neuron": 0,
+    "spike_price": 0,
 }  # fmt: skip
+
+
+BUDGET_PRICE = 0.003
+"""Under a spike budget: spikes of corrections on the way to the last timestep are half of all without it (docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class ConvertOptions:
     spikes_per_neuron: float | None = None
     """Budget of Stage 1: expected spikes a neuron, all sites together, in the first coding and time."""
     stage2: bool = True
+    spike_price: float | None = None
+    """Relative error of a layer that Stage 2 may pay for one spike a neuron less; None: .003 under a spike budget, else 0."""
     calibration_sequences: int = 32
     align_steps: int = 8
     global_steps: int = 24
@@ -90,6 +97,13 @@ class ConvertOptions:
                 f"{len(self.steps) / each:g}"
             )
         self.configurations()  # validates every combination
+
+    @property
+    def price_of_a_spike(self) -> float:
+        """What Stage 2 takes."""
+        if self.spike_price is not None:
+            return self.spike_price
+        return BUDGET_PRICE if self.spikes_per_neuron is not None else 0.0
 
     def configurations(self) -> list[SpikingConfig]:
         """The configurations of the SNN that are calibrated and measured; the first is what the folder loads as."""

@@ -6,6 +6,7 @@ Every stage starts from what the stage before left on disk, so an interrupted ru
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,15 @@ def train_control(run: Run, ann: PreTrainedModel) -> dict[str, Any]:
     return workspace.store_json("control-decision", decision)
 
 
+def adopt_control(workspace: Workspace, finished: Path) -> None:
+    """Take the control of the conversion at ``finished``, where it was trained as this one's would be."""
+    if workspace.has("control-decision"):
+        return
+    decision = json.loads((finished / "results.json").read_text())["extra"]["control"]
+    workspace.store("control", lambda folder: shutil.copytree(finished / "control", folder, dirs_exist_ok=True))
+    workspace.store_json("control-decision", decision)
+
+
 def train_qcfs(run: Run, ann: PreTrainedModel, decision: dict[str, Any]) -> None:
     """Stage 1: QCFS units with fitted scales, then full-parameter fine-tuning with the ANN as teacher.
 
@@ -123,7 +133,11 @@ def calibrate_for(run: Run, target: SpikingConfig) -> None:
     set_seed(run.options.seed)
     model = convert(run.load("qcfs"))
     model.set_timesteps(**target.model_dump())
-    settings = CalibrationOptions(align_steps=run.options.align_steps, global_steps=run.options.global_steps)
+    settings = CalibrationOptions(
+        align_steps=run.options.align_steps,
+        global_steps=run.options.global_steps,
+        spike_price=run.options.price_of_a_spike,
+    )
     reports = calibrate(model, run.calibration_batches(), settings, run.progress)
     values = {
         name: p.detach().cpu() for name, p in model.state_dict().items() if f".neurons.{target.neuron_key}." in name

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from fas.accounting.energy import ROWS
 from fas.accounting.ledger import Statement
 from fas.report.plots import INK, colour, figure_of, finish
+from fas.report.results import Results
+from fas.report.words import metric_title
 
 
 def firing_rates(statement: Statement) -> str | None:
@@ -78,6 +82,45 @@ def energy_bars(statement: Statement) -> str:
     panels[0].invert_yaxis()
     figure.supxlabel("µJ a token", color=INK, fontsize="small")
     return finish(figure)
+
+
+def pareto_front(results: Results) -> str:
+    """Quality against spikes per neuron and against strict energy: the points of a sweep, its front drawn through."""
+    rows = [row for row in results.rows if row.name == "snn" and row.energy_strict_pj is not None]
+    figure, panels = figure_of(1, 2, height=3.4, share_y=True)
+    titles = ("spikes per neuron", "energy of the whole network / ANN (fp32 proxy)")
+    places: tuple[Callable[[Any], float], ...] = (
+        lambda row: row.spikes_per_neuron,
+        lambda row: row.energy_strict_pj / row.energy_ann_pj,
+    )
+    for panel, title, at in zip(panels, titles, places, strict=True):
+        points = [(at(row), float(row.value or math.nan), row.budget) for row in rows]
+        panel.scatter([x for x, *_ in points], [y for _, y, _ in points], color=colour(0), zorder=3)
+        for x, y, budget in points:
+            label = "no budget" if budget is None else f"{budget:g}"
+            panel.annotate(label, (x, y), (4, 4), textcoords="offset points", color=INK, fontsize="x-small")
+        front = front_of([(x, y) for x, y, _ in points])
+        panel.plot([x for x, _ in front], [y for _, y in front], color=colour(0), linewidth=1)
+        control = next((row.value for row in results.rows if row.name == "control"), None)
+        if control is not None:
+            panel.axhline(control, linestyle="--", color=INK, linewidth=1, alpha=0.7)
+        panel.set_xlabel(title)
+    panels[0].set_ylabel(metric_title(results) + " (dashed: control)")
+    return finish(figure)
+
+
+def front_of(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points that no other beats in both coordinates (smaller is better), by the first.
+
+    >>> front_of([(1, 5), (2, 6), (3, 2)])
+    [(1, 5), (3, 2)]
+    """
+    best, found = math.inf, []
+    for x, y in sorted(points):
+        if y < best:
+            best = y
+            found.append((x, y))
+    return found
 
 
 def paper(row: str) -> str:

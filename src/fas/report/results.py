@@ -49,6 +49,12 @@ class Row:
     """Nats per token."""
     spikes_per_neuron: float | None = None
     """Non-zero spikes over all timesteps, per neuron = site channel × real token, all sites pooled."""
+    budget: float | None = None
+    """Spikes per neuron that Stage 1 was allowed."""
+    energy_strict_pj: float | None = None
+    """Of the whole spiking network, a token, by the ledger's fp32 proxy."""
+    energy_ann_pj: float | None = None
+    """Of the ANN in fp32, counted in the same run."""
     tokens: int | None = None
     """Predicted tokens that the metric was measured on."""
     stored: bool | None = None
@@ -139,8 +145,10 @@ def this_command() -> str:
 
 def _row(values: dict[str, Any]) -> Row:
     _refuse_unknown(values, {f.name for f in fields(Row)})
-    numbers = ("value", "perplexity", "loss", "spikes_per_neuron")
-    read: dict[str, Any] = {key: float(value) if key in numbers else value for key, value in values.items()}
+    numbers = ("value", "perplexity", "loss", "spikes_per_neuron", "budget", "energy_strict_pj", "energy_ann_pj")
+    read: dict[str, Any] = {
+        key: float(value) if key in numbers and value is not None else value for key, value in values.items()
+    }
     return Row(**read)
 
 

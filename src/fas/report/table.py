@@ -30,6 +30,7 @@ def columns_of(results: Results) -> list[Column]:
         Column("model", [words.model_label(row, results) + " *" * bool(row.stored) for row in rows]),
         Column("coding", [words.coding_label(row) for row in rows]),
         Column("coverage", [row.coverage or "" for row in rows]),
+        Column("budget", ["" if row.budget is None else f"{row.budget:g}" for row in rows], numbers=True),
         Column("L", [str(row.levels or "") for row in rows], numbers=True),
         Column("schedule, steps", [words.schedule_label(row) for row in rows]),
         Column("T", [str(row.timesteps or "") for row in rows], numbers=True),
@@ -37,6 +38,7 @@ def columns_of(results: Results) -> list[Column]:
         Column(words.metric_title(results), [words.value_label(row, results) for row in rows], numbers=True),
         Column(f"vs {against}", [words.ratio_label(row, results) for row in rows], numbers=True),
         Column("spikes/neuron", spikes, numbers=True),
+        Column("energy", [words.energy_label(row) for row in rows], numbers=True),
     ]
     return [column for column in columns if _says_something(column)]
 

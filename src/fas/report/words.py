@@ -52,6 +52,13 @@ def schedule_label(row: Row) -> str:
     return row.schedule or ""
 
 
+def energy_label(row: Row) -> str:
+    """Strict fp32-proxy energy against the ANN's in fp32; empty where the ledger did not run."""
+    if row.energy_strict_pj is None or not row.energy_ann_pj:
+        return ""
+    return f"×{row.energy_strict_pj / row.energy_ann_pj:.2f}"
+
+
 def stage2_label(row: Row) -> str:
     """Whether the figure is from before or after Stage 2."""
     if row.name != "snn" or row.stage2 is None or row.schedule == "layerwise":  # its counts are the QCFS model's codes
