@@ -236,3 +236,19 @@ def test_stage_2_calibrates_both_segments() -> None:
     before = (out(model, **inputs) - target).square().mean()
     fas.calibrate(model, [inputs], CalibrationOptions(align_steps=2, global_steps=2))
     assert (out(model, **inputs) - target).square().mean() < before
+
+
+@kinds
+@pytest.mark.parametrize("coverage", ["linear", "full"])
+def test_ledger(kind: str, coverage: str) -> None:
+    """Two segments, cross-attention and a decoding step that reads the encoder's cached keys: all of it is accounted for."""
+    model = fas.convert(fas.prepare(t5(kind), fas.SpikingConfig(coverage=coverage, timesteps=3), [inputs_for()]))
+    found = fas.ledger(model, inputs_for(), decode=True)
+    for statement in (found.forward, found.decode):
+        assert statement is not None
+        assert statement.unknown == {}
+        assert statement.notes == []
+    assert {site.name for site in found.forward.sites} == set(sites_of(model))
+    decoded = {site.name for site in found.decode.sites}  # type: ignore[union-attr]
+    assert not any(name.startswith("encoder.") for name in decoded)  # the encoder has run before
+    assert any(name.startswith("decoder.") for name in decoded)

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import tiny_vl
 import torch
+from contract import CODINGS as CONTRACT_CODINGS
 from contract import spikes_of
 from torch import Tensor
 from toys import fire, running, toy
@@ -363,3 +365,24 @@ def check_family(model: PreTrainedModel, inputs: dict[str, Tensor], decode: bool
 def test_every_family_is_accounted_for(family: str, coverage: str) -> None:
     model = tiny.snn(family, coverage, timesteps=3)
     check_family(model, tiny.inputs_for(model), decode=model.can_generate())
+
+
+@pytest.mark.parametrize("coverage", ["linear", "full"])
+@pytest.mark.parametrize("name", tiny_vl.MODELS)
+def test_every_vision_language_family_is_accounted_for(name: str, coverage: str) -> None:
+    check_family(tiny_vl.snn(name, coverage, timesteps=3), tiny_vl.batch(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("coding", CONTRACT_CODINGS)
+@pytest.mark.parametrize("coverage", tiny.COVERAGES)
+@pytest.mark.parametrize("family", tiny.DECODERS | tiny.ENCODERS)
+def test_every_family_in_every_coding(family: str, coverage: str, coding: str) -> None:
+    model = tiny.snn(family, coverage, **CONTRACT_CODINGS[coding])
+    check_family(model, tiny.inputs_for(model), decode=model.can_generate())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_rows_are_still_recognised(dtype: torch.dtype) -> None:
+    model = tiny.snn("llama", "full", timesteps=4).to(dtype)
+    check_family(model, tiny.inputs_for(model), decode=True)

@@ -18,6 +18,7 @@ from fas.neurons import Site
 from fas.operators.group import read
 from fas.operators.population import Population
 from fas.operators.spiking import SpikingGroup
+from fas.runtime.spikes import tally
 
 PIECE = 1 << 18
 """Values checked at a time: they stay in the cache, and nothing as large as the rows is made."""
@@ -51,9 +52,9 @@ def emission_of(site: Site, spikes: Tensor, neurons: int, elements: int, counted
     fired = spikes != 0
     if counted is not None:
         fired &= counted
-    updated = fired[0].numel() if counted is None else int(counted.expand(fired[0].shape).sum())
-    by_step = fired.flatten(1).sum(1).tolist()
-    by_channel = fired.flatten(0, -2).sum(0).unflatten(0, (-1, neurons)).sum(1).cpu()
+    updated = fired[0].numel() if counted is None else int(torch.count_nonzero(counted.expand(fired[0].shape)))
+    by_step, by_neuron = tally(fired)
+    by_channel = by_neuron.unflatten(0, (-1, neurons)).sum(1)
     return Emission(
         site.name,
         elements,
@@ -72,9 +73,9 @@ def _shifted(site: Site, fired: Tensor, neurons: int) -> int:
     shifted = 0
     for at, worth in enumerate(steps > 1):
         if worth.all():
-            shifted += int(fired[at].sum())
+            shifted += int(torch.count_nonzero(fired[at]))
         elif worth.any():
-            shifted += int(fired[at].unflatten(-1, (-1, neurons))[..., worth.to(fired.device)].sum())
+            shifted += int(torch.count_nonzero(fired[at].unflatten(-1, (-1, neurons))[..., worth.to(fired.device)]))
     return shifted
 
 

@@ -27,10 +27,6 @@ class Clock:
     """Receives (site name, spikes ``[T, B, …, C]``) of every encoding while somebody records."""
     meter: Callable[[Any, Tensor, Tensor | None], None] | None = None
     """While QCFS units train under a spike budget: receives (site, values ``[B, …, C]``, which of them count)."""
-    kept: dict[str, list[Tensor]] | None = None
-    """While somebody collects them: by site, what its consumers are handed in the last timestep, call by call."""
-    forced: dict[str, list[Tensor]] | None = None
-    """What QCFS units give instead of rounding, call by call: the values that neurons gave."""
     met: dict[str, None] | None = None
     """While somebody wants to know: the names of the sites that ran, in their order."""
     visible: Tensor | None = None

@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from fas.config import SpikingConfig, neurons_in, steps_in
 from fas.errors import FasError
 from fas.neurons.clock import Clock
-from fas.neurons.forced import forced
 from fas.neurons.integrate_fire import rate_mean_rows, rate_step_rows
 from fas.neurons.layerwise import ones_first
 from fas.neurons.qcfs import codes, qcfs
@@ -135,8 +134,6 @@ class Site(nn.Module):
             out, spikes = self._fire(rows)
         if clock.probe is not None:
             self.tell(spikes, visible)
-        if clock.kept is not None:
-            clock.kept.setdefault(self.name, []).append(out[-1].to(x.dtype))
         return out.flatten(0, 1).to(x.dtype)
 
     def meet(self) -> None:
@@ -172,9 +169,6 @@ class Site(nn.Module):
             self.tell(ones_first(codes(x.detach(), scale.detach(), levels, self.signed), levels), visible)
         if clock.meter is not None:
             clock.meter(self, x, visible)
-        if clock.forced is not None and self.name in clock.forced:
-            threshold = self.neuron_values(clock.config)[0].to(x.dtype)
-            return forced(x, threshold, clock.forced[self.name].pop(0).to(x.dtype), levels, self.signed)
         return qcfs(x, scale, levels, self.signed)
 
     def _fire(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,21 @@ from fas.neurons import Clock
 from fas.runtime.control import clock_of
 from fas.runtime.folding import FoldHook
 
+PIECE = 1 << 18
+"""Values counted at a time: a sum of booleans makes eight bytes of each."""
+
+
+def tally(fired: Tensor) -> tuple[list[int], Tensor]:
+    """How many of ``fired`` ``[T, …, C]`` are true: in each timestep, and in each channel ``[C]``."""
+    by_channel = torch.zeros(fired.shape[-1], dtype=torch.int64)
+    by_timestep = []
+    for step in fired:
+        before = int(by_channel.sum())
+        for part in step.reshape(-1, step.shape[-1]).split(max(1, PIECE // step.shape[-1])):
+            by_channel += part.sum(0).cpu()
+        by_timestep.append(int(by_channel.sum()) - before)
+    return by_timestep, by_channel
+
 
 @dataclass
 class SiteCount:
@@ -43,9 +58,9 @@ class SpikeCount:
         neurons = fired[0].numel()
         if counted is not None:
             fired = fired & counted
-            neurons = int(counted.expand_as(fired[0]).sum())
+            neurons = int(torch.count_nonzero(counted.expand_as(fired[0])))
         count = self.sites.setdefault(name, SiteCount(torch.zeros(len(spikes), dtype=torch.int64)))
-        count.by_timestep += fired.flatten(1).sum(1).cpu()
+        count.by_timestep += torch.tensor(tally(fired)[0])
         count.neurons += neurons
 
     def _counted(self, neurons: Tensor) -> Tensor | None:

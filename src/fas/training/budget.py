@@ -27,7 +27,6 @@ class SpikeBudget:
         self.clock, self.allowed, self.weight = clock_of(model), spikes_per_neuron, weight
         self.steps, self.step = max(1, round(RAMP * steps)), 0
         self.start: float | None = None
-        self.measured: dict[str, float] = {}
         self.spikes: Tensor | None = None
         self.neurons = 0.0
 
@@ -36,8 +35,6 @@ class SpikeBudget:
             return
         counts = spikes_of_codes(self.clock.config, site.levels)
         spikes = expected_spikes(x, site.scale.to(x.dtype), site.signed, counts)
-        if (real := self.measured.get(site.name)) is not None:  # the gradient of what is expected, at what is real
-            spikes = spikes * (real / max(float(spikes.detach().sum()), 1.0))
         if visible is None:
             self.neurons += spikes.numel()
         else:
@@ -45,10 +42,6 @@ class SpikeBudget:
             self.neurons += float(visible.expand(spikes.shape).sum())
         total = spikes.sum()
         self.spikes = total if self.spikes is None else self.spikes + total
-
-    def probe(self, name: str, spikes: Tensor) -> None:
-        """Take the spikes that the SNN really emitted for this batch, corrections on the way to the last timestep included."""
-        self.measured[name] = self.measured.get(name, 0.0) + float(spikes.count_nonzero())
 
     @contextmanager
     def metering(self) -> Iterator[None]:
@@ -58,7 +51,7 @@ class SpikeBudget:
         try:
             yield
         finally:
-            self.clock.meter, self.measured = None, {}
+            self.clock.meter = None
 
     def penalty(self) -> Tensor:
         """``weight``·max(0, m/b − 1) of the forward that was metered: m spikes a neuron, b the budget of this step."""

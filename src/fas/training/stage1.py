@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,6 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from fas.losses import logits_kl
 from fas.neurons import Site
 from fas.progress import Progress, Silent
-from fas.runtime.control import clock_of, without_cache
 from fas.training.budget import SpikeBudget
 
 
@@ -35,8 +33,6 @@ class Stage1Options:
     distill: float = 0.5
     """Weight of KL(ANN ‖ student) on the logits, in nats per token; 1 − distill is the weight of the task loss."""
     temperature: float = 1.0
-    snn_aware: bool = False
-    """Whether each batch first runs through the spiking network, whose values the units then give (`fas.neurons.forced`)."""
     spikes_per_neuron: float | None = None
     """Budget of expected spikes, all sites pooled; None: none. The control has no spikes and ignores it."""
     seed: int = 0
@@ -67,7 +63,6 @@ class Stage1Trainer(Trainer):
         student: Any = self.model
         if options.spikes_per_neuron is not None and any(isinstance(part, Site) for part in student.modules()):
             self.budget = SpikeBudget(student, options.spikes_per_neuron, options.steps)
-        self._spikes = any(isinstance(part, Site) for part in student.modules())
         if teacher is not None:
             teacher.eval().requires_grad_(False).to(self.args.device)  # type: ignore[arg-type]
 
@@ -89,12 +84,7 @@ class Stage1Trainer(Trainer):
     ) -> Any:
         """(1 − w)·task + w·KL(teacher ‖ student)·temperature², averaged over predicted tokens; and what exceeds the budget."""
         weight = self.options.distill if self.teacher is not None else 0.0
-        through_time = self.options.snn_aware and self._spikes
-        metered = self.budget is not None and model.training
-        with (
-            self._through_time(model, inputs) if through_time else nullcontext(),
-            self.budget.metering() if self.budget is not None and metered else nullcontext(),
-        ):
+        with self.budget.metering() if self.budget is not None and model.training else nullcontext():
             outputs = model(**inputs)
         loss = (1 - weight) * outputs.loss
         if self.budget is not None and model.training:
@@ -104,24 +94,6 @@ class Stage1Trainer(Trainer):
                 target = self.teacher(**{k: v for k, v in inputs.items() if k != "labels"}).logits
             loss = loss + weight * logits_kl(outputs.logits, target, self.options.temperature)
         return (loss, outputs) if return_outputs else loss
-
-    @contextmanager
-    def _through_time(self, model: nn.Module, inputs: dict[str, Any]) -> Iterator[None]:
-        """Simulate the batch; inside, QCFS units give the values that neurons have in the last timestep."""
-        clock = clock_of(model)
-        before = clock.stage, clock.probe
-        clock.stage, clock.kept = "snn", {}
-        clock.probe = self.budget.probe if self.budget is not None else clock.probe
-        try:
-            with torch.no_grad():
-                model(**{k: v for k, v in inputs.items() if k != "labels"}, **without_cache(model))
-            clock.forced = clock.kept
-        finally:
-            (clock.stage, clock.probe), clock.kept = before, None
-        try:
-            yield
-        finally:
-            clock.forced = None
 
 
 class _Report(TrainerCallback):
