@@ -76,9 +76,12 @@ def energy_bars(statement: Statement) -> str:
         ]
         panel.barh(range(len(rows)), values, color=colours, height=0.7)
         panel.set_xscale("log")
-        panel.set_yticks(range(len(rows)), [ROWS[row].split(" (")[0] + paper(row) for row in rows], fontsize="x-small")
+        panel.set_yticks(range(len(rows)), [ROWS[row].split(" (")[0] for row in rows], fontsize="x-small")
         panel.set_title(column, color=INK, fontsize="small")
         panel.grid(axis="y", visible=False)
+    every = [energy.picojoules[row][column] / 1e6 / tokens for row in rows for column in energy.columns]
+    for panel in panels:  # one scale: bars of different models may be compared
+        panel.set_xlim(min(value for value in every if value > 0) / 2, max(every) * 2)
     panels[0].invert_yaxis()
     figure.supxlabel("µJ a token", color=INK, fontsize="small")
     return finish(figure)
@@ -121,8 +124,3 @@ def front_of(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
             best = y
             found.append((x, y))
     return found
-
-
-def paper(row: str) -> str:
-    """What tells the two SNN rows apart where space is short."""
-    return {"snn_paper": ", as papers count", "snn_strict": ""}.get(row, "")
