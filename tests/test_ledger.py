@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from contract import CODINGS as CONTRACT_CODINGS
 from contract import spikes_of
 from torch import Tensor
-from toys import fire, running, toy
+from toys import fire, running, toy, toy_families
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import fas
@@ -31,6 +32,12 @@ CODINGS: dict[str, dict[str, Any]] = {
 }
 times = pytest.mark.parametrize("timesteps", TIMES)
 codings = pytest.mark.parametrize("coding", CODINGS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def families() -> Iterator[None]:
+    with toy_families():
+        yield
 
 
 def converted(model: PreTrainedModel, x: dict[str, Tensor], coverage: str, **settings: Any) -> PreTrainedModel:

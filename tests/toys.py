@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fas.models.family import Family, SiteSpec, register
+from fas.models.family import REGISTRY, Family, SiteSpec, register
 from fas.models.shapes import attention
 
 
@@ -83,21 +85,25 @@ class ToyModel(PreTrainedModel):
         return BaseModelOutput(last_hidden_state=self.body(inputs_embeds=inputs_embeds))
 
 
-register(
-    Family(
-        name="toy_linear",
-        segment="ToyLinear",
-        segment_sites=(SiteSpec("input", ("linear",)),),
+@contextmanager
+def toy_families() -> Iterator[None]:
+    """FAS knows the toys, for the length of the context."""
+    families = (
+        Family(name="toy_linear", segment="ToyLinear", segment_sites=(SiteSpec("input", ("linear",)),)),
+        Family(
+            name="toy_attention",
+            segment="ToyAttention",
+            segment_sites=attention("products"),
+            analog=frozenset({"ToyProducts"}),
+        ),
     )
-)
-register(
-    Family(
-        name="toy_attention",
-        segment="ToyAttention",
-        segment_sites=attention("products"),
-        analog=frozenset({"ToyProducts"}),
-    )
-)
+    for family in families:
+        register(family)
+    try:
+        yield
+    finally:
+        for family in families:
+            del REGISTRY[family.segment]
 
 
 def toy(attends: bool) -> ToyModel:

@@ -32,36 +32,57 @@ def _flag(name: str, help: str, panel: str | None = None, *spelling: str) -> Any
     return typer.Option(*spelling, help=help.removesuffix(".") + shown + ".", rich_help_panel=panel, show_default=False)
 
 
+_Coverage = Annotated[str | None, _flag("coverage", "What becomes spikes: ffn, linear, attention or full.", _SNN)]
+_NeuronsPerChannel = Annotated[
+    int | None, _flag("neurons_per_channel", "sigma_delta: neurons that encode a channel together.", _SNN)
+]
+_Rotation = Annotated[
+    str | None, _flag("rotation", "hadamard rotates the heavy-tailed products of gated FFNs, or none.", _SNN)
+]
+_Scales = Annotated[str | None, _flag("scales", "One threshold a channel, or a tensor (for comparison).", _SNN)]
+_Activation = Annotated[
+    str | None, _flag("activation", "Pointwise activations: replace them by units (the paper), or keep.", _SNN)
+]
+_Targets = Annotated[
+    list[str] | None, _flag("targets", "Only these sites spike: names as fas inspect shows them, or re:PATTERN.", _SNN)
+]
+_Distill = Annotated[
+    float | None, _flag("distill", "Weight of distillation from the ANN, 0–1; else by the control.", _STAGE1)
+]
+_SpikesPerNeuron = Annotated[
+    float | None, _flag("spikes_per_neuron", "Budget of spikes a neuron over all T, trained for.", _STAGE1)
+]
+_SpikePrice = Annotated[
+    float | None, _flag("spike_price", "Relative error worth one spike a neuron; else by the budget.", _STAGE2)
+]
+_BeforeStage2 = Annotated[
+    bool | None, _flag("before_stage2", "Also measure the SNN before Stage 2.", _STAGE2, "--before-stage2")
+]
+_Pareto = Annotated[
+    bool, typer.Option("--pareto", help="Convert under several spike budgets, each into a folder of --out.")
+]
+_Budgets = Annotated[
+    str | None, typer.Option(help="--pareto: budgets, none,1.5,1.0 …", show_default="none,1.5,1,0.7,0.5")
+]
+
+
 def command(
     model: Annotated[str | None, _flag("model", "Hub id, local folder, or builtin.")] = None,
     data: Annotated[str | None, _flag("data", "Training text: files, a hub data set, or builtin.")] = None,
     out: Annotated[Path | None, _flag("out", "Folder to write; an interrupted conversion goes on.")] = None,
     eval_data: Annotated[str | None, _flag("eval_data", "Evaluation text; else the last 10 % of --data.")] = None,
     recipe: Annotated[Path | None, _flag("recipe", "YAML file with options by name; flags overrule it.")] = None,
-    coverage: Annotated[
-        str | None, _flag("coverage", "What becomes spikes: ffn, linear, attention or full.", _SNN)
-    ] = None,
+    coverage: _Coverage = None,
     levels: Annotated[int | None, _flag("levels", "L: grid points on each side of zero.", _SNN)] = None,
     coding: Annotated[list[str] | None, _flag("codings", "sigma_delta, rate, or sigma_delta,rate.", _SNN)] = None,
     timesteps: Annotated[list[str] | None, _flag("timesteps", "T, one or several: 2,4,8.", _SNN)] = None,
-    neurons_per_channel: Annotated[
-        int | None, _flag("neurons_per_channel", "sigma_delta: neurons that encode a channel together.", _SNN)
-    ] = None,
+    neurons_per_channel: _NeuronsPerChannel = None,
     steps: Annotated[str | None, _flag("steps", "sigma_delta: worth of a spike by timestep: 4,2,2,1.", _SNN)] = None,
     rows: Annotated[str | None, _flag("rows", "rate: mean, or step, the paper's way.", _SNN)] = None,
-    rotation: Annotated[
-        str | None, _flag("rotation", "hadamard rotates the heavy-tailed products of gated FFNs, or none.", _SNN)
-    ] = None,
-    scales: Annotated[
-        str | None, _flag("scales", "One threshold a channel, or a tensor (for comparison).", _SNN)
-    ] = None,
-    activation: Annotated[
-        str | None, _flag("activation", "Pointwise activations: replace them by units (the paper), or keep.", _SNN)
-    ] = None,
-    targets: Annotated[
-        list[str] | None,
-        _flag("targets", "Only these sites spike: names as fas inspect shows them, or re:PATTERN.", _SNN),
-    ] = None,
+    rotation: _Rotation = None,
+    scales: _Scales = None,
+    activation: _Activation = None,
+    targets: _Targets = None,
     ignore: Annotated[list[str] | None, _flag("ignore", "These sites stay analog; named like targets.", _SNN)] = None,
     stage1: Annotated[str | None, _flag("stage1", "full, or none: a training-free conversion.", _STAGE1)] = None,
     stage1_steps: Annotated[int | None, _flag("stage1_steps", "Optimizer steps; else by model size.", _STAGE1)] = None,
@@ -69,32 +90,20 @@ def command(
     length: Annotated[int | None, _flag("length", "Tokens in a sequence; else min(context, 256).", _STAGE1)] = None,
     lr: Annotated[float | None, _flag("lr", "Learning rate of the weights.", _STAGE1)] = None,
     scale_lr: Annotated[float | None, _flag("scale_lr", "Learning rate of the neurons' scales.", _STAGE1)] = None,
-    distill: Annotated[
-        float | None, _flag("distill", "Weight of distillation from the ANN, 0–1; else by the control.", _STAGE1)
-    ] = None,
-    spikes_per_neuron: Annotated[
-        float | None, _flag("spikes_per_neuron", "Budget of spikes a neuron over all T, trained for.", _STAGE1)
-    ] = None,
+    distill: _Distill = None,
+    spikes_per_neuron: _SpikesPerNeuron = None,
     stage2: Annotated[bool | None, _flag("stage2", "Calibrate the neurons.", _STAGE2, "--stage2/--no-stage2")] = None,
-    spike_price: Annotated[
-        float | None, _flag("spike_price", "Relative error worth one spike a neuron; else by the budget.", _STAGE2)
-    ] = None,
+    spike_price: _SpikePrice = None,
     calibration_sequences: Annotated[int | None, _flag("calibration_sequences", "Sequences to use.", _STAGE2)] = None,
     align_steps: Annotated[int | None, _flag("align_steps", "Gradient steps for each layer.", _STAGE2)] = None,
     global_steps: Annotated[int | None, _flag("global_steps", "Gradient steps for the whole network.", _STAGE2)] = None,
-    before_stage2: Annotated[
-        bool | None, _flag("before_stage2", "Also measure the SNN before Stage 2.", _STAGE2, "--before-stage2")
-    ] = None,
+    before_stage2: _BeforeStage2 = None,
     eval_sequences: Annotated[int | None, _flag("eval_sequences", "At most so many sequences to evaluate on.")] = None,
     seed: Annotated[int | None, _flag("seed", "Same seed, same result")] = None,
     device: Annotated[str | None, _flag("device", "auto, cpu, cuda or cuda:1.")] = None,
     dtype: Annotated[str | None, _flag("dtype", "float32, bfloat16 or float16; neurons use fp32.")] = None,
-    pareto: Annotated[
-        bool, typer.Option("--pareto", help="Convert under several spike budgets, each into a folder of --out.")
-    ] = False,
-    budgets: Annotated[
-        str | None, typer.Option(help="--pareto: budgets, none,1.5,1.0 …", show_default="none,1.5,1,0.7,0.5")
-    ] = None,
+    pareto: _Pareto = False,
+    budgets: _Budgets = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
