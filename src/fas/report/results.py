@@ -49,6 +49,8 @@ class Row:
     """Nats per token."""
     spikes_per_neuron: float | None = None
     """Non-zero spikes over all timesteps, per neuron = site channel × real token, all sites pooled."""
+    model: str | None = None
+    """Which model, where the results hold several."""
     budget: float | None = None
     """Spikes per neuron that Stage 1 was allowed."""
     energy_strict_pj: float | None = None
