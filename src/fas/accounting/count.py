@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -137,7 +138,8 @@ class Counter:
         assert self.clock is not None
         config = self.clock.config
         if not product.weighted and self.clock.folds and config.coding == "rate" and config.rows == "step":
-            product.events = product.events[:1]  # the product of two single spikes: one gates the other
+            first, second = product.events  # the product of two single spikes: one gates the other
+            product.events = [first, replace(second, fan_out=0)]
         product.resident = not self.clock.folds
         if config.coding == "sigma_delta" or not self.clock.folds:
             product.bias_times = 1  # enters once
