@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -348,3 +349,12 @@ def test_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert code == 2
     assert "--budgets belong to --pareto" in err
+    both = ("--pareto", "--spikes-per-neuron", "1")
+    code, _, err = run(
+        capsys, "convert", "--model", "builtin", "--data", data, "--out", str(tmp_path / "x"), *both, "-q"
+    )
+    assert code == 2
+    assert "--pareto takes its budgets from --budgets" in err
+    for wrong in ({"spikes_per_neuron": 0.0}, {"spikes_per_neuron": 1.0, "stage1": "none"}):
+        with pytest.raises(FasError, match="a budget is above 0 and is trained for"):
+            replace(options, **wrong)

@@ -60,8 +60,8 @@ class Encodings:
             self._remember(out, None)
 
         def population_hook(population: Population, args: Any, out: Tensor) -> None:
-            check = lambda told: check_population(population, told, out)  # noqa: E731
-            self._remember(out, self._resting(population, out, args[0], role, check))
+            found = self._resting(population, out, args[0], role, lambda told: check_population(population, told, out))
+            self._remember(out, found)
 
         if isinstance(module, SpikingGroup):
             return group_hook

@@ -49,16 +49,13 @@ class EnergyTable:
     break_even: list[BreakEven] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Grid:
-    """What of the conversion decides the quantized network: bits of an operand."""
+def bits_of(levels: int, signed: bool) -> int:
+    """Bits of an operand of the quantized network: ⌈log₂ of the number of levels⌉.
 
-    bits: int
-
-    @classmethod
-    def of(cls, levels: int, signed: bool) -> Grid:
-        """⌈log₂ of the number of levels⌉."""
-        return cls(ceil(log2((2 if signed else 1) * levels + 1)))
+    >>> bits_of(8, True), bits_of(15, True), bits_of(15, False)
+    (5, 5, 4)
+    """
+    return ceil(log2((2 if signed else 1) * levels + 1))
 
 
 def ann_work(account: Account) -> Work:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from fas.accounting.account import Account
 from fas.accounting.encodings import silent
-from fas.accounting.energy import EnergyTable, Grid, energy_table
+from fas.accounting.energy import EnergyTable, bits_of, energy_table
 from fas.accounting.neurobench import SynapticOperations, metrics
 from fas.accounting.prices import energy_models
 from fas.accounting.watch import watching
@@ -206,7 +206,7 @@ def _bits(model: nn.Module, clock: Clock | None) -> int:
     if clock is None:
         return 8
     signed = any(site.signed for site in sites_of(model).values())
-    return Grid.of(clock.config.levels, signed).bits
+    return bits_of(clock.config.levels, signed)
 
 
 def _decoding(model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Any]:

@@ -127,6 +127,8 @@ def command(
 
         if budgets and not pareto:
             raise ConfigError("--budgets belong to --pareto; a single budget is --spikes-per-neuron")
+        if pareto and options.spikes_per_neuron is not None:
+            raise ConfigError("--pareto takes its budgets from --budgets; leave --spikes-per-neuron out")
         sweep = budgets_in(budgets) or BUDGETS
         results = run_pareto(options, sweep, progress) if pareto else run_conversion(options, progress)
         progress.note(f"written: {options.out}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import fas
 from fas.accounting.ledger import Ledger
@@ -51,6 +51,7 @@ def energy_of(options: EnergyOptions, progress: Progress) -> list[Ledger]:
     model or site that is not there, before anything is run.
     """
     energy_models(options.energy_model)
+    set_seed(options.seed)
     model, tokenizer = _load(options)
     converted = bool(sites_of(model))
     if not converted and (options.timesteps or options.codings or options.raster):

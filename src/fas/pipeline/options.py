@@ -83,6 +83,11 @@ class ConvertOptions:
                 raise ConfigError(f"{name}={value!r} is not a number (YAML reads 1e-4 as text; write 1.0e-4)")
             if value is not None and value < least:
                 raise ConfigError(f"{name}={value} is not valid: it must be at least {least}")
+        if self.spikes_per_neuron is not None and (self.spikes_per_neuron == 0 or self.stage1 == "none"):
+            raise ConfigError(
+                f"spikes_per_neuron={self.spikes_per_neuron} is not valid with stage1={self.stage1!r}: a budget is above 0 and "
+                "is trained for"
+            )
         if not self.codings or not self.timesteps:
             raise ConfigError("at least one coding and one number of timesteps are needed")
         each = self.neurons_per_channel
