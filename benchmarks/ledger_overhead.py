@@ -1,6 +1,7 @@
 """What the ledger costs beside a plain forward: ``python benchmarks/ledger_overhead.py --work DIR`` (as `ledger.py`).
 
-Time: medians of paired runs in one process. Memory: growth of the peak over the loaded model, each in a process of its own.
+Time: medians of paired runs in one process. Memory: the most bytes of tensors alive at once during a run, and the peak of a
+process that loads the model and runs it once.
 Writes ``benchmarks/results/ledger-overhead.json``.
 """
 
@@ -12,13 +13,13 @@ import resource
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 import fas
 from fas.pipeline.load import load_spiking
@@ -46,29 +47,22 @@ def runs(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, Callable[[], A
 
 
 def child(work: str, coverage: str, which: str) -> None:
-    """Print by how many bytes one run raises this process's memory at most."""
+    """Print the most memory (KiB) that this process had, which loads the model and runs it once."""
     model, batch = prepared(work, coverage)
-    warm = {"input_ids": batch["input_ids"][:1, :8]}
-    for run in runs(model, warm).values():
-        run()
-    before, peak, done = resident(), [0], threading.Event()
-
-    def sample() -> None:
-        while not done.is_set():
-            peak[0] = max(peak[0], resident())
-            time.sleep(0.001)
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
     runs(model, batch)[which]()
-    done.set()
-    sampler.join()
-    print(peak[0] - before)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-def resident() -> int:
-    """Bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def live(run: Callable[[], Any]) -> int:
+    """The most bytes of tensors that are alive at once during ``run``, beyond those before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
 
 
 def main() -> None:
@@ -92,8 +86,9 @@ def main() -> None:
                 run()
                 seconds[name] = time.perf_counter() - start
             ratios.append(seconds["ledger"] / seconds["plain"])
-        peaks = {
-            which: int(
+        tensors = {name: live(run) for name, run in both.items()}
+        processes = {
+            which: 1024 * int(
                 subprocess.run(
                     [sys.executable, __file__, "--work", args.work, "--child", coverage, which],
                     capture_output=True, text=True, check=True,
@@ -107,8 +102,10 @@ def main() -> None:
                 "time_ratio": statistics.median(ratios),
                 "time_ratio_min": min(ratios),
                 "time_ratio_max": max(ratios),
-                "memory_ratio": peaks["ledger"] / peaks["plain"],
-                "peak_bytes": peaks,
+                "memory_ratio": tensors["ledger"] / tensors["plain"],
+                "tensor_bytes": tensors,
+                "process_ratio": processes["ledger"] / processes["plain"],
+                "process_bytes": processes,
             }
         )
         print(rows[-1], flush=True)

@@ -137,7 +137,9 @@ SITE = "transformer.h.1.sites.ffn_input."
 NEURONS = SITE + "neurons.sigma_delta_4_2_2_1."
 
 
-@pytest.mark.parametrize("name", [SITE + "log_scale", *(NEURONS + n for n in ("log_threshold", "v_init", "a_init"))])
+@pytest.mark.parametrize(
+    "name", [SITE + "log_scale", *(NEURONS + n for n in ("log_threshold", "v_init", "a_init", "dead_zone"))]
+)
 @pytest.mark.parametrize("damage", ["missing", "nan", "inf"])
 def test_damaged_neuron_parameters_are_refused_by_name(name: str, damage: str, tmp_path: Path) -> None:
     def change(tensors: dict[str, Tensor], description: dict[str, Any]) -> None:

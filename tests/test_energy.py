@@ -28,8 +28,9 @@ from fas.accounting.prices import DEFAULT, energy_models
 from fas.accounting.work import Work
 from fas.cli import main
 from fas.errors import FasError
-from fas.neurons import ones_first
+from fas.neurons import ones_first, sigma_delta
 from fas.neurons.expected import expected_spikes, spikes_of_codes
+from fas.neurons.sigma_delta import dead_zones
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.pareto import run_pareto
 from fas.report.results import Results
@@ -237,11 +238,10 @@ def test_expected_spikes_at_grid_points_are_what_a_neuron_emits(
     if rate:  # T = L: a spike a level
         emitted = ones_first(codes, levels).count_nonzero(0)
     else:
-        from fas.neurons import sigma_delta
-
         rows = x.expand(settled, *x.shape)
         half = torch.full_like(scale, 0.5)
-        spikes = sigma_delta(rows, scale, half, torch.zeros(3).double(), config.step_schedule, levels, False)[1]
+        zones = dead_zones(settled, 0.25)
+        spikes = sigma_delta(rows, scale, half, torch.zeros(3).double(), config.step_schedule, levels, False, zones)[1]
         emitted = spikes.count_nonzero(0)
     counts = spikes_of_codes(config, levels)
     torch.testing.assert_close(expected_spikes(x, scale, False, counts), emitted.double())

@@ -57,6 +57,7 @@ def perturb(model: PreTrainedModel, seed: int = 0) -> None:
         low = -2 if site.signed else 0
         if config.coding == "sigma_delta":
             neurons.a_init.copy_(torch.randint(low, 3, (site.width,), generator=generator))
+            neurons.dead_zone.copy_(torch.randint(0, 5, neurons.dead_zone.shape, generator=generator) / 8)
 
 
 WHOLE = [(f, c, t, k) for f in FIRST for c in COVERAGES for t in TIMES for k in (False, True)]

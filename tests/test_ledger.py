@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ import fas
 from fas.accounting import Ledger, ledger
 from fas.accounting.ledger import Statement
 from fas.errors import DataError
-from fas.neurons import Site
+from fas.neurons import Held, Site
+from fas.operators.spiking import GroupSite
 from fas.runtime.control import clock_of, sites_of
 from fas.runtime.events import EventExecutor
 
@@ -299,11 +301,32 @@ def test_an_error_in_the_model_leaves_it_as_it_was() -> None:
     assert ledger(model, tokens()).forward.notes == []
 
 
+def told_as_trains(site: GroupSite, held: Held, visible: Tensor | None) -> None:
+    """In place of `GroupSite.tell_held`: the spikes themselves."""
+    site.tell(held.spikes(), visible)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_neurons_that_say_what_they_hold_are_counted_as_their_trains(
+    monkeypatch: pytest.MonkeyPatch, masked: bool
+) -> None:
+    x = tokens()
+    if masked:
+        x["attention_mask"] = torch.ones_like(x["input_ids"])
+        x["attention_mask"][1, :2] = 0
+    model = converted(gpt2(), tokens(), "full", timesteps=5)
+    short = ledger(model, x).forward
+    assert any(site.kind == "norm" and site.spikes_per_neuron > 0 for site in short.sites)
+    monkeypatch.setattr(GroupSite, "tell_held", told_as_trains)
+    assert asdict(ledger(model, x).forward) == asdict(short)
+
+
+@pytest.mark.parametrize("trains", [False, True])
 @pytest.mark.parametrize(
     ("coverage", "site"), [("linear", "ffn_input"), ("full", "exponential"), ("full", "norm_input")]
 )
 def test_what_is_not_the_sum_of_its_spikes_is_not_called_spikes(
-    monkeypatch: pytest.MonkeyPatch, coverage: str, site: str
+    monkeypatch: pytest.MonkeyPatch, coverage: str, site: str, trains: bool
 ) -> None:
     """A site that hands on something else than it tells is found out, and its consumers are charged as analog."""
     x = tokens()
@@ -313,10 +336,16 @@ def test_what_is_not_the_sum_of_its_spikes_is_not_called_spikes(
     def lie(name: str, spikes: Tensor) -> Tensor:
         if not name.endswith((f"h.0.{site}", f"h.0.ln_1.{site}")):
             return spikes
-        return spikes.roll(1, 0)
+        return torch.cat([torch.zeros_like(spikes[:1]), spikes[:-1]])
 
     tell = Site.tell
     monkeypatch.setattr(Site, "tell", lambda site, spikes, visible: tell(site, lie(site.name, spikes), visible))
+    tell_held = told_as_trains if trains else GroupSite.tell_held
+
+    def lie_held(site: GroupSite, held: Held, visible: Tensor | None) -> None:
+        tell_held(site, held if trains else replace(held, numbers=lie(site.name, held.numbers)), visible)
+
+    monkeypatch.setattr(GroupSite, "tell_held", lie_held)
     found = ledger(model, x).forward
     assert len(found.notes) == 1
     assert site in found.notes[0]

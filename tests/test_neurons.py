@@ -12,8 +12,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fas.neurons import codes, integrate_and_fire, ones_first, qcfs, rate_mean_rows, rate_step_rows, sigma_delta
+from fas.neurons import Held, codes, integrate_and_fire, ones_first, qcfs, rate_mean_rows, rate_step_rows, sigma_delta
 from fas.neurons.rotation import block_of, rotate
+from fas.neurons.sigma_delta import dead_zones
 from fas.neurons.surrogate import ternary_spike
 from fas.steps import default_steps, is_complete
 
@@ -203,16 +204,25 @@ def test_default_and_unit_schedules_settle_on_qcfs(levels: int, signed: bool) ->
             settles(steps, levels, signed)
 
 
-@given(seed=SEEDS, levels=st.integers(1, 16), signed=st.booleans(), steps=st.lists(st.sampled_from([1, 2, 4, 8])))
-def test_sigma_delta_never_leaves_the_grid(seed: int, levels: int, signed: bool, steps: list[int]) -> None:
-    """Whatever the input, θ, v₀ and integer a₀: what is recorded is what moved, and it stays on the grid."""
+ZONES = st.sampled_from([0.0, 0.125, 0.25, 0.375, 0.5])
+
+
+@given(
+    seed=SEEDS,
+    levels=st.integers(1, 16),
+    signed=st.booleans(),
+    zone=ZONES,
+    steps=st.lists(st.sampled_from([1, 2, 4, 8])),
+)
+def test_sigma_delta_never_leaves_the_grid(seed: int, levels: int, signed: bool, zone: float, steps: list[int]) -> None:
+    """Whatever the input, θ, v₀, dead zone and integer a₀: what is recorded is what moved, and it stays on the grid."""
     assume(steps)
     low = -levels if signed else 0
     generator = torch.Generator().manual_seed(seed)
     start = torch.randint(low, levels + 1, (9,), generator=generator).double()
     threshold, v_init = positive(seed, 9), normal(seed + 4, 9).sigmoid()
     x = 3 * normal(seed, len(steps), 2, 9)
-    rows, spikes = sigma_delta(x, threshold, v_init, start, steps, levels, signed)
+    rows, spikes = sigma_delta(x, threshold, v_init, start, steps, levels, signed, [zone] * len(steps))
     states = rows / (threshold / levels)
     torch.testing.assert_close(states, states.round(), rtol=0, atol=1e-9)
     assert states.round().min() >= low
@@ -222,13 +232,19 @@ def test_sigma_delta_never_leaves_the_grid(seed: int, levels: int, signed: bool,
     torch.testing.assert_close(states, start + moved, rtol=0, atol=1e-9)
 
 
-@given(seed=SEEDS, piece=st.integers(1, 60), width=st.integers(1, 5), signed=st.booleans())
+@given(
+    seed=SEEDS,
+    piece=st.integers(1, 60),
+    width=st.integers(1, 5),
+    signed=st.booleans(),
+    zones=st.tuples(ZONES, ZONES, ZONES),
+)
 def test_sigma_delta_without_a_gradient_gives_the_same_bits_piece_by_piece(
-    seed: int, piece: int, width: int, signed: bool
+    seed: int, piece: int, width: int, signed: bool, zones: tuple[float, ...]
 ) -> None:
     x = 3 * normal(seed, 3, 2, 7, width).transpose(1, 2).float()
     threshold, v_init = positive(seed, width).float(), normal(seed + 4, width).sigmoid().float()
-    arguments = threshold, v_init, torch.ones(width), (4, 2, 1), 5, signed
+    arguments = threshold, v_init, torch.ones(width), (4, 2, 1), 5, signed, zones
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["fas.neurons.sigma_delta"], "PIECE", piece)
         plain = sigma_delta(x, *arguments)
@@ -251,6 +267,32 @@ def test_neurons_that_share_a_channel_fire_one_after_the_other(
     assert torch.equal(spikes, expected)
 
 
+@given(seed=SEEDS, signed=st.booleans(), zones=st.tuples(ZONES, ZONES, ZONES))
+def test_a_dead_zone_is_what_a_spike_must_exceed(seed: int, signed: bool, zones: tuple[float, ...]) -> None:
+    """[u ≥ 1 + δ] − [u < −δ], one value at a time."""
+    x, steps = 3 * normal(seed, 3, 9), (4, 2, 1)
+    one, start = torch.ones(9, dtype=torch.float64), torch.zeros(9, dtype=torch.float64)
+    rows, _ = sigma_delta(x, 5 * one, HALF, start, steps, 5, signed, zones)
+    for at in range(9):
+        state = 0
+        for t in range(3):
+            goal = min(max(float(x[t, at]), -5 if signed else 0), 5)
+            u = (goal - state) / steps[t] + 0.5
+            moved = state + steps[t] * ((u >= 1 + zones[t]) - (u < -zones[t]))
+            state = moved if (-5 if signed else 0) <= moved <= 5 else state
+            assert rows[t, at] == state
+
+
+def test_a_dead_zone_spares_a_spike_and_its_correction() -> None:
+    """1 on steps 2, 1, 1: from u = 1 it would go to 2 and back; with a dead zone it waits for the step 1."""
+    one = torch.ones(1, dtype=torch.float64)
+    arguments = one.expand(3, 1), 4 * one, HALF, 0 * one, (2, 1, 1), 4, True
+    assert sigma_delta(*arguments)[1].flatten().tolist() == [1, -1, 0]
+    rows, spikes = sigma_delta(*arguments, dead_zones(3, 0.25))
+    assert spikes.flatten().tolist() == [0, 1, 0]
+    assert rows.flatten().tolist() == [0, 1, 1]
+
+
 def test_sigma_delta_step_equals_its_definition() -> None:
     """One neuron by hand: λ = 8, L = 8, steps 4, 2, 1; 5.6 becomes 4 + 2 + 0; 8.9 would be 8, out of reach."""
     x = torch.tensor([5.6, 8.9, -3.0, 1.9], dtype=torch.float64)
@@ -258,6 +300,25 @@ def test_sigma_delta_step_equals_its_definition() -> None:
     rows, spikes = sigma_delta(x.expand(3, 4), 8 * ones, HALF, 0 * ones, (4, 2, 1), 8, True)
     assert spikes.T.tolist() == [[1, 1, 0], [1, 1, 1], [-1, 1, -1], [0, 1, 0]]
     assert rows.T.tolist() == [[4, 6, 6], [4, 6, 7], [-4, -2, -3], [0, 2, 2]]
+
+
+# Held
+
+
+@given(seed=SEEDS, neurons=st.integers(1, 20), signed=st.booleans())
+def test_what_is_held_counts_as_its_trains(seed: int, neurons: int, signed: bool) -> None:
+    """One neuron after another, by whether the number is above its own."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.randint(-neurons if signed else 0, neurons + 1, (4, 2, 3, 5), generator=generator)
+    held, counted = Held(numbers.to(torch.int8), neurons, signed), torch.rand(2, 3, 1, generator=generator) < 0.5
+    signs = (1, -1) if signed else (1,)
+    full = torch.stack([sign * numbers > i for sign in signs for i in range(neurons)], -2).flatten(-2).int()
+    trains = full - torch.cat([torch.zeros_like(full[:1]), full[:-1]])
+    assert torch.equal(held.spikes(), trains.to(torch.int8))
+    assert torch.equal(held.steps.int(), trains.abs().unflatten(-1, (-1, 5)).sum(-2))
+    assert held.each == len(signs) * neurons
+    assert torch.equal(held.by_neuron(), trains.abs().flatten(0, -2).sum(0))
+    assert torch.equal(held.by_neuron(counted), (trains.abs() * counted).flatten(0, -2).sum(0))
 
 
 # Surrogate

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fas.neurons import Site
+from fas.neurons import Held, Site
 from fas.operators.group import read
 from fas.operators.population import Population
 from fas.operators.spiking import SpikingGroup
-from fas.runtime.spikes import tally
+from fas.operators.staircase import look_up, sums
+from fas.runtime.spikes import by_timestep
 
 PIECE = 1 << 18
 """Values checked at a time: they stay in the cache, and nothing as large as the rows is made."""
@@ -53,16 +54,34 @@ def emission_of(site: Site, spikes: Tensor, neurons: int, elements: int, counted
     if counted is not None:
         fired &= counted
     updated = fired[0].numel() if counted is None else int(torch.count_nonzero(counted.expand(fired[0].shape)))
-    by_step, by_neuron = tally(fired)
-    by_channel = by_neuron.unflatten(0, (-1, neurons)).sum(1)
+    by_channel = _by_neuron(fired).unflatten(0, (-1, neurons)).sum(1)
     return Emission(
         site.name,
         elements,
-        tuple(by_step),
+        tuple(by_timestep(fired).tolist()),
         _shifted(site, fired, neurons),
         updated * len(spikes),
         by_channel,
     )
+
+
+def emission_held(site: Site, held: Held, elements: int, counted: Tensor | None = None) -> Emission:
+    """As `emission_of` of the spikes that ``held`` stands for."""
+    steps = held.steps
+    if counted is not None:
+        steps = steps * counted
+    updated = steps[0].numel() if counted is None else int(torch.count_nonzero(counted.expand(steps[0].shape)))
+    counts = tuple(by_timestep(steps).tolist())
+    return Emission(site.name, elements, counts, 0, updated * held.each * len(steps), held.by_neuron(counted).cpu())
+
+
+def _by_neuron(fired: Tensor) -> Tensor:
+    """How many of ``fired`` ``[T, …, N]`` are true ``[N]``."""
+    found = torch.zeros(fired.shape[-1], dtype=torch.int64)
+    rows = fired.flatten(0, -2)
+    for part in rows.split(max(1, PIECE // fired.shape[-1])):  # a sum of booleans makes eight bytes of each
+        found += part.sum(0).cpu()
+    return found
 
 
 def _shifted(site: Site, fired: Tensor, neurons: int) -> int:
@@ -142,8 +161,13 @@ def _sums_at_end(spikes: Tensor) -> Tensor:
     return spikes.sum(0, keepdim=True, dtype=torch.int32)
 
 
-def check_group(group: SpikingGroup, spikes: Tensor, out: Tensor) -> bool:
-    """Whether the readouts ``out`` ``[T·B, …, R]`` of a group at rest are those of ``spikes`` ``[T, B, …, N]``."""
+def check_group(group: SpikingGroup, told: Tensor | Held, out: Tensor) -> bool:
+    """Whether the readouts ``out`` ``[T·B, …, R]`` of a group are those of its spikes ``[T, B, …, N]``, or what it held."""
+    if isinstance(told, Held):
+        table = sums(group.site.scale.detach(), group.readout, group.readout_offset)
+        both = zip(told.numbers.squeeze(-1), group.site.over_time(out), strict=True)
+        return all(_same(look_up(numbers, table), found) for numbers, found in both)
+    spikes = told
     widths, readout, offset = group.site.scale.detach(), group.readout, group.readout_offset
     rows = group.site.over_time(out).flatten(1, -2) if group.site.clock.folds else out.unsqueeze(0).flatten(1, -2)
     spikes = spikes.flatten(1, -2)
@@ -151,24 +175,34 @@ def check_group(group: SpikingGroup, spikes: Tensor, out: Tensor) -> bool:
         spikes = spikes.sum(0, keepdim=True, dtype=torch.int32)
     unit = (widths / group.site.levels).to(rows.dtype)
     size = max(1, PIECE // (len(group.corners) * len(rows)))
-    for told, found in zip(spikes.split(size, 1), rows.split(size, 1), strict=True):
-        expected = read(told.cumsum(0, dtype=torch.int32) * unit, readout, offset)
-        if not torch.allclose(expected, found, rtol=1e-4, atol=1e-5):
+    for part, found in zip(spikes.split(size, 1), rows.split(size, 1), strict=True):
+        if not _same(read(part.cumsum(0, dtype=torch.int32) * unit, readout, offset), found):
             return False
     return True
 
 
-def check_population(population: Population, spikes: Tensor, out: Tensor) -> bool:
-    """Whether ``out`` ``[T·B, …, C]`` of a population at rest is what its ON and OFF neurons hold."""
+def _same(expected: Tensor, found: Tensor) -> bool:
+    return torch.allclose(expected.to(found.dtype), found, rtol=1e-4, atol=1e-5)
+
+
+def check_population(population: Population, told: Tensor | Held, out: Tensor) -> bool:
+    """Whether ``out`` ``[T·B, …, C]`` of a population is what its ON and OFF neurons hold, by their spikes or as told."""
     site = population.site
     rows = site.over_time(out) if site.clock.folds else out.unsqueeze(0)
-    on, off = spikes.unflatten(-1, (2, population.neurons, -1)).sum(-2, dtype=torch.int32).unbind(-2)
-    return _check_values(on - off, rows, site.log_scale.detach().exp().expand(rows.shape[-1]) / site.levels, site)
+    unit = site.log_scale.detach().exp().expand(rows.shape[-1]) / site.levels
+    if isinstance(told, Held):
+        return all(_near(numbers, found, unit) for numbers, found in zip(told.numbers, rows, strict=True))
+    on, off = told.unflatten(-1, (2, population.neurons, -1)).sum(-2, dtype=torch.int32).unbind(-2)
+    return _check_values(on - off, rows, unit, site)
 
 
 def _check_values(spikes: Tensor, rows: Tensor, unit: Tensor, site: Site) -> bool:
     """As `_check`, for what several neurons hold together: changes of any size."""
-    sums = spikes.cumsum(0, dtype=torch.int32) if site.clock.folds else spikes.sum(0, keepdim=True, dtype=torch.int32)
-    expected = sums * unit.to(torch.promote_types(rows.dtype, torch.float32))
+    total = spikes.cumsum(0, dtype=torch.int32) if site.clock.folds else spikes.sum(0, keepdim=True, dtype=torch.int32)
+    return _near(total, rows, unit)
+
+
+def _near(units: Tensor, rows: Tensor, unit: Tensor) -> bool:
+    expected = units * unit.to(torch.promote_types(rows.dtype, torch.float32))
     allowed = expected.abs() * 4 * torch.finfo(rows.dtype).eps + 1e-3 * unit
     return bool(((rows - expected).abs() <= allowed).all())

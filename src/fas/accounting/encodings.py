@@ -9,9 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from fas.accounting.count import Counter
-from fas.accounting.emission import Emission, check_group, check_population, check_site, emission_of, neurons_each
+from fas.accounting.emission import (
+    Emission,
+    check_group,
+    check_population,
+    check_site,
+    emission_held,
+    emission_of,
+    neurons_each,
+)
 from fas.accounting.provenance import Origin
-from fas.neurons import Clock, Site
+from fas.neurons import Clock, Held, Site
 from fas.operators.population import Population
 from fas.operators.spiking import SpikingGroup
 
@@ -20,24 +28,31 @@ INSTEAD = ("exponential", "reciprocal", "softcap")
 
 
 class Encodings:
-    """Probe of the clock, and hooks on sites, groups and populations."""
+    """Probe of the clock (and of the probe that was there before), and hooks on sites, groups and populations."""
 
     def __init__(self, clock: Clock | None, counter: Counter) -> None:
         self.clock, self.counter = clock, counter
-        self.told: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self.before: Any = None if clock is None else clock.probe
+        self.told: dict[str, tuple[Tensor | Held, Tensor | None]] = {}
         self.inner: dict[str, Emission | None] = {}
         self.by_channel: dict[str, Tensor] = {}
 
-    def probe(self, before: Any) -> Callable[[str, Tensor], None]:
-        """What the clock is given: also tells the probe that was there ``before``."""
+    def __call__(self, name: str, spikes: Tensor) -> None:
+        """Probe of the clock."""
+        if self.before is not None:
+            self.before(name, spikes)
+        self._take(name, spikes)
 
-        def probe(name: str, spikes: Tensor) -> None:
-            if before is not None:
-                before(name, spikes)
-            assert self.clock is not None
-            self.told[name] = spikes, self.clock.visible
+    def held(self, name: str, held: Held) -> None:
+        """The same where neurons say what they hold."""
+        if self.before is not None:
+            take = getattr(self.before, "held", None)
+            take(name, held) if take is not None else self.before(name, held.spikes())
+        self._take(name, held)
 
-        return probe
+    def _take(self, name: str, told: Tensor | Held) -> None:
+        assert self.clock is not None
+        self.told[name] = told, self.clock.visible
 
     def seen(self, name: str, module: nn.Module) -> Callable[..., None]:
         """Forward hook of ``module``."""
@@ -47,6 +62,7 @@ class Encodings:
             if site.name not in self.told:
                 return  # QCFS unit: no time, no spikes
             spikes, visible = self.told.pop(site.name)
+            assert isinstance(spikes, Tensor)
             emission = self._emission(site, spikes, visible, role, rows)
             honest = emission if check_site(site, spikes, rows) else self._refuse(site.name)
             self.inner[site.name] = honest
@@ -68,7 +84,7 @@ class Encodings:
         return population_hook if isinstance(module, Population) else site_hook
 
     def _resting(
-        self, module: Any, out: Tensor, values: Tensor, role: str, check: Callable[[Tensor], bool]
+        self, module: Any, out: Tensor, values: Tensor, role: str, check: Callable[[Tensor | Held], bool]
     ) -> Emission | None:
         """The emission of a group or population: that of its site if that ran, else of what was told in its stead."""
         site = module.site
@@ -82,11 +98,14 @@ class Encodings:
             self.counter.account.sites[site.name].elements = found.elements
         return found
 
-    def _emission(self, site: Site, spikes: Tensor, visible: Tensor | None, role: str, values: Tensor) -> Emission:
+    def _emission(self, site: Site, told: Tensor | Held, visible: Tensor | None, role: str, values: Tensor) -> Emission:
         stored = role in ("key", "value")
         counted = visible if not stored or site.clock.config.cache == "settled" else None
         elements = values.numel() // self.counter.timesteps
-        emission = emission_of(site, spikes, neurons_each(site, spikes), elements, counted)
+        if isinstance(told, Held):
+            emission = emission_held(site, told, elements, counted)
+        else:
+            emission = emission_of(site, told, neurons_each(site, told), elements, counted)
         tally = self.counter.account.emitted(emission, site.kind)
         tally.replaces = site.replaces
         assert emission.by_channel is not None

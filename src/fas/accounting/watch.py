@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, _pop_mode_temporarily
 
 from fas.accounting.account import Account
 from fas.accounting.count import Counter
@@ -37,6 +37,7 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.clock, self.counter = clock, counter
         self.frames: list[tuple[str, Role]] = [("", "run")]
+        self._paused = ExitStack()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -54,11 +55,24 @@ class Watch(TorchDispatchMode):
     @contextmanager
     def frame(self, name: str, role: Role) -> Iterator[None]:
         """Attribute what runs inside to ``name`` in ``role``."""
-        self.frames.append((name, role))
+        self.enter(name, role)
         try:
             yield
         finally:
-            self.frames.pop()
+            self.leave()
+
+    def enter(self, name: str, role: Role) -> None:
+        """Begin a frame. Within neurons nothing is to be seen, so nothing is intercepted."""
+        outer = self.frames[-1][1]
+        self.frames.append((name, role))
+        if role == "neuron" and outer != "neuron" and _get_current_dispatch_mode() is self:
+            self._paused.enter_context(_pop_mode_temporarily())
+
+    def leave(self) -> None:
+        """End the last frame."""
+        self.frames.pop()
+        if self.frames[-1][1] != "neuron":
+            self._paused.close()
 
     @contextmanager
     def operator(self) -> Iterator[None]:
@@ -130,9 +144,8 @@ def watching(
                     hooks[key] = _Framed(hook, watch, name, hook_role)  # type: ignore[index]
                     role = "dropped" if hook_role == "replacement" else role
         handles += _frames(module, watch, name, role)
-    before = None if clock is None else clock.probe
     if clock is not None:
-        clock.probe = encodings.probe(before)
+        clock.probe = encodings
     LISTENERS.append(watch.operator)
     try:
         with watch:
@@ -140,7 +153,7 @@ def watching(
     finally:
         LISTENERS.pop()
         if clock is not None:
-            clock.probe = before
+            clock.probe = encodings.before
         for hooks, key, hook in replaced:
             hooks[key] = hook
         for handle in handles:
@@ -151,10 +164,10 @@ def _frames(module: nn.Module, watch: Watch, name: str, role: Role) -> list[Any]
     """The frame of a module's own forward; the hooks of FAS run in frames of their own."""
 
     def enter(*_: Any) -> None:
-        watch.frames.append((name, role))
+        watch.enter(name, role)
 
     def leave(*_: Any) -> None:
-        watch.frames.pop()
+        watch.leave()
 
     return [
         module.register_forward_pre_hook(enter, prepend=True),

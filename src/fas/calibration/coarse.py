@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fas.neurons import Site, codes, rate_mean_rows, rate_step_rows, sigma_delta
+from fas.neurons.sigma_delta import dead_zones
 from fas.steps import default_steps
 
 # A rate code of few timesteps is coarser than the QCFS grid, so its best threshold may be far below λ.
@@ -24,6 +25,7 @@ FACTORS = {
     "sigma_delta": (0.8, 0.9, 1.0, 1.1, 1.25),
 }
 POTENTIALS = (0.35, 0.5, 0.65)
+DEAD_ZONES = (0.0, 0.125, 0.25, 0.375, 0.5)
 EARLY_WEIGHT = 0.03
 EARLY_WEIGHT_PRICED = 0.003
 """Where spikes have a price, waiting for the layers in front to settle must be worth its while."""
@@ -42,6 +44,7 @@ class Choice:
     v_init: Tensor
     a_init: Tensor
     steps: tuple[int, ...]
+    dead_zone: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,9 @@ class Setting:
     typical: bool = False
     factor: float = 1.0
     potential: float = 0.5
+    zone: float = 0.0
+    """Dead zone of all timesteps but the last."""
+    last_zone: float = 0.0
 
 
 class Search:
@@ -70,15 +76,26 @@ class Search:
     def coarse(self) -> Choice:
         """One schedule, one start, one factor and one potential for the whole site, judged on `VALUES` random values."""
         some = self._sampled(VALUES)
-        starts = [Setting(steps, typical) for steps in self._schedules() for typical in self._starts()]
+        starts = [
+            Setting(steps, typical, zone=zone)
+            for steps in self._schedules()
+            for typical in self._starts()
+            for zone in self._zones()[::2]
+        ]
         base = some._climb(min(starts, key=some.total))
+        zones = [replace(base, zone=zone, last_zone=last) for zone in self._zones() for last in self._zones()[:3]]
+        base = min(zones, key=some.total)
         return self.choice(min(_around(base, self.config.coding), key=some.total))
+
+    def _zones(self) -> tuple[float, ...]:
+        return DEAD_ZONES if self.config.coding == "sigma_delta" else (0.0,)
 
     def choice(self, setting: Setting) -> Choice:
         """``setting`` for every channel."""
         start = self.start if setting.typical else torch.zeros_like(self.scale)
         v_init = torch.full_like(self.scale, setting.potential)
-        return Choice(self.scale * setting.factor, v_init, start, setting.steps)
+        zones = dead_zones(len(setting.steps), setting.zone, setting.last_zone) if setting.steps else ()
+        return Choice(self.scale * setting.factor, v_init, start, setting.steps, zones)
 
     def total(self, setting: Setting) -> float:
         """Weighted squared error of all channels."""
@@ -110,14 +127,17 @@ class Search:
     def per_channel(self, base: Choice) -> Choice:
         """Each channel's own best factor and potential, with the schedule and start of ``base``."""
         settings = _around(Setting(base.steps), self.config.coding)
-        candidates = [base, *(replace(self.choice(setting), a_init=base.a_init) for setting in settings)]
+        candidates = [
+            base,
+            *(replace(base, threshold=c.threshold, v_init=c.v_init) for c in map(self.choice, settings)),
+        ]
         winners = torch.stack([self.errors(choice) for choice in candidates]).argmin(0)[None]
 
         def pick(values: list[Tensor]) -> Tensor:
             return torch.stack(values).gather(0, winners)[0]
 
         threshold = pick([choice.threshold for choice in candidates])
-        return Choice(threshold, pick([choice.v_init for choice in candidates]), base.a_init, base.steps)
+        return replace(base, threshold=threshold, v_init=pick([choice.v_init for choice in candidates]))
 
     def errors(self, choice: Choice) -> Tensor:
         """Weighted squared error of each channel ``[C]``, over timesteps."""
@@ -139,7 +159,14 @@ class Search:
         site, config = self.site, self.config
         if config.coding == "sigma_delta":
             return sigma_delta(
-                self.rows, choice.threshold, choice.v_init, choice.a_init, choice.steps, site.levels, site.signed
+                self.rows,
+                choice.threshold,
+                choice.v_init,
+                choice.a_init,
+                choice.steps,
+                site.levels,
+                site.signed,
+                choice.dead_zone,
             )
         if config.rows == "step":
             rows, spikes = rate_step_rows(self.rows, choice.threshold, choice.v_init, site.signed)

@@ -87,7 +87,10 @@ def _search_rows(site: Site, rows: Tensor, most: int) -> Tensor:
 
 def _present(parameters: NeuronParameters) -> Choice:
     steps = tuple(int(k) for k in parameters.steps)
-    return Choice(parameters.threshold.detach(), parameters.v_init.detach().clone(), parameters.a_init.clone(), steps)
+    zones = tuple(parameters.dead_zone.tolist())
+    return Choice(
+        parameters.threshold.detach(), parameters.v_init.detach().clone(), parameters.a_init.clone(), steps, zones
+    )
 
 
 def _put(parameters: NeuronParameters, choice: Choice) -> None:
@@ -95,6 +98,7 @@ def _put(parameters: NeuronParameters, choice: Choice) -> None:
     parameters.v_init.data.copy_(choice.v_init)
     parameters.a_init.copy_(choice.a_init)
     parameters.steps.copy_(torch.tensor(choice.steps, dtype=torch.float32))
+    parameters.dead_zone.copy_(torch.tensor(choice.dead_zone or [0.0] * len(choice.steps)))
 
 
 def _importance(block: nn.Module, site: Site, encodings: Mapping[str, Tensor]) -> Tensor:

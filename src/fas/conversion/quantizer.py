@@ -19,7 +19,17 @@ from fas.models import listed
 from fas.neurons import Site
 from fas.operators import SpikingGroup
 
-PARAMETER_NAMES = ("log_scale", "log_threshold", "v_init", "a_init", "steps", "corners", "readout", "readout_offset")
+PARAMETER_NAMES = (
+    "log_scale",
+    "log_threshold",
+    "v_init",
+    "a_init",
+    "steps",
+    "dead_zone",
+    "corners",
+    "readout",
+    "readout_offset",
+)
 
 
 class FasQuantizer(HfQuantizer):
@@ -54,7 +64,8 @@ class FasQuantizer(HfQuantizer):
         ]
         if broken:
             raise CheckpointError(
-                "neuron parameters must be finite, thresholds positive, a_init integer, steps powers of two; "
+                "neuron parameters must be finite, thresholds positive, a_init integer, steps powers of two, "
+                "dead zones between 0 and .5; "
                 f"wrong in {broken[:3]}"
             )
         _unify(model)
@@ -93,6 +104,8 @@ def _is_valid(name: str, parameter: torch.Tensor) -> bool:
         return torch.equal(parameter, parameter.round())
     if name.endswith("steps"):
         return bool((parameter >= 1).all()) and torch.equal(parameter, torch.exp2(parameter.log2().round()))
+    if name.endswith("dead_zone"):
+        return bool(((parameter >= 0) & (parameter <= 0.5)).all())
     return not name.endswith(("log_scale", "log_threshold")) or bool((parameter.exp() > 0).all())
 
 

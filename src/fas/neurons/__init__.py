@@ -1,6 +1,7 @@
 """How one value becomes spikes: pure functions first, modules as thin shells. Knows no transformer."""
 
 from fas.neurons.clock import Clock
+from fas.neurons.held import Held
 from fas.neurons.integrate_fire import integrate_and_fire, rate_mean_rows, rate_step_rows
 from fas.neurons.layerwise import ones_first
 from fas.neurons.qcfs import codes, qcfs
@@ -9,6 +10,7 @@ from fas.neurons.site import NeuronParameters, Site
 
 __all__ = [
     "Clock",
+    "Held",
     "NeuronParameters",
     "Site",
     "codes",

@@ -1,8 +1,8 @@
 """How many spikes a value will cost, before there is time: what a spike budget in Stage 1 is taken from.
 
-A neuron that tracks a constant value of code n fires S(n) times: |n|·T/L (rate), or as often as its schedule moves
-(sigma_delta; 4 may cost one spike where 3 costs two). Between two codes the count is interpolated, so that it has a gradient
-with respect to the value and to λ.
+A neuron that tracks a constant value of code n fires S(n) times: |n|·T/L (rate), or as often as its schedule moves, with the
+dead zone that Stage 2 finds where spikes have a price (sigma_delta; 4 may cost one spike where 3 costs two). Between two codes
+the count is interpolated, so that it has a gradient with respect to the value and to λ.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from fas.config import SpikingConfig
-from fas.neurons.sigma_delta import sigma_delta
+from fas.neurons.sigma_delta import dead_zones, sigma_delta
+
+DEAD_ZONE = 0.25
+"""Of all timesteps but the last: what Stage 2 most often takes."""
 
 
 @lru_cache(maxsize=64)
@@ -23,9 +26,8 @@ def _spikes_of_codes(levels: int, timesteps: int, steps: tuple[int, ...]) -> tup
         return tuple((codes * timesteps / levels).tolist())
     half, zero = torch.full_like(codes, 0.5), torch.zeros_like(codes)
     # λ = L, so that a code is its value; the whole signal is there at t = 1
-    _, spikes = sigma_delta(
-        codes.expand(timesteps, -1), torch.full_like(codes, levels), half, zero, steps, levels, signed=False
-    )
+    rows, scale, zones = codes.expand(timesteps, -1), torch.full_like(codes, levels), dead_zones(len(steps), DEAD_ZONE)
+    _, spikes = sigma_delta(rows, scale, half, zero, steps, levels, False, zones)
     return tuple(spikes.count_nonzero(0).double().tolist())
 
 

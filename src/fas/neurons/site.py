@@ -22,7 +22,8 @@ from fas.neurons.sigma_delta import sigma_delta
 class NeuronParameters(nn.Module):
     """What Stage 2 calibrates for one coding and time: per channel, fp32, positive where it must be.
 
-    ``steps`` ``[T]`` is the site's own step schedule (sigma_delta; empty for rate).
+    ``steps`` ``[T]`` is the site's own step schedule, ``dead_zone`` ``[T]`` how reluctantly each of them fires (sigma_delta;
+    empty for rate).
     """
 
     def __init__(self, width: int, steps: Sequence[int] = (), device: torch.device | None = None) -> None:
@@ -31,8 +32,10 @@ class NeuronParameters(nn.Module):
         self.v_init = nn.Parameter(torch.full((width,), 0.5, dtype=torch.float32, device=device))
         self.register_buffer("a_init", torch.zeros(width, dtype=torch.float32, device=device))
         self.register_buffer("steps", torch.tensor(steps, dtype=torch.float32, device=device))
+        self.register_buffer("dead_zone", torch.zeros(len(steps), dtype=torch.float32, device=device))
         self.a_init: Tensor
         self.steps: Tensor
+        self.dead_zone: Tensor
 
     @property
     def threshold(self) -> Tensor:
@@ -175,7 +178,8 @@ class Site(nn.Module):
         config = self.clock.config
         threshold, v_init, a_init = (value.to(rows.dtype) for value in self.neuron_values(config))
         if config.coding == "sigma_delta":
-            return sigma_delta(rows, threshold, v_init, a_init, self.steps_for(config), self.levels, self.signed)
+            steps, zones = self.steps_for(config), self.dead_zone_for(config)
+            return sigma_delta(rows, threshold, v_init, a_init, steps, self.levels, self.signed, zones)
         neuron = rate_mean_rows if config.rows == "mean" else rate_step_rows
         return neuron(rows, threshold, v_init, self.signed)
 
@@ -192,6 +196,11 @@ class Site(nn.Module):
         if (stored := self.parameters_for(config)) is not None:
             return stored.steps.unbind()
         return self.starting_steps(config.step_schedule, config.neurons_per_channel)
+
+    def dead_zone_for(self, config: SpikingConfig) -> Sequence[float]:
+        """δ_1 … δ_PT of this site, in units of its steps: calibrated for ``config``, else none."""
+        stored = self.parameters_for(config)
+        return () if stored is None else stored.dead_zone.tolist()
 
     def starting_steps(self, steps: Sequence[int], neurons: int) -> Sequence[int]:
         """The schedule where nothing was calibrated: the configuration's ``steps`` for ``neurons`` a channel."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fas.neurons import Clock, qcfs
+from fas.neurons import Clock, Held, qcfs
 from fas.neurons.qcfs import codes
 from fas.operators.group import wide
 from fas.operators.spiking import GroupSite
@@ -56,7 +56,8 @@ class Population(nn.Module):
         if isinstance(site, PopulationSite) and site.rests():
             scale, levels = site.log_scale.exp().to(x.dtype) * self.neurons, self.neurons * site.levels
             if site.clock.probe is not None and site.clock.folds:
-                site.tell(self._spikes(codes(site.over_time(x.detach()), scale.detach(), levels, signed=True)), None)
+                number = codes(site.over_time(x.detach()), scale.detach(), levels, signed=True).to(torch.int8)
+                site.tell_held(Held(number, self.neurons, signed=True), None)
             return qcfs(x, scale, levels, signed=True)
         widths = site.scale.to(x.dtype).unflatten(0, (2, self.neurons, -1))  # [2, P, C]
         corners = widths.cumsum(1) - widths
@@ -64,11 +65,3 @@ class Population(nn.Module):
         held = torch.minimum((both - corners).clamp(min=0), widths)
         on, off = site(held.flatten(-3)).unflatten(-1, (2, self.neurons, -1)).sum(-2).unbind(-2)
         return on - off
-
-    def _spikes(self, rows: Tensor) -> Tensor:
-        """Ternary spikes ``[T, …, 2·P·C]`` (int8) of neurons of one level whose codes together are ``rows`` ``[T, …, C]``."""
-        code = rows.to(torch.int8)
-        both = torch.stack([code, -code], dim=-2).unsqueeze(-2)
-        numbers = torch.arange(self.neurons, device=rows.device, dtype=torch.int8).unsqueeze(-1)
-        held = (both > numbers).to(torch.int8)
-        return torch.diff(held, dim=0, prepend=torch.zeros_like(held[:1])).flatten(-3)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fas.errors import FasError
-from fas.neurons import Clock, Site
+from fas.neurons import Clock, Held, Site
 from fas.operators.group import Group, charges, read, wide
-from fas.operators.staircase import one_level_spikes, staircase
+from fas.operators.staircase import active, one_level, staircase
 
 
 def tracking_steps(levels: int, timesteps: int) -> tuple[int, ...]:
@@ -47,6 +47,16 @@ class GroupSite(Site):
         self.require_segment()
         moves = clock.config.coding == "sigma_delta" and self.levels == 1
         return moves and self.parameters_for(clock.config) is None
+
+    def tell_held(self, held: Held, visible: Tensor | None) -> None:
+        """Hand ``held`` to the probe, which must be there: as it is to one that has a method ``held``, else its spikes."""
+        assert self.clock.probe is not None
+        take = getattr(self.clock.probe, "held", None)
+        if take is None:
+            self.tell(held.spikes(), visible)
+        else:
+            self.clock.visible = visible
+            take(self.name, held)
 
     def starting_steps(self, steps: Sequence[int], neurons: int) -> Sequence[int]:
         """The schedule where nothing was calibrated: `tracking_steps` in place of the configuration's ``steps``.
@@ -98,11 +108,13 @@ class SpikingGroup(nn.Module):
         argument, seen = wide(argument), None if visible is None else visible.unsqueeze(-1)
         if isinstance(self.site, GroupSite) and self.site.rests():
             shape = self.corners.to(argument), self.site.scale.to(argument)
+            readout = self.readout.to(argument), self.readout_offset.to(argument)
+            if self.site.levels > 1:
+                return staircase(argument, *shape, *readout, self.site.levels)
+            number = active(argument.detach(), *shape)
             if self.site.clock.probe is not None and self.site.clock.folds:
-                self.site.tell(one_level_spikes(self.site.over_time(argument), *shape), seen)
-            return staircase(
-                argument, *shape, self.readout.to(argument), self.readout_offset.to(argument), self.site.levels
-            )
+                self.site.tell_held(Held(self.site.over_time(number).unsqueeze(-1), len(self.corners)), seen)
+            return one_level(argument, number, *shape, *readout)
         # clipped first, as the neuron saturates: a rate neuron would otherwise keep the excess and fire on
         held = charges(argument, self.corners, self.site.scale)
         return read(self.site(held, seen), self.readout, self.readout_offset)

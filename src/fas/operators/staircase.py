@@ -17,12 +17,11 @@ class _Staircase(torch.autograd.Function):
     def forward(
         ctx: Any, argument: Tensor, corners: Tensor, widths: Tensor, readout: Tensor, offset: Tensor, levels: int
     ) -> Tensor:
-        place = torch.bucketize(argument.contiguous(), corners[1:], right=True)
+        ctx.save_for_backward(argument, corners, widths, readout)
+        place = _segment(argument, corners)
         width = widths[place]
         code = ((argument - corners[place]) / (width / levels) + 0.5).floor().clamp(0, levels)
-        rises = readout * widths  # [R, N]
-        floors = offset[:, None] + rises.cumsum(1) - rises
-        ctx.save_for_backward(argument, place, corners, widths, readout)
+        floors = sums(widths, readout, offset)
         held = code * (width / levels)
         return torch.stack(
             [floor[place] + slope[place] * held for floor, slope in zip(floors, readout, strict=True)], -1
@@ -30,10 +29,24 @@ class _Staircase(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        argument, place, corners, widths, readout = ctx.saved_tensors
-        inside = (argument >= corners[0]) & (argument <= corners[-1] + widths[-1])
-        slopes = torch.stack([slope[place] for slope in readout], -1)
-        return (grads[0] * slopes).sum(-1) * inside, None, None, None, None, None
+        argument, corners, widths, readout = ctx.saved_tensors
+        return _slope(grads[0], argument, corners, widths, readout), None, None, None, None, None
+
+
+class _OneLevel(torch.autograd.Function):
+    """As `_Staircase` of one level, of which ``number`` neurons are full."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, argument: Tensor, number: Tensor, corners: Tensor, widths: Tensor, readout: Tensor, offset: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(argument, corners, widths, readout)
+        return look_up(number, sums(widths, readout, offset))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        argument, corners, widths, readout = ctx.saved_tensors
+        return _slope(grads[0], argument, corners, widths, readout), None, None, None, None, None
 
 
 def staircase(
@@ -46,15 +59,45 @@ def staircase(
     return _Staircase.apply(argument, corners, widths, readout, offset, levels)
 
 
+def one_level(
+    argument: Tensor, number: Tensor, corners: Tensor, widths: Tensor, readout: Tensor, offset: Tensor
+) -> Tensor:
+    """`staircase` of one level, where it is known how many neurons are `active`: ``number`` ``[…]``."""
+    return _OneLevel.apply(argument, number, corners, widths, readout, offset)
+
+
+def sums(widths: Tensor, readout: Tensor, offset: Tensor) -> Tensor:
+    """Readouts ``[R, N + 1]`` where the first n neurons are full."""
+    rises = torch.cat([torch.zeros_like(readout[:, :1]), readout * widths], 1)
+    return offset[:, None] + rises.cumsum(1)
+
+
+def look_up(number: Tensor, table: Tensor) -> Tensor:
+    """Columns ``number`` ``[…]`` of ``table`` ``[R, N + 1]`` as ``[…, R]``."""
+    dense, back = _in_memory_order(number)
+    found = table.index_select(1, dense.flatten().to(torch.int32)).view(len(table), *dense.shape)
+    return found.permute(0, *(1 + d for d in back)).movedim(0, -1)
+
+
 def active(argument: Tensor, corners: Tensor, widths: Tensor) -> Tensor:
-    """How many neurons of one level are full, ``[…]``: those whose segment's middle the argument has reached."""
-    return torch.bucketize(argument.contiguous(), corners + widths / 2, right=True)
+    """How many neurons of one level are full, ``[…]`` (int8): those whose segment's middle the argument has reached."""
+    dense, back = _in_memory_order(argument)
+    found = torch.bucketize(dense.contiguous(), corners + widths / 2, out_int32=True, right=True)
+    return found.to(torch.int8).permute(back)
 
 
-def one_level_spikes(rows: Tensor, corners: Tensor, widths: Tensor) -> Tensor:
-    """Ternary spikes ``[T, …, N]`` (int8) of neurons of one level that follow ``rows`` ``[T, …]`` from rest."""
-    count = active(rows, corners, widths).to(torch.int8)
-    numbers = torch.arange(len(corners), dtype=torch.int8, device=rows.device)
-    full = count.unsqueeze(-1) > numbers
-    before = torch.cat([torch.zeros_like(full[:1]), full[:-1]])
-    return full.to(torch.int8) - before.to(torch.int8)
+def _segment(argument: Tensor, corners: Tensor) -> Tensor:
+    return torch.bucketize(argument.contiguous(), corners[1:], right=True)
+
+
+def _slope(grad: Tensor, argument: Tensor, corners: Tensor, widths: Tensor, readout: Tensor) -> Tensor:
+    inside = (argument >= corners[0]) & (argument <= corners[-1] + widths[-1])
+    place = _segment(argument, corners)
+    slopes = torch.stack([slope[place] for slope in readout], -1)
+    return (grad * slopes).sum(-1) * inside
+
+
+def _in_memory_order(x: Tensor) -> tuple[Tensor, list[int]]:
+    """``x`` with its dimensions as they lie in memory, and the permutation that takes them back."""
+    order = sorted(range(x.ndim), key=lambda d: -x.stride(d))
+    return x.permute(order), [order.index(d) for d in range(x.ndim)]

@@ -24,13 +24,17 @@ SEQUENCES = 4
 
 
 def run_pareto(
-    options: ConvertOptions, budgets: Sequence[float | None] = BUDGETS, progress: Progress | None = None
+    options: ConvertOptions,
+    budgets: Sequence[float | None] = BUDGETS,
+    progress: Progress | None = None,
+    control_of: Path | None = None,
 ) -> Results:
     """Convert under each of ``budgets`` (None: no budget) into a folder of its own below ``options.out``.
 
-    Their control is one: it has no spikes. Rows carry the budget and the energy a token of the ledger's first column, of the
-    whole spiking network and of the ANN in fp32. Writes ``pareto.json`` and ``pareto.svg`` beside the folders. Finished
-    budgets are not converted again. Raises `ConfigError` without budgets, and what `run_conversion` raises.
+    Their control is one, the first's or that of the conversion ``control_of``: it has no spikes. Rows carry the budget and
+    the energy a token of the ledger's first column, of the whole spiking network and of the ANN in fp32. Writes
+    ``pareto.json`` and ``pareto.svg`` beside the folders. Finished budgets are not converted again. Raises `ConfigError`
+    without budgets, and what `run_conversion` raises.
     """
     progress = progress or Silent()
     if not budgets:
@@ -39,7 +43,7 @@ def run_pareto(
         raise CheckpointError(f"{options.out} is a file; a sweep writes a folder for each budget there")
     options.out.mkdir(parents=True, exist_ok=True)
     total: Results | None = None
-    first: Path | None = None
+    first = control_of
     for budget in budgets:
         name = "no-budget" if budget is None else f"budget-{budget:g}"
         mine = replace(options, out=options.out / name, spikes_per_neuron=budget)

@@ -54,6 +54,7 @@ class _Neuron:
         self.block = site.block
         self.threshold, self.v_init, self.a_init = (value.detach() for value in site.neuron_values(self.config))
         self.steps = [int(k) for k in site.steps_for(self.config)] if self.config.coding == "sigma_delta" else []
+        self.zones = list(site.dead_zone_for(self.config)) or [0.0] * len(self.steps)
         self.each = max(1, len(self.steps) // self.config.timesteps)
         if self.config.coding == "sigma_delta" and not torch.equal(self.a_init, self.a_init.round()):
             raise FasError(
@@ -77,7 +78,7 @@ class _Neuron:
         if len(self.train) < self.time.now:
             wide = rotate(x.to(torch.promote_types(x.dtype, torch.float32)), self.block)  # analog, before the neuron
             if self.config.coding == "sigma_delta":
-                spike = torch.cat([self._track(wide, k) for k in self.weights()])
+                spike = torch.cat([self._track(wide, k, zone) for k, zone in zip(*self.settings(), strict=True)])
             else:
                 spike = self._integrate(wide)
             self.train.append(spike.to(torch.int8))
@@ -85,7 +86,12 @@ class _Neuron:
 
     def weights(self) -> list[int]:
         """What the spikes of this timestep are worth, of each of the P neurons of a channel."""
-        return self.steps[(self.time.now - 1) * self.each : self.time.now * self.each]
+        return self.settings()[0]
+
+    def settings(self) -> tuple[list[int], list[float]]:
+        """Step and dead zone of each neuron of a channel at this timestep."""
+        now = slice((self.time.now - 1) * self.each, self.time.now * self.each)
+        return self.steps[now], self.zones[now]
 
     def record(self) -> Tensor:
         """The whole train ``[T, B, S, C·P]``; where patches were merged, in the rows that were left."""
@@ -120,11 +126,12 @@ class _Neuron:
         self.potential = potential - threshold * spike
         return spike
 
-    def _track(self, x: Tensor, k: int) -> Tensor:
+    def _track(self, x: Tensor, k: int, zone: float) -> Tensor:
         levels = self.levels
         low = -levels if self.signed else 0
         goal = (x / self.unit.to(x.dtype)).clamp(low, levels)
-        spike = ((goal - self.level) / k + self.v_init.to(x.dtype)).floor().clamp(-1, 1).to(torch.int32)
+        potential = (goal - self.level) / k + self.v_init.to(x.dtype)
+        spike = torch.where(potential >= 1 + zone, 1, torch.where(potential < -zone, -1, 0)).to(torch.int32)
         moved = self.level + k * spike
         spike = torch.where((moved < low) | (moved > levels), 0, spike)
         self.level = self.level + k * spike

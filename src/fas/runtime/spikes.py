@@ -10,24 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fas.neurons import Clock
+from fas.neurons import Clock, Held
 from fas.runtime.control import clock_of
 from fas.runtime.folding import FoldHook
 
-PIECE = 1 << 18
-"""Values counted at a time: a sum of booleans makes eight bytes of each."""
 
-
-def tally(fired: Tensor) -> tuple[list[int], Tensor]:
-    """How many of ``fired`` ``[T, …, C]`` are true: in each timestep, and in each channel ``[C]``."""
-    by_channel = torch.zeros(fired.shape[-1], dtype=torch.int64)
-    by_timestep = []
-    for step in fired:
-        before = int(by_channel.sum())
-        for part in step.reshape(-1, step.shape[-1]).split(max(1, PIECE // step.shape[-1])):
-            by_channel += part.sum(0).cpu()
-        by_timestep.append(int(by_channel.sum()) - before)
-    return by_timestep, by_channel
+def by_timestep(fired: Tensor) -> Tensor:
+    """The sum of ``fired`` ``[T, …]`` (truth values or small numbers) in each timestep ``[T]``."""
+    if fired.dtype == torch.bool:
+        return torch.tensor([int(torch.count_nonzero(step)) for step in fired])
+    return torch.tensor([int(step.sum(dtype=torch.int32)) for step in fired])
 
 
 @dataclass
@@ -53,15 +45,22 @@ class SpikeCount:
     """Real tokens ``[B, S]`` of the running segment; None counts every token."""
 
     def __call__(self, name: str, spikes: Tensor) -> None:
-        fired = spikes != 0
+        self._add(name, spikes != 0, 1)
+
+    def held(self, name: str, held: Held) -> None:
+        """As the spikes that ``held`` stands for."""
+        self._add(name, held.steps, held.each)
+
+    def _add(self, name: str, fired: Tensor, each: int) -> None:
+        """Spikes ``[T, B, …, C]`` (numbers or truth values), each of ``each`` neurons."""
         counted = self._counted(fired[0])
         neurons = fired[0].numel()
         if counted is not None:
-            fired = fired & counted
+            fired = fired * counted
             neurons = int(torch.count_nonzero(counted.expand_as(fired[0])))
-        count = self.sites.setdefault(name, SiteCount(torch.zeros(len(spikes), dtype=torch.int64)))
-        count.by_timestep += torch.tensor(tally(fired)[0])
-        count.neurons += neurons
+        count = self.sites.setdefault(name, SiteCount(torch.zeros(len(fired), dtype=torch.int64)))
+        count.by_timestep += by_timestep(fired)
+        count.neurons += neurons * each
 
     def _counted(self, neurons: Tensor) -> Tensor | None:
         """Which of ``neurons`` ``[B, S, …, C]`` belong to real tokens and are visible; None: all."""
