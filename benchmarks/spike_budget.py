@@ -28,8 +28,10 @@ SWEEPS: dict[str, list[dict[str, Any]]] = {
         {"levels": 4, "budgets": (0.5, 0.36, 0.26), "spike_price": 0.006},
     ],
     "babyllama": [
-        {"levels": 15, "budgets": (None, 1.2, 0.8)},
-        {"levels": 4, "budgets": (0.6, 0.4, 0.3), "spike_price": 0.006},
+        {"levels": 15, "budgets": (None,)},
+        {"levels": 15, "budgets": (1.2,), "spike_price": 0.0003},
+        {"levels": 8, "budgets": (0.8,), "spike_price": 0.001},
+        {"levels": 4, "budgets": (0.5, 0.2, 0.1), "spike_price": 0.01},
     ],
 }
 
@@ -40,7 +42,7 @@ def main() -> None:
     parser.add_argument("--babyllama", help="folder of the small LLaMA")
     parser.add_argument("--stories", help="its text")
     parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--babyllama-steps", type=int, default=600)
+    parser.add_argument("--babyllama-steps", type=int, default=1500)
     parser.add_argument("--sequences", type=int, default=128)
     parser.add_argument("--work", default="runs/benchmark-spike-budget")
     args = parser.parse_args()
@@ -74,7 +76,7 @@ def sweeps(name: str, options: ConvertOptions, work: Path, progress: Lines) -> R
             total.extra = {}
         else:
             total.rows += [row for row in found.rows if row.name not in ("ann", "control")]
-        total.extra[f"levels-{levels}"] = asked(mine)
+        total.extra[", ".join(f"{name} {value}" for name, value in sweep.items())] = asked(mine)
     assert total is not None
     print_results(total)
     return total

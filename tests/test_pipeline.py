@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from fas.cli import main
 from fas.errors import CheckpointError, ConfigError, DataError, FasError
 from fas.pipeline.convert import run_conversion
 from fas.pipeline.evaluate import evaluate_folder
@@ -73,6 +74,20 @@ def test_eval_gives_the_figures_of_the_conversion(whole, place):
     for now, then in zip(measured.rows, results.rows, strict=True):
         assert now.perplexity == pytest.approx(then.perplexity, rel=1e-6)
         assert now.spikes_per_neuron == then.spikes_per_neuron
+
+
+def test_eval_says_where_the_temporal_error_is(whole, place, capsys):
+    options, _ = whole
+    arguments = ["eval", str(options.out), "--data", place["data"], "--timesteps", "2", "--diagnose", "--quiet"]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "Costs most: transformer." in shown
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["extra"]["diagnosis"]
+    assert found
+    for entry in found.values():
+        assert f"KL to the QCFS model {entry['kl']:.4f}" in shown
+        assert [layer["name"] for layer in entry["layers"]] == ["transformer.0", "transformer.1"]
 
 
 class Killed(BaseException):

@@ -9,22 +9,35 @@ from fas.plugin import register
 
 if TYPE_CHECKING:
     from fas.accounting import Ledger, ledger
-    from fas.calibration import CalibrationOptions, calibrate
+    from fas.calibration import CalibrationOptions, Diagnosis, calibrate, diagnose
     from fas.config import SpikingConfig
     from fas.conversion import convert, prepare
     from fas.errors import FasError
 
 __version__ = "0.1.0"
 
-__all__ = ["CalibrationOptions", "FasError", "Ledger", "SpikingConfig", "calibrate", "convert", "ledger", "prepare"]
+__all__ = [
+    "CalibrationOptions",
+    "Diagnosis",
+    "FasError",
+    "Ledger",
+    "SpikingConfig",
+    "calibrate",
+    "convert",
+    "diagnose",
+    "ledger",
+    "prepare",
+]
 
 _HOMES = {
     "CalibrationOptions": "fas.calibration.driver",
+    "Diagnosis": "fas.calibration.diagnosis",
     "FasError": "fas.errors",
     "Ledger": "fas.accounting.ledger",
     "SpikingConfig": "fas.config",
     "calibrate": "fas.calibration.driver",
     "convert": "fas.conversion.verbs",
+    "diagnose": "fas.calibration.diagnosis",
     "ledger": "fas.accounting.ledger",
     "prepare": "fas.conversion.verbs",
 }

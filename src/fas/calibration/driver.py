@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fas.calibration.fine import GLOBAL_LR, descend, only_trainable
-from fas.calibration.replay import Stream, blocks_of, record, run_block
+from fas.calibration.replay import Stream, blocks_of, checked, record, run_block
 from fas.calibration.sites import Trial, calibrate_sites, observed
 from fas.config import SpikingConfig
 from fas.conversion import describe
-from fas.errors import ConfigError, DataError, FasError
+from fas.errors import ConfigError, FasError
 from fas.losses import alignment, logits_kl
 from fas.models import find_segments
 from fas.neurons import Site
@@ -73,11 +73,7 @@ def calibrate(
     `FasError` if the model is no SNN or is in the layerwise schedule, which has no temporal error to calibrate away.
     """
     options, progress = options or CalibrationOptions(), progress or Silent()
-    clock, listed = clock_of(model), list(batches)
-    if not listed:
-        raise DataError("no calibration batches: give at least one batch of training text")
-    if any("attention_mask" in batch and not bool(batch["attention_mask"].all()) for batch in listed):
-        raise DataError("calibration batches are padded, and padding would be calibrated too; give full sequences")
+    clock, listed = clock_of(model), checked(batches)
     if not clock.folds:
         raise FasError("Stage 2 calibrates time: convert the model first and choose schedule='synchronous'")
     key = clock.config.neuron_key
@@ -188,7 +184,7 @@ class _Target:
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Mapping[str, Any]], temperature: float) -> None:
         self.model, self.temperature = model, temperature
-        self.inputs = [{key: value for key, value in batch.items() if key != "labels"} for batch in batches]
+        self.inputs = batches
         with as_qcfs(model), torch.no_grad():
             self.logits = [model(**inputs, **without_cache(model)).logits for inputs in self.inputs]
 

@@ -5,7 +5,7 @@ Only the hidden states of one block are held, of the spiking stream (T·B rows) 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fas.errors import DataError
 from fas.models import Segment
 from fas.neurons import Clock
 from fas.runtime.control import without_cache
@@ -29,6 +30,16 @@ class Stream:
 def blocks_of(segment: Segment) -> list[nn.Module]:
     """The repeated layers of a segment in order."""
     return [module for module in segment.module.modules() if type(module).__name__ == segment.family.block]
+
+
+def checked(batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """``batches`` without labels; raises `DataError` where there are none, or padded ones."""
+    listed = [{key: value for key, value in batch.items() if key != "labels"} for batch in batches]
+    if not listed:
+        raise DataError("no calibration batches: give at least one batch of training text")
+    if any("attention_mask" in batch and not bool(batch["attention_mask"].all()) for batch in listed):
+        raise DataError("calibration batches are padded, and padding would be calibrated too; give full sequences")
+    return listed
 
 
 class _Recorder:
@@ -50,7 +61,7 @@ def record(model: nn.Module, segment: Segment, batch: Mapping[str, Any]) -> Stre
     with ExitStack() as stack:
         for block in blocks_of(segment):
             stack.callback(block.register_forward_pre_hook(_Recorder(stream), with_kwargs=True).remove)
-        model(**{key: value for key, value in batch.items() if key != "labels"}, **without_cache(model))
+        model(**batch, **without_cache(model))
     return stream
 
 

@@ -9,6 +9,8 @@ import typer
 from fas.cli.options import AsJson, Converted, Device, DType, Quiet, Seed, numbers_in, words_in
 
 NAME = "eval"
+DIAGNOSED = 16
+"""Sequences of evaluation text; each is run once a layer."""
 EXAMPLE = "fas eval gpt2-snn --data notes.txt --timesteps 2,4,8"
 
 
@@ -32,6 +34,9 @@ def command(
     length: Annotated[
         int | None, typer.Option(help="Tokens in a sequence.", show_default="min(context, 256)", min=2)
     ] = None,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="Where the temporal error is: by site, and what each layer costs.")
+    ] = False,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: DType = None,
@@ -43,6 +48,7 @@ def command(
 
     with session(quiet) as progress:
         from fas.pipeline.evaluate import evaluate_folder
+        from fas.report.diagnosis_text import diagnosis_text
         from fas.report.table import print_results
 
         results = evaluate_folder(
@@ -58,9 +64,12 @@ def command(
             seed=seed,
             device=device,
             dtype=dtype,
+            diagnosed=DIAGNOSED if diagnose else 0,
             progress=progress,
         )
     if as_json:
         print_json(results.to_dict())
     else:
         print_results(results)
+        for found in results.extra.get("diagnosis", {}).values():
+            print("\n" + diagnosis_text(found))

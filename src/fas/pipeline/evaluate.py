@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fas.calibration import diagnose
 from fas.config import SpikingConfig
 from fas.errors import FasError
 from fas.pipeline.load import block_length, load_ann, load_spiking
 from fas.pipeline.measure import EVALUATION_BATCH, dense_row, layerwise_target, qcfs_row, spiking_row
 from fas.progress import Progress, Silent
 from fas.report.results import Results, Row
-from fas.runtime.control import calibrated_keys, clock_of, sites_of
+from fas.runtime.control import at_time, calibrated_keys, clock_of, sites_of
 from fas.tasks.language_modeling import encode_blocks, spread
 from fas.tasks.text import evaluation_text
+
+DIAGNOSIS_BATCH = 4
 
 
 def evaluate_folder(
@@ -34,13 +38,15 @@ def evaluate_folder(
     seed: int = 0,
     device: str = "auto",
     dtype: str | None = None,
+    diagnosed: int = 0,
     progress: Progress | None = None,
 ) -> Results:
     """Measure every form of ``folder`` on the evaluation part of ``data``.
 
     Without ``timesteps`` and ``codings`` all that the folder was calibrated for is measured; else each timestep is crossed
     with each coding. On the text of the conversion the same blocks are measured as then. The ANN is measured if the
-    model it came from can be loaded; else its stored row is shown, marked so. Raises
+    model it came from can be loaded; else its stored row is shown, marked so. ``diagnosed`` sequences say where the temporal
+    error is (``extra["diagnosis"]``, by coding and time). Raises
     `CheckpointError` if ``folder`` is not a converted model and `DataError` for too little text.
     """
     progress, batch, folder = progress or Silent(), batch_size or EVALUATION_BATCH, Path(folder)
@@ -60,11 +66,31 @@ def evaluate_folder(
     config = clock_of(model).config
     if layerwise:
         rows.append(spiking_row(model, layerwise_target(config), blocks, batch, progress))
-    for target in _targets(model, config, timesteps, codings):
+    found = Results(str(folder), eval_data or data, seed, rows, extra={"evaluation": text, "dtype": precision})
+    targets = _targets(model, config, timesteps, codings)
+    for target in targets:
         if target.neuron_key not in _calibrated(model):
             progress.note(f"no calibrated neurons for {target.neuron_key}; uncalibrated ones are measured")
         rows.append(spiking_row(model, target, blocks, batch, progress))
-    return Results(str(folder), eval_data or data, seed, rows, extra={"evaluation": text, "dtype": precision})
+    if diagnosed:
+        found.extra["diagnosis"] = _diagnoses(model, targets, spread(blocks, diagnosed), progress)
+    return found
+
+
+def _diagnoses(
+    model: PreTrainedModel, targets: Sequence[SpikingConfig], blocks: Tensor, progress: Progress
+) -> dict[str, Any]:
+    progress.start("diagnosing", len(targets))
+    batches, found = [{"input_ids": part.to(model.device)} for part in blocks.split(DIAGNOSIS_BATCH)], {}
+    for target in targets:
+        if not target.folds_time:
+            progress.note(f"{target.neuron_key} is layerwise: it has no temporal error")
+            continue
+        with at_time(model, **target.model_dump()):
+            found[target.neuron_key] = diagnose(model, batches).to_dict()
+        progress.advance()
+    progress.done()
+    return found
 
 
 def _calibrated(model: PreTrainedModel) -> list[str]:
