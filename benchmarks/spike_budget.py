@@ -31,7 +31,7 @@ SWEEPS: dict[str, list[dict[str, Any]]] = {
         {"levels": 15, "budgets": (None,)},
         {"levels": 15, "budgets": (1.2,), "spike_price": 0.0003},
         {"levels": 8, "budgets": (0.8,), "spike_price": 0.001},
-        {"levels": 4, "budgets": (0.5, 0.2, 0.1), "spike_price": 0.01},
+        {"levels": 4, "budgets": (0.5, 0.1), "spike_price": 0.01},
     ],
 }
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fas.calibration.fine import GLOBAL_LR, descend, only_trainable
+from fas.calibration.kept import KeptLayers, fingerprint_of
 from fas.calibration.replay import Stream, blocks_of, checked, record, run_block
 from fas.calibration.sites import Trial, calibrate_sites, observed
 from fas.config import SpikingConfig
@@ -19,7 +21,7 @@ from fas.conversion import describe
 from fas.errors import ConfigError, FasError
 from fas.losses import alignment, logits_kl
 from fas.models import find_segments
-from fas.neurons import Site
+from fas.neurons import Clock, Site
 from fas.progress import Progress, Silent
 from fas.runtime.control import as_qcfs, clock_of, sites_of, without_cache
 from fas.runtime.folding import readout
@@ -65,12 +67,15 @@ def calibrate(
     batches: Iterable[Mapping[str, Any]],
     options: CalibrationOptions | None = None,
     progress: Progress | None = None,
+    resume: Path | str | None = None,
 ) -> list[LayerReport]:
     """Calibrate ``model``'s neurons for its present coding and timesteps (`set_timesteps`), in place.
 
     ``batches`` are keyword arguments of the model (``input_ids`` ``[B, S]`` …), never evaluation data. The target is the
-    QCFS model that the SNN was converted from. Returns one report a layer. Raises `DataError` without batches and
-    `FasError` if the model is no SNN or is in the layerwise schedule, which has no temporal error to calibrate away.
+    QCFS model that the SNN was converted from. ``resume``: a folder that keeps every finished layer; a calibration that was
+    killed goes on from there and ends the same, bit for bit. Returns one report a layer. Raises `DataError` without batches and
+    `FasError` if the model is no SNN or is in the layerwise schedule, which has no temporal error to calibrate away;
+    `CheckpointError` if ``resume`` holds layers of another calibration.
     """
     options, progress = options or CalibrationOptions(), progress or Silent()
     clock, listed = clock_of(model), checked(batches)
@@ -85,6 +90,7 @@ def calibrate(
     fresh = [copy.deepcopy(entry.state_dict()) for entry in parameters]
     reports: list[LayerReport] = []
     try:
+        kept = None if resume is None else KeptLayers(resume, fingerprint_of(model, listed, options, key))
         target = _Target(model, listed, options.temperature)
         uncalibrated = target.distance()
         for segment in find_segments(model):
@@ -100,7 +106,7 @@ def calibrate(
                 progress.note(f"{', '.join(outside)}: outside the layers, calibrated in the global pass only")
             for index, block in enumerate(blocks):
                 name = f"{segment.name}.{index}"
-                reports.append(_calibrate_block(model, block, index, name, spiking, targets, options, progress))
+                reports.append(_calibrate_block(model, block, index, name, spiking, targets, options, progress, kept))
         by_layer = end = target.distance()
         if options.global_steps:
             with only_trainable(model, parameters):
@@ -139,8 +145,9 @@ def _calibrate_block(
     targets: Sequence[Stream],
     options: CalibrationOptions,
     progress: Progress,
+    kept: KeptLayers | None,
 ) -> LayerReport:
-    """Calibrate the sites of one block and move both streams past it."""
+    """Calibrate the sites of one block, unless it is ``kept``, and move both streams past it."""
     found = (module for module in block.modules() if isinstance(module, Site) and module.calibrates)
     sites = sorted(found, key=lambda site: site.order)
     clock = clock_of(model)
@@ -154,6 +161,11 @@ def _calibrate_block(
         with torch.no_grad():
             return sum(float(loss_of(batch)) for batch in range(len(spiking))) / len(spiking)
 
+    known = kept.load(name, sites) if kept is not None else None
+    if known is not None:
+        progress.advance(1 + options.align_steps, f"layer {index} was calibrated before the interruption")
+        _pass(block, index, spiking, targets, wanted, clock)
+        return LayerReport(**known)
     before = error()
     if options.coarse:
         trial = Trial(block, index, spiking, wanted, clock, options.search_rows)
@@ -171,12 +183,27 @@ def _calibrate_block(
                 options.align_steps,
                 progress=progress,
             )
-    with torch.no_grad():
-        for stream, output in zip(targets, wanted, strict=True):
-            stream.hidden = output
-        for stream in spiking:
-            stream.hidden = run_block(block, index, stream, clock)
-    return LayerReport(name, before, coarse, fine)
+    report = LayerReport(name, before, coarse, fine)
+    if kept is not None:
+        kept.store(name, sites, asdict(report))
+    _pass(block, index, spiking, targets, wanted, clock)
+    return report
+
+
+@torch.no_grad()
+def _pass(
+    block: nn.Module,
+    index: int,
+    spiking: Sequence[Stream],
+    targets: Sequence[Stream],
+    wanted: Sequence[Tensor],
+    clock: Clock,
+) -> None:
+    """Move both streams past ``block``; ``wanted`` is what the QCFS model has behind it."""
+    for stream, output in zip(targets, wanted, strict=True):
+        stream.hidden = output
+    for stream in spiking:
+        stream.hidden = run_block(block, index, stream, clock)
 
 
 class _Target:

@@ -138,7 +138,8 @@ def calibrate_for(run: Run, target: SpikingConfig) -> None:
         global_steps=run.options.global_steps,
         spike_price=run.options.price_of_a_spike,
     )
-    reports = calibrate(model, run.calibration_batches(), settings, run.progress)
+    layers = run.workspace.path(f"{stage}-layers")
+    reports = calibrate(model, run.calibration_batches(), settings, run.progress, layers)
     values = {
         name: p.detach().cpu() for name, p in model.state_dict().items() if f".neurons.{target.neuron_key}." in name
     }
@@ -148,6 +149,7 @@ def calibrate_for(run: Run, target: SpikingConfig) -> None:
         (folder / "value.json").write_text(json.dumps([vars(report) for report in reports]))
 
     run.workspace.store(stage, write)
+    shutil.rmtree(layers, ignore_errors=True)
 
 
 def spiking_model(run: Run, calibrated: bool) -> PreTrainedModel:
