@@ -63,12 +63,19 @@ def test_shares_are_those_of_the_values_that_sites_hand_on(time: str) -> None:
     assert 0 < said.differing <= 1
 
 
-@pytest.mark.parametrize("time", TIMES)
-def test_a_model_none_of_whose_neurons_lags_is_its_qcfs_model(time: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "coverage", "time"),
+    [
+        *(("gpt2", "linear", time) for time in TIMES),
+        ("llama", "attention", "sigma_delta"),
+        ("gpt2", "full", "sigma_delta"),
+    ],
+)
+def test_a_model_none_of_whose_neurons_lags_is_its_qcfs_model(family: str, coverage: str, time: str) -> None:
     """What the cost of a layer is measured with: applied to all layers, nothing is left."""
     from fas.calibration.diagnosis import _never_lagging
 
-    model = tiny.snn("gpt2", **TIMES[time])
+    model = tiny.snn(family, coverage, **TIMES[time]).double()
     (batch, _) = batches()
     with torch.no_grad():
         with _never_lagging(list(sites_of(model).values())):

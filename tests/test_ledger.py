@@ -291,6 +291,16 @@ def test_the_model_is_left_as_it_was() -> None:
         assert torch.equal(model.eval()(**x).logits, expected)
 
 
+def test_an_error_in_a_neuron_leaves_later_ledgers_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = converted(gpt2(), tokens(), "full")
+    before = asdict(ledger(model, tokens()).forward)
+    with monkeypatch.context() as patch:
+        patch.setattr(Site, "over_time", lambda site, x: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ledger(model, tokens())
+    assert asdict(ledger(model, tokens()).forward) == before
+
+
 def test_an_error_in_the_model_leaves_it_as_it_was() -> None:
     model = converted(gpt2(), tokens(), "linear")
     hooks = sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())

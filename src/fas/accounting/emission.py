@@ -74,14 +74,13 @@ def emission_held(site: Site, held: Held, elements: int, counted: Tensor | None 
 
 def _counts(spikes: Tensor, counted: Tensor | None) -> Tensor:
     """Non-zero ``spikes`` ``[T, …, N]`` of each timestep and neuron ``[T, N]``; ``counted`` ``[…, 1]`` leaves others out."""
-    found = torch.zeros(len(spikes), spikes.shape[-1], dtype=torch.int64)
+    found = torch.zeros(len(spikes), spikes.shape[-1], dtype=torch.int64, device=spikes.device)
     for total, step in zip(found, spikes, strict=True):
         fired = step if counted is None else step * counted
         for part in fired.flatten(0, -2).split(max(1, PIECE // fired.shape[-1])):
-            total += (
-                part.abs().sum(0, dtype=torch.float32).to("cpu", torch.int64)
-            )  # exact, and much faster than of booleans
-    return found
+            # exact, and much faster than a sum of booleans
+            total += part.abs().sum(0, dtype=torch.float32).to(torch.int64)
+    return found.cpu()
 
 
 def _shifted(site: Site, counts: Tensor, neurons: int) -> int:

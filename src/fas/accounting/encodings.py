@@ -20,6 +20,7 @@ from fas.accounting.emission import (
 )
 from fas.accounting.provenance import Origin
 from fas.neurons import Clock, Held, Site
+from fas.neurons.held import tell
 from fas.operators.population import Population
 from fas.operators.spiking import SpikingGroup
 
@@ -46,8 +47,7 @@ class Encodings:
     def held(self, name: str, held: Held) -> None:
         """The same where neurons say what they hold."""
         if self.before is not None:
-            take = getattr(self.before, "held", None)
-            take(name, held) if take is not None else self.before(name, held.spikes())
+            tell(self.before, name, held)
         self._take(name, held)
 
     def _take(self, name: str, told: Tensor | Held) -> None:

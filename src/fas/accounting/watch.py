@@ -75,6 +75,14 @@ class Watch(TorchDispatchMode):
             self._paused.close()
 
     @contextmanager
+    def resumed(self) -> Iterator[None]:
+        """Ends a pause that an exception has left behind."""
+        try:
+            yield
+        finally:
+            self._paused.close()
+
+    @contextmanager
     def operator(self) -> Iterator[None]:
         """The context of an operator: what runs there is in place of a function."""
         name, role = self.frames[-1]
@@ -148,7 +156,7 @@ def watching(
         clock.probe = encodings
     LISTENERS.append(watch.operator)
     try:
-        with watch:
+        with watch, watch.resumed():
             yield encodings
     finally:
         LISTENERS.pop()

@@ -76,6 +76,7 @@ class Search:
     def coarse(self) -> Choice:
         """One schedule, one start, one factor and one potential for the whole site, judged on `VALUES` random values."""
         some = self._sampled(VALUES)
+        # every other zone, the same in all timesteps but the last; refined below, with one for the last
         starts = [
             Setting(steps, typical, zone=zone)
             for steps in self._schedules()

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fas.errors import CheckpointError
@@ -40,7 +40,7 @@ class KeptLayers:
         try:
             with safe_open(path, "pt") as stored:
                 about = stored.metadata() or {}
-                values = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
+            values = load_file(path)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"{path} cannot be read ({error}); remove it, and the layer is calibrated again"

@@ -8,22 +8,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
+def dtype_for(neurons: int) -> torch.dtype:
+    """The smallest integers that hold a swing through ``neurons`` of both signs."""
+    return torch.int8 if 2 * neurons <= torch.iinfo(torch.int8).max else torch.int32
+
+
 @dataclass(frozen=True, eq=False)
 class Held:
-    """``numbers`` ``[T, B, …, C]`` (int8): of each channel's ``neurons`` so many are full, of those that stand for the other
-    sign so many as it is below 0."""
+    """``numbers`` ``[T, B, …, C]`` (of `dtype_for`): of each channel's ``neurons`` so many are full, of those that stand for
+    the other sign so many as it is below 0."""
 
     numbers: Tensor
     neurons: int
     signed: bool = False
 
     def __post_init__(self) -> None:
-        assert 2 * self.neurons <= torch.iinfo(torch.int8).max, "a swing through all neurons of both signs is one int8"
+        assert self.numbers.dtype == dtype_for(self.neurons), "a swing through all neurons of both signs must fit"
 
     @property
     def each(self) -> int:
@@ -32,7 +38,7 @@ class Held:
 
     @cached_property
     def steps(self) -> Tensor:
-        """Spikes of each channel's neurons together in each timestep ``[T, B, …, C]`` (int8)."""
+        """Spikes of each channel's neurons together in each timestep ``[T, B, …, C]`` (small integers)."""
         return torch.diff(self.numbers, dim=0, prepend=torch.zeros_like(self.numbers[:1])).abs_()
 
     def spikes(self) -> Tensor:
@@ -63,3 +69,12 @@ class Held:
         each = torch.arange(self.neurons, device=numbers.device, dtype=numbers.dtype).unsqueeze(-1)
         signs = (numbers, -numbers) if self.signed else (numbers,)
         return torch.cat([held > each for held in signs], -2)
+
+
+def tell(probe: Any, name: str, held: Held) -> None:
+    """Hand ``held`` to ``probe``: as it is to one that has a method ``held``, else its spikes."""
+    take = getattr(probe, "held", None)
+    if take is None:
+        probe(name, held.spikes())
+    else:
+        take(name, held)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fas.neurons import Clock, Held, qcfs
+from fas.neurons.held import dtype_for
 from fas.neurons.qcfs import codes
 from fas.operators.group import wide
 from fas.operators.spiking import GroupSite
@@ -56,7 +57,8 @@ class Population(nn.Module):
         if isinstance(site, PopulationSite) and site.rests():
             scale, levels = site.log_scale.exp().to(x.dtype) * self.neurons, self.neurons * site.levels
             if site.clock.probe is not None and site.clock.folds:
-                number = codes(site.over_time(x.detach()), scale.detach(), levels, signed=True).to(torch.int8)
+                number = codes(site.over_time(x.detach()), scale.detach(), levels, signed=True)
+                number = number.to(dtype_for(self.neurons))
                 site.tell_held(Held(number, self.neurons, signed=True), None)
             return qcfs(x, scale, levels, signed=True)
         widths = site.scale.to(x.dtype).unflatten(0, (2, self.neurons, -1))  # [2, P, C]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fas.errors import FasError
 from fas.neurons import Clock, Held, Site
+from fas.neurons.held import tell
 from fas.operators.group import Group, charges, read, wide
 from fas.operators.staircase import active, one_level, staircase
 
@@ -51,12 +52,8 @@ class GroupSite(Site):
     def tell_held(self, held: Held, visible: Tensor | None) -> None:
         """Hand ``held`` to the probe, which must be there: as it is to one that has a method ``held``, else its spikes."""
         assert self.clock.probe is not None
-        take = getattr(self.clock.probe, "held", None)
-        if take is None:
-            self.tell(held.spikes(), visible)
-        else:
-            self.clock.visible = visible
-            take(self.name, held)
+        self.clock.visible = visible
+        tell(self.clock.probe, self.name, held)
 
     def starting_steps(self, steps: Sequence[int], neurons: int) -> Sequence[int]:
         """The schedule where nothing was calibrated: `tracking_steps` in place of the configuration's ``steps``.

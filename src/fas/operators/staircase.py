@@ -11,42 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fas.neurons.held import dtype_for
 
-class _Staircase(torch.autograd.Function):
+
+class _Sloped(torch.autograd.Function):
+    """``values`` ``[…, R]`` with the straight-through gradient of the segments: their slope, 0 outside of the range."""
+
     @staticmethod
-    def forward(
-        ctx: Any, argument: Tensor, corners: Tensor, widths: Tensor, readout: Tensor, offset: Tensor, levels: int
-    ) -> Tensor:
+    def forward(ctx: Any, argument: Tensor, values: Tensor, corners: Tensor, widths: Tensor, readout: Tensor) -> Tensor:
         ctx.save_for_backward(argument, corners, widths, readout)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        argument, corners, widths, readout = ctx.saved_tensors
+        inside = (argument >= corners[0]) & (argument <= corners[-1] + widths[-1])
         place = _segment(argument, corners)
-        width = widths[place]
-        code = ((argument - corners[place]) / (width / levels) + 0.5).floor().clamp(0, levels)
-        floors = sums(widths, readout, offset)
-        held = code * (width / levels)
-        return torch.stack(
-            [floor[place] + slope[place] * held for floor, slope in zip(floors, readout, strict=True)], -1
-        )
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        argument, corners, widths, readout = ctx.saved_tensors
-        return _slope(grads[0], argument, corners, widths, readout), None, None, None, None, None
-
-
-class _OneLevel(torch.autograd.Function):
-    """As `_Staircase` of one level, of which ``number`` neurons are full."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, argument: Tensor, number: Tensor, corners: Tensor, widths: Tensor, readout: Tensor, offset: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(argument, corners, widths, readout)
-        return look_up(number, sums(widths, readout, offset))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        argument, corners, widths, readout = ctx.saved_tensors
-        return _slope(grads[0], argument, corners, widths, readout), None, None, None, None, None
+        slopes = torch.stack([slope[place] for slope in readout], -1)
+        return (grads[0] * slopes).sum(-1) * inside, None, None, None, None
 
 
 def staircase(
@@ -56,14 +38,25 @@ def staircase(
 
     Straight-through gradient: the slope of the segment, 0 outside of the range.
     """
-    return _Staircase.apply(argument, corners, widths, readout, offset, levels)
+    with torch.no_grad():
+        place = _segment(argument, corners)
+        width = widths[place]
+        code = ((argument - corners[place]) / (width / levels) + 0.5).floor().clamp(0, levels)
+        floors = sums(widths, readout, offset)
+        held = code * (width / levels)
+        values = torch.stack(
+            [floor[place] + slope[place] * held for floor, slope in zip(floors, readout, strict=True)], -1
+        )
+    return _Sloped.apply(argument, values, corners, widths, readout)
 
 
 def one_level(
     argument: Tensor, number: Tensor, corners: Tensor, widths: Tensor, readout: Tensor, offset: Tensor
 ) -> Tensor:
     """`staircase` of one level, where it is known how many neurons are `active`: ``number`` ``[…]``."""
-    return _OneLevel.apply(argument, number, corners, widths, readout, offset)
+    with torch.no_grad():
+        values = look_up(number, sums(widths, readout, offset))
+    return _Sloped.apply(argument, values, corners, widths, readout)
 
 
 def sums(widths: Tensor, readout: Tensor, offset: Tensor) -> Tensor:
@@ -80,21 +73,14 @@ def look_up(number: Tensor, table: Tensor) -> Tensor:
 
 
 def active(argument: Tensor, corners: Tensor, widths: Tensor) -> Tensor:
-    """How many neurons of one level are full, ``[…]`` (int8): those whose segment's middle the argument has reached."""
+    """How many neurons of one level are full, ``[…]``: those whose segment's middle the argument has reached."""
     dense, back = _in_memory_order(argument)
     found = torch.bucketize(dense.contiguous(), corners + widths / 2, out_int32=True, right=True)
-    return found.to(torch.int8).permute(back)
+    return found.to(dtype_for(len(corners))).permute(back)
 
 
 def _segment(argument: Tensor, corners: Tensor) -> Tensor:
     return torch.bucketize(argument.contiguous(), corners[1:], right=True)
-
-
-def _slope(grad: Tensor, argument: Tensor, corners: Tensor, widths: Tensor, readout: Tensor) -> Tensor:
-    inside = (argument >= corners[0]) & (argument <= corners[-1] + widths[-1])
-    place = _segment(argument, corners)
-    slopes = torch.stack([slope[place] for slope in readout], -1)
-    return (grad * slopes).sum(-1) * inside
 
 
 def _in_memory_order(x: Tensor) -> tuple[Tensor, list[int]]:

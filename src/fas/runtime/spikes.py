@@ -19,7 +19,7 @@ def by_timestep(fired: Tensor) -> Tensor:
     """The sum of ``fired`` ``[T, …]`` (truth values or small numbers) in each timestep ``[T]``."""
     if fired.dtype == torch.bool:
         return torch.tensor([int(torch.count_nonzero(step)) for step in fired])
-    return torch.tensor([int(step.sum(dtype=torch.int32)) for step in fired])
+    return torch.tensor([int(step.sum(dtype=torch.int64)) for step in fired])
 
 
 @dataclass
