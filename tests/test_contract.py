@@ -154,6 +154,15 @@ def test_damaged_neuron_parameters_are_refused_by_name(name: str, damage: str, t
     assert "ffn_input" in str(caught.value)
 
 
+@pytest.mark.parametrize("zone", [-0.1, 0.6])
+def test_a_dead_zone_beyond_half_a_step_is_refused(zone: float, tmp_path: Path) -> None:
+    def change(tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
+        tensors[NEURONS + "dead_zone"][1] = zone
+
+    with pytest.raises(CheckpointError, match=r"dead zones between 0 and \.5; wrong in .*ffn_input.*dead_zone"):
+        AutoModelForCausalLM.from_pretrained(damaged(tmp_path, change))
+
+
 @pytest.mark.parametrize(
     ("entry", "value", "message"),
     [

@@ -33,6 +33,7 @@ from fas.neurons.expected import expected_spikes, spikes_of_codes
 from fas.neurons.sigma_delta import dead_zones
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.pareto import run_pareto
+from fas.progress import Silent
 from fas.report.results import Results
 from fas.runtime.control import clock_of
 from fas.runtime.spikes import counting
@@ -334,6 +335,16 @@ def test_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (tmp_path / "sweep/no-budget/results.json").stat().st_mtime_ns
     run_pareto(options, (None, 0.5))
     assert (tmp_path / "sweep/no-budget/results.json").stat().st_mtime_ns == before
+    # another sweep may have its control, too
+    titles: list[str] = []
+
+    class Titles(Silent):
+        def start(self, title: str, total: int | None = None) -> None:
+            titles.append(title)
+
+    run_pareto(replace(options, levels=2, out=tmp_path / "two"), (0.5,), Titles(), tmp_path / "sweep/no-budget")
+    assert any(title.startswith("Stage 1") for title in titles)
+    assert not any(title.startswith("control") for title in titles)
     code, _, err = run(
         capsys,
         "convert",

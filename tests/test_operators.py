@@ -396,6 +396,19 @@ def test_a_group_with_its_own_levels_settles_on_its_own_grid(name: str, levels: 
     torch.testing.assert_close(rows[-1], quantized, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("levels", [1, 4])
+def test_a_resting_group_has_the_slope_of_its_segments_and_none_outside(levels: int) -> None:
+    group = fit_group([torch.exp, torch.sin], 0, 2, 8)
+    x = torch.tensor([-0.5, 0.3, 1.1, 1.9, 2.5], requires_grad=True)
+    SpikingGroup(group, "pair", clock("qcfs"), levels=levels)(x)[:, 0].sum().backward()
+    exact = x.detach().double().requires_grad_()
+    group(exact)[:, 0].sum().backward()
+    assert x.grad is not None
+    assert exact.grad is not None
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=1e-5, atol=1e-6)
+    assert x.grad[0] == x.grad[-1] == 0
+
+
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=15)
 def test_neurons_of_one_level_follow_at_once(seed: int) -> None:

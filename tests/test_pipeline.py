@@ -118,6 +118,31 @@ def test_killed_and_started_again_ends_with_the_same_result(whole, place, title)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+class Messages(Silent):
+    """What layers said; killed at the second."""
+
+    def __init__(self, kill):
+        self.kill, self.said = kill, []
+
+    def advance(self, steps=1, message=""):
+        self.said.append(message)
+        if self.kill and message.startswith("layer 1 error"):
+            raise Killed
+
+
+def test_killed_within_stage_2_it_keeps_the_layers_that_were_finished(whole, place):
+    _, results = whole
+    again = ConvertOptions(model=place["model"], data=place["data"], out=place["root"] / "layers", **SMALL)
+    with pytest.raises(Killed):
+        run_conversion(again, Messages(kill=True))
+    (kept,) = (place["root"] / "layers.work").glob("*-layers/*.safetensors")
+    assert kept.stem == "transformer.0"
+    progress = Messages(kill=False)
+    resumed = run_conversion(again, progress)
+    assert progress.said.count("layer 0 was calibrated before the interruption") == 1
+    assert [row.loss for row in resumed.rows] == [row.loss for row in results.rows]
+
+
 def test_other_arguments_are_refused_finished_or_not(whole, place):
     options, _ = whole
     with pytest.raises(CheckpointError, match="other arguments"):

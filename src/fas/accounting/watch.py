@@ -75,14 +75,6 @@ class Watch(TorchDispatchMode):
             self._paused.close()
 
     @contextmanager
-    def resumed(self) -> Iterator[None]:
-        """Ends a pause that an exception has left behind."""
-        try:
-            yield
-        finally:
-            self._paused.close()
-
-    @contextmanager
     def operator(self) -> Iterator[None]:
         """The context of an operator: what runs there is in place of a function."""
         name, role = self.frames[-1]
@@ -156,7 +148,7 @@ def watching(
         clock.probe = encodings
     LISTENERS.append(watch.operator)
     try:
-        with watch, watch.resumed():
+        with watch:
             yield encodings
     finally:
         LISTENERS.pop()
