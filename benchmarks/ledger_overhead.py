@@ -1,7 +1,7 @@
 """What the ledger costs beside a plain forward: ``python benchmarks/ledger_overhead.py --work DIR`` (as `ledger.py`).
 
 Time: medians of paired runs in one process. Memory: the most bytes of tensors alive at once during a run, and the peak of a
-process that loads the model and runs it once.
+process that loads the model and runs it once (medians of several).
 Writes ``benchmarks/results/ledger-overhead.json``.
 """
 
@@ -29,6 +29,7 @@ from fas.tasks.text import load_text
 RESULTS = Path(__file__).parent / "results" / "ledger-overhead.json"
 COVERAGES = ("ffn", "linear", "attention", "full")
 REPEATS = 5
+PROCESSES = 5
 
 
 def prepared(work: str, coverage: str) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -53,6 +54,13 @@ def child(work: str, coverage: str, which: str) -> None:
     print(
         next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     )
+
+
+def process(work: str, coverage: str, which: str) -> int:
+    """Bytes of the peak of a process of its own (`child`), the median of several."""
+    command = [sys.executable, __file__, "--work", work, "--child", coverage, which]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(PROCESSES)]
+    return 1024 * int(statistics.median(int(printed.split()[-1]) for printed in runs))
 
 
 def live(run: Callable[[], Any]) -> int:
@@ -89,15 +97,7 @@ def main() -> None:
                 seconds[name] = time.perf_counter() - start
             ratios.append(seconds["ledger"] / seconds["plain"])
         tensors = {name: live(run) for name, run in both.items()}
-        processes = {
-            which: 1024 * int(
-                subprocess.run(
-                    [sys.executable, __file__, "--work", args.work, "--child", coverage, which],
-                    capture_output=True, text=True, check=True,
-                ).stdout.split()[-1]
-            )
-            for which in ("plain", "ledger")
-        }  # fmt: skip
+        processes = {which: process(args.work, coverage, which) for which in ("plain", "ledger")}
         rows.append(
             {
                 "coverage": coverage,

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import fas
+from fas.accounting.operations import rule_of
 from fas.config import SpikingConfig
 from fas.errors import UnsupportedModelError
 from fas.models.functions import activation_of, group_for, norm_of
@@ -18,6 +19,7 @@ from fas.neurons import Clock
 from fas.operators import SpikingGroup, exp2_group, exp2_negative, rsqrt_group
 from fas.operators.exponential import exp2_at_rest
 from fas.operators.population import Population
+from fas.runtime import attention
 from fas.runtime.control import clock_of, sites_of
 from fas.runtime.spikes import counting
 
@@ -158,3 +160,30 @@ def test_hidden_scores_do_not_count_in_groups() -> None:
     assert found["exponential"].neurons == 2 * 4 * 15 * 16
     assert found["reciprocal"].neurons == 2 * 4 * 5 * 16
     assert all(count.per_neuron > 0 for count in found.values())
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_ledger_hears_of_some_queries_at_a_time(padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = snn("gpt2", "full"), {"input_ids": tokens(2, 7)}
+    if padded:
+        batch["attention_mask"] = torch.ones(2, 7, dtype=torch.int64)
+        batch["attention_mask"][0, :3] = 0
+    whole = fas.ledger(model, batch)
+    calls: list[int] = []
+    group = next(module for name, module in model.named_modules() if name.endswith("exponential"))
+    group.register_forward_hook(lambda module, args, out: calls.append(args[0].shape[1]))
+    monkeypatch.setattr(attention, "PIECE", 3 * 2 * 4 * 4 * 7)  # three queries of two sequences, T = 4, 4 heads, 7 keys
+    assert fas.ledger(model, batch).to_dict() == whole.to_dict()
+    assert calls == [3, 3, 1]
+
+
+def test_operations_in_place_are_the_same_operations() -> None:
+    aten = torch.ops.aten
+    pairs = (
+        (aten.neg.default, aten.neg_.default), (aten.exp.default, aten.exp_.default),
+        (aten.masked_fill.Scalar, aten.masked_fill_.Scalar), (aten.addcmul.default, aten.addcmul_.default),
+    )  # fmt: skip
+    for one, other in pairs:
+        assert rule_of(one) is rule_of(other)
+        assert rule_of(one).role == "pointwise"
+    assert rule_of(aten.fill_.Scalar).role == "free"

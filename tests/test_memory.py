@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from fas.pipeline.memory import keep_freed_memory
+from fas.runtime.memory import keep_freed_memory
 
 COUNT = """
 import resource, torch
-from fas.pipeline.memory import keep_freed_memory
+from fas.runtime.memory import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(8):

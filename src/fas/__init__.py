@@ -9,7 +9,7 @@ from fas.plugin import register
 
 if TYPE_CHECKING:
     from fas.accounting import Ledger, ledger
-    from fas.calibration import CalibrationOptions, Diagnosis, calibrate, diagnose
+    from fas.calibration import CalibrationOptions, Diagnosis, calibrate, calibrate_folder, diagnose
     from fas.config import SpikingConfig
     from fas.conversion import convert, prepare
     from fas.errors import FasError
@@ -23,6 +23,7 @@ __all__ = [
     "Ledger",
     "SpikingConfig",
     "calibrate",
+    "calibrate_folder",
     "convert",
     "diagnose",
     "ledger",
@@ -36,6 +37,7 @@ _HOMES = {
     "Ledger": "fas.accounting.ledger",
     "SpikingConfig": "fas.config",
     "calibrate": "fas.calibration.driver",
+    "calibrate_folder": "fas.calibration.from_disk",
     "convert": "fas.conversion.verbs",
     "diagnose": "fas.calibration.diagnosis",
     "ledger": "fas.accounting.ledger",

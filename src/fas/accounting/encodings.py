@@ -23,6 +23,10 @@ from fas.neurons import Clock, Held, Site
 from fas.neurons.held import tell
 from fas.operators.population import Population
 from fas.operators.spiking import SpikingGroup
+from fas.runtime.memory import return_freed_memory
+
+RETURN_AFTER = 1 << 28
+"""Bytes of rows after which memory that was freed goes back to the system."""
 
 INSTEAD = ("exponential", "reciprocal", "softcap")
 """Groups in whose place no module of the ANN runs."""
@@ -37,6 +41,7 @@ class Encodings:
         self.told: dict[str, tuple[Tensor | Held, Tensor | None]] = {}
         self.inner: dict[str, Emission | None] = {}
         self.by_channel: dict[str, Tensor] = {}
+        self.seen_bytes = 0
 
     def __call__(self, name: str, spikes: Tensor) -> None:
         """Probe of the clock."""
@@ -119,6 +124,10 @@ class Encodings:
             self.counter.account.notes.append(note)
 
     def _remember(self, rows: Tensor, emission: Emission | None) -> None:
+        self.seen_bytes += rows.nbytes
+        if self.seen_bytes > RETURN_AFTER:  # small tensors that stay have broken up the memory of large ones
+            return_freed_memory()
+            self.seen_bytes = 0
         timed = self.clock is not None and self.clock.folds
         self.counter.provenance.put(rows, Origin(timed, emission))
 

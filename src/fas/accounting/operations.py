@@ -55,17 +55,17 @@ RULES: dict[str, Rule] = {
     "_fused_rms_norm": Rule("pointwise", "norm", add=1, mul=3),
     # maximum, difference, exponential, sum, share
     **_rules(Rule("pointwise", "softmax", add=3, mul=1, function=1), "_softmax _log_softmax _safe_softmax"),
-    **_rules(Rule("pointwise", "activation", mul=1, function=1), "gelu silu silu_"),
-    **_rules(Rule("pointwise", "activation", function=1), "tanh tanh_ sigmoid sigmoid_ erf"),
-    **_rules(Rule("pointwise", "activation", add=1), "relu relu_ threshold hardtanh"),
+    **_rules(Rule("pointwise", "activation", mul=1, function=1), "gelu silu"),
+    **_rules(Rule("pointwise", "activation", function=1), "tanh sigmoid erf"),
+    **_rules(Rule("pointwise", "activation", add=1), "relu threshold hardtanh"),
     **_rules(
         _ADD,
-        "add add_ sub sub_ rsub neg abs maximum minimum clamp clamp_ clamp_min clamp_max where floor floor_ round ceil "
-        "remainder sign masked_fill masked_fill_ lt le gt ge eq ne logical_and logical_or logical_not",
+        "add sub rsub neg abs maximum minimum clamp clamp_min clamp_max where floor round ceil "
+        "remainder sign masked_fill lt le gt ge eq ne logical_and logical_or logical_not",
     ),
-    **_rules(_MUL, "mul mul_ square"),
+    **_rules(_MUL, "mul square"),
     "addcmul": Rule("pointwise", add=1, mul=1),
-    **_rules(_FUNCTION, "div div_ pow exp exp_ exp2 log log2 sqrt rsqrt reciprocal sin cos softplus atan expm1 log1p"),
+    **_rules(_FUNCTION, "div pow exp exp2 log log2 sqrt rsqrt reciprocal sin cos softplus atan expm1 log1p"),
     "frexp": _ADD,
     **_rules(_REDUCTION, "sum mean amax amin max min cumsum any all argmax argmin"),
     **_rules(Rule("reduction", "reduction", add=2, mul=1), "var var_mean std linalg_vector_norm"),
@@ -76,9 +76,9 @@ RULES: dict[str, Rule] = {
         FREE,
         "empty empty_like empty_strided new_empty new_empty_strided zeros zeros_like new_zeros ones ones_like new_ones "
         "full full_like new_full arange scalar_tensor fill_ zero_ copy_ lift_fresh lift_fresh_copy promote_types eye "
-        "_local_scalar_dense detach stack index index_put index_put_ gather scatter scatter_ slice_scatter "
+        "_local_scalar_dense detach stack index index_put gather scatter slice_scatter "
         "select_scatter masked_scatter constant_pad_nd roll flip repeat_interleave masked_select nonzero tril triu "
-        "linspace bucketize bitwise_not bitwise_and bitwise_and_ bitwise_or bitwise_or_ isin equal is_nonzero item "
+        "linspace bucketize bitwise_not bitwise_and bitwise_or isin equal is_nonzero item "
         "_is_all_true _assert_async _assert_scalar bernoulli_ native_dropout one_hot pad unique_consecutive _unique2 "
         "set_ resize_ diff isfinite isnan isinf prod floor_divide resolve_conj resolve_neg",
     ),
@@ -86,7 +86,8 @@ RULES: dict[str, Rule] = {
 
 
 def rule_of(operation: torch._ops.OpOverload) -> Rule:
-    """The rule of an operation; views are free, what is not in the table has the role ``unknown``."""
+    """The rule of an operation, in place or not; views are free, what is not in the table has the role ``unknown``."""
     if operation.is_view:
         return FREE
-    return RULES.get(operation._schema.name.removeprefix("aten::"), Rule("unknown"))
+    name = operation._schema.name.removeprefix("aten::")
+    return RULES.get(name, RULES.get(name.removesuffix("_"), Rule("unknown")))

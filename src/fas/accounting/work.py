@@ -30,8 +30,10 @@ class Work:
     """Spikes handed on, each an address."""
 
     def __iadd__(self, other: Work) -> Work:
-        for entry in fields(Work):
-            setattr(self, entry.name, getattr(self, entry.name) + getattr(other, entry.name))
+        mine, theirs = vars(self), vars(other)
+        for name, count in theirs.items():
+            if count:
+                mine[name] += count
         return self
 
     def __add__(self, other: Work) -> Work:

@@ -2,5 +2,6 @@
 
 from fas.calibration.diagnosis import Diagnosis, diagnose
 from fas.calibration.driver import CalibrationOptions, LayerReport, calibrate
+from fas.calibration.from_disk import calibrate_folder
 
-__all__ = ["CalibrationOptions", "Diagnosis", "LayerReport", "calibrate", "diagnose"]
+__all__ = ["CalibrationOptions", "Diagnosis", "LayerReport", "calibrate", "calibrate_folder", "diagnose"]

@@ -90,7 +90,11 @@ def calibrate(
     fresh = [copy.deepcopy(entry.state_dict()) for entry in parameters]
     reports: list[LayerReport] = []
     try:
-        kept = None if resume is None else KeptLayers(resume, fingerprint_of(model, listed, options, key))
+        kept = (
+            None
+            if resume is None
+            else KeptLayers(resume, fingerprint_of(model.state_dict().items(), listed, options, key))
+        )
         target = _Target(model, listed, options.temperature)
         uncalibrated = target.distance()
         for segment in find_segments(model):
@@ -99,14 +103,14 @@ def calibrate(
                 targets = [record(model, segment, batch) for batch in listed]
             blocks = blocks_of(segment)
             steps = len(blocks) * (1 + options.align_steps) + options.global_steps
-            progress.start(f"Stage 2, {_described(clock.config)}", steps)
+            progress.start(f"Stage 2, {described(clock.config)}", steps)
             inside = {site for block in blocks for site in block.modules() if isinstance(site, Site)}
             outside = [site.name for site in sites if site not in inside and site.name.startswith(segment.name)]
             if outside:
                 progress.note(f"{', '.join(outside)}: outside the layers, calibrated in the global pass only")
             for index, block in enumerate(blocks):
                 name = f"{segment.name}.{index}"
-                reports.append(_calibrate_block(model, block, index, name, spiking, targets, options, progress, kept))
+                reports.append(calibrate_block(model, block, index, name, spiking, targets, options, progress, kept))
         by_layer = end = target.distance()
         if options.global_steps:
             with only_trainable(model, parameters):
@@ -130,13 +134,14 @@ def calibrate(
     return reports
 
 
-def _described(config: SpikingConfig) -> str:
+def described(config: SpikingConfig) -> str:
+    """The coding and time that are calibrated, for people."""
     if config.coding == "rate":
         return f"rate ({config.rows} rows), T={config.timesteps}"
     return f"sigma-delta, T={config.timesteps}, from steps {','.join(map(str, config.step_schedule))}"
 
 
-def _calibrate_block(
+def calibrate_block(
     model: nn.Module,
     block: nn.Module,
     index: int,

@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from fas.errors import CheckpointError
 from fas.neurons import NeuronParameters, Site
@@ -76,13 +77,20 @@ class KeptLayers:
         return self.folder / f"{layer}.safetensors"
 
 
-def fingerprint_of(model: nn.Module, batches: Sequence[Mapping[str, Any]], settings: Any, key: str) -> str:
+def fingerprint_of(
+    weights: Iterable[tuple[str, Tensor]], batches: Sequence[Mapping[str, Any]], settings: Any, key: str
+) -> str:
     """Hash of all that decides a calibration: weights, batches, options, coding and time, version of torch."""
     digest = hashlib.sha256(json.dumps([asdict(settings), key, torch.__version__]).encode())
-    tensors = [(name, value) for name, value in model.state_dict().items() if f".neurons.{key}." not in name]
-    for index, batch in enumerate(batches):
-        tensors += [(f"{index}.{name}", value) for name, value in batch.items() if isinstance(value, Tensor)]
-    for name, value in tensors:
+    tensors = [
+        (f"{index}.{name}", value)
+        for index, batch in enumerate(batches)
+        for name, value in batch.items()
+        if isinstance(value, Tensor)
+    ]
+    for name, value in chain(weights, tensors):
+        if f".neurons.{key}." in name:
+            continue
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from fas.errors import DataError
 from fas.models import Segment
@@ -49,9 +52,12 @@ class _Recorder:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         kwargs = dict(kwargs)
         hidden = args[0] if args else kwargs.pop("hidden_states")
-        if self.stream.hidden is None:
+        if not self.stream.arguments:
             self.stream.hidden = hidden.detach()
-        self.stream.arguments.append((args[1:], kwargs))
+        # a cache would grow with every replay (some encoders are handed one although they decode nothing)
+        kept = tuple(None if isinstance(value, Cache) else value for value in args[1:])
+        named = {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
+        self.stream.arguments.append((kept, named))
 
 
 @torch.no_grad()
@@ -63,6 +69,59 @@ def record(model: nn.Module, segment: Segment, batch: Mapping[str, Any]) -> Stre
             stack.callback(block.register_forward_pre_hook(_Recorder(stream), with_kwargs=True).remove)
         model(**batch, **without_cache(model))
     return stream
+
+
+class StreamOnDisk(Stream):
+    """A stream whose hidden states lie in ``file``."""
+
+    def __init__(self, file: Path, device: torch.device) -> None:
+        self.file, self.device, self.arguments = file, device, []
+        self.file.unlink(missing_ok=True)
+
+    @property
+    def hidden(self) -> Tensor | None:
+        """Read anew each time it is asked for."""
+        return load_file(self.file, str(self.device))["hidden"] if self.file.exists() else None
+
+    @hidden.setter
+    def hidden(self, value: Tensor) -> None:
+        save_file({"hidden": value.detach().cpu().contiguous()}, self.file)
+
+
+class _AllRecorded(Exception):
+    """Ends a forward pass of which no more is needed."""
+
+
+@torch.no_grad()
+def record_only(model: nn.Module, segment: Segment, batch: Mapping[str, Any], stream: Stream) -> Stream:
+    """As `record` into ``stream``, running nothing but what stands before the blocks, and the first one.
+
+    All others are passed over: every block is told the same, but for its hidden states.
+    """
+    blocks, first = blocks_of(segment), []
+
+    def passed_over(*_: Any, **__: Any) -> Any:
+        if len(stream.arguments) == len(blocks):
+            raise _AllRecorded
+        return first[0]
+
+    def learn(module: nn.Module, args: Any, output: Any) -> None:
+        first.append(output)
+        if len(blocks) == 1:
+            raise _AllRecorded
+
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.callback(block.register_forward_pre_hook(_Recorder(stream), with_kwargs=True).remove)
+        stack.callback(blocks[0].register_forward_hook(learn).remove)
+        for block in blocks[1:]:
+            block.forward = passed_over
+            stack.callback(block.__dict__.pop, "forward")
+        try:
+            model(**batch, **without_cache(model))
+        except _AllRecorded:
+            return stream
+    raise AssertionError("the last block did not run")
 
 
 @contextmanager

@@ -25,6 +25,7 @@ register(
             {
                 "PatchEmbed", "Conv3d", "PatchMerger", "Sequential", "GELU", "VisionAttention", "VisionMlp",
                 "Qwen2VLVisionRotaryEmbedding",
+                "VisionRotaryEmbedding",  # its name in transformers 5.15
             }
         ),
         # patches of all images in one row of T·N, and T times the images' sizes: time-major, as everywhere

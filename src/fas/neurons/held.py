@@ -51,14 +51,13 @@ class Held:
         low = -self.neurons if self.signed else 0
         possible, channels = self.neurons - low + 1, self.numbers.shape[-1]
         found = torch.zeros(channels * possible**2, dtype=torch.int64, device=self.numbers.device)
-        before = torch.full(self.numbers.shape[1:], -low, dtype=torch.int32, device=self.numbers.device)
-        channel = torch.arange(channels, dtype=torch.int32, device=self.numbers.device) * possible**2
+        dtype = torch.int16 if len(found) <= torch.iinfo(torch.int16).max else torch.int32
+        before = torch.full(self.numbers.shape[1:], -low, dtype=dtype, device=self.numbers.device)
+        channel = torch.arange(channels, dtype=dtype, device=self.numbers.device) * possible**2
         for numbers in self.numbers:
-            now = numbers.to(torch.int32) - low
-            moves = before * possible + now + channel
-            found += torch.bincount(
-                (moves if counted is None else moves[counted.expand(moves.shape)]).flatten(), minlength=len(found)
-            )
+            # what does not count stays at 0
+            now = (numbers if counted is None else numbers * counted).to(dtype) - low
+            found += torch.bincount(before.mul_(possible).add_(now).add_(channel).flatten(), minlength=len(found))
             before = now
         full = self._full(torch.arange(low, self.neurons + 1, device=self.numbers.device).view(-1, 1, 1)).squeeze(-1)
         fires = (full.unsqueeze(0) != full.unsqueeze(1)).flatten(0, 1)  # [moves, N]

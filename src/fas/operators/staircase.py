@@ -13,6 +13,9 @@ from torch import Tensor
 
 from fas.neurons.held import dtype_for
 
+FEW = 16
+"""Neurons up to which comparing with each of them is faster than a binary search."""
+
 
 class _Sloped(torch.autograd.Function):
     """``values`` ``[…, R]`` with the straight-through gradient of the segments: their slope, 0 outside of the range."""
@@ -74,8 +77,14 @@ def look_up(number: Tensor, table: Tensor) -> Tensor:
 
 def active(argument: Tensor, corners: Tensor, widths: Tensor) -> Tensor:
     """How many neurons of one level are full, ``[…]``: those whose segment's middle the argument has reached."""
+    middles = corners + widths / 2
+    if len(middles) <= FEW:
+        number = torch.full_like(argument, len(middles), dtype=dtype_for(len(middles)))
+        for middle in middles:
+            number -= (argument < middle).view(torch.int8)
+        return number
     dense, back = _in_memory_order(argument)
-    found = torch.bucketize(dense.contiguous(), corners + widths / 2, out_int32=True, right=True)
+    found = torch.bucketize(dense.contiguous(), middles, out_int32=True, right=True)
     return found.to(dtype_for(len(corners))).permute(back)
 
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from fas.errors import CheckpointError, ConfigError, FasError
 from fas.neurons import Site
-from fas.pipeline.memory import keep_freed_memory
+from fas.runtime.memory import keep_freed_memory
 from fas.tasks.builtin import model_path
 
 

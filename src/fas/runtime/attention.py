@@ -31,6 +31,9 @@ NAME = "fas_spiking"
 
 LOG2_E = math.log2(math.e)
 
+PIECE = 1 << 20
+"""Scores of which a probe hears at a time."""
+
 # Arguments that change what attention computes; leaving one out would be silent nonsense.
 _UNKNOWN = ("s_aux", "sinks")
 
@@ -67,20 +70,34 @@ def exponentials(
     wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
     # the maximum keeps its gradient: where the grid clips e = 1, nothing else tells the largest score of the others
     distance = wide.amax(-1, keepdim=True) - wide
-    grouped = "exponential" in groups
-    e = _exponential(distance * LOG2_E, groups["exponential"], visible) if grouped else (-distance).exp()
-    return e if visible is None else e.masked_fill(~visible, 0), visible
+    spikes = "exponential" in groups
+    e = _exponential(distance.mul_(LOG2_E), groups["exponential"], visible) if spikes else distance.neg_().exp_()
+    if visible is not None:
+        e = e.masked_fill(~visible, 0) if e.requires_grad else e.masked_fill_(~visible, 0)
+    return e, visible
 
 
 def _exponential(u: Tensor, group: Any, visible: Tensor | None) -> Tensor:
-    """2^{−u} by ``group``: from its table where that is all (at rest, and nobody wants its spikes)."""
+    """2^{−u} ``[T·B, H, S, K]`` by ``group``: from its table where that is all (at rest, and nobody wants its spikes).
+
+    Else at rest by some queries at a time, so that what it takes to reduce the range is small.
+    """
     site = group.site
     if isinstance(site, GroupSite) and site.levels == 1 and site.rests() and site.clock.probe is None:
         return exp2_at_rest(u, group)
     if visible is not None and isinstance(site, GroupSite) and site.clock.folds:
         visible = visible[: u.shape[0] // site.clock.config.timesteps]
-    seen = None if visible is None else visible.movedim(1, -1)
-    return by_head(lambda x: exp2_negative(x, partial(group, visible=seen)), u)
+    seen = None if visible is None else visible.movedim(1, -1)  # [B, S, K, 1]
+    queries = u.shape[2]
+
+    def answers(some: slice) -> Tensor:
+        part = None if seen is None else seen.expand(-1, queries, -1, -1)[:, some]
+        return by_head(lambda x: exp2_negative(x, partial(group, visible=part)), u[:, :, some])
+
+    if not (isinstance(site, GroupSite) and site.rests()) or u.numel() <= PIECE:
+        return answers(slice(None))
+    size = max(1, PIECE * queries // u.numel())
+    return torch.cat([answers(slice(first, first + size)) for first in range(0, queries, size)], 2)
 
 
 def spiking_attention(
@@ -107,7 +124,7 @@ def spiking_attention(
     value = by_channel(_encoding(sites, "value", new), value)
     groups = query.shape[1] // key.shape[1]
     key, value = (entry.repeat_interleave(groups, dim=1) for entry in (key, value))
-    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = (query @ key.transpose(-1, -2)).mul_(query.shape[-1] ** -0.5 if scaling is None else scaling)
     e, visible = exponentials(scores, attention_mask, softcap, position_bias, sites)
     e = by_head(_encoding(sites, "probabilities", visible=visible), e).to(value.dtype)
     share = normaliser(e, sites)

@@ -23,3 +23,10 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, TOP_PAD))
     return all([bool(mallopt(name, value)) for name, value in settings])
+
+
+def return_freed_memory() -> None:
+    """Hand back what is kept and lies between tensors, where it no longer fits any (some milliseconds)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)

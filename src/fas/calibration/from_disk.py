@@ -1,0 +1,158 @@
+"""Stage 2 of a model that does not fit into memory: one block's weights at a time, activations in files.
+
+There is no global pass, for that would need all of the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from fas.calibration.driver import CalibrationOptions, LayerReport, calibrate_block, described
+from fas.calibration.kept import KeptLayers, fingerprint_of
+from fas.calibration.replay import StreamOnDisk, blocks_of, checked, record_only
+from fas.calibration.shelf import Shelf, without_weights
+from fas.conversion import describe
+from fas.errors import CheckpointError, ConfigError, FasError
+from fas.models import Segment, find_segments
+from fas.neurons import Site
+from fas.progress import Progress, Silent
+from fas.runtime.control import as_qcfs, calibrated_keys, clock_of, sites_of
+
+
+def calibrate_folder(
+    folder: Path | str,
+    out: Path | str,
+    batches: Iterable[Mapping[str, Any]],
+    options: CalibrationOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    auto_class: Any = AutoModelForCausalLM,
+    **time: Any,
+) -> list[LayerReport]:
+    """Calibrate the converted model in ``folder`` for ``time`` (arguments of `set_timesteps`) into the new folder ``out``.
+
+    As `calibrate` without its global pass, and for as little memory as one block needs. ``auto_class`` is the class that loads
+    the folder. Finished layers are kept in ``out``.work; the same call goes on after an interruption and ends the same, bit
+    for bit. Raises `CheckpointError` for a folder that cannot be read a block at a time, `ConfigError` if ``out`` exists or
+    the model is calibrated for that time already, `DataError` without batches, and `FasError` for a model of several parts.
+    """
+    options, progress = options or CalibrationOptions(), progress or Silent()
+    out, device, listed = Path(out), torch.device(device), checked(batches)
+    if out.exists():
+        raise ConfigError(f"{out} exists already; give a folder that does not")
+    if options.global_steps:
+        options = replace(options, global_steps=0)
+        progress.note("no global pass: it would need all weights at once")
+    shelf, model = Shelf(folder), without_weights(folder, auto_class)
+    model.set_timesteps(**time)  # type: ignore[operator]
+    clock = clock_of(model)
+    key = clock.config.neuron_key
+    _require(model, key)
+    (segment,) = find_segments(model)
+    work = out.with_name(out.name + ".work")
+    work.mkdir(parents=True, exist_ok=True)
+    kept = KeptLayers(work / "layers", fingerprint_of(shelf.tensors(), listed, options, key))
+    blocks = blocks_of(segment)
+    progress.start(f"Stage 2 from disk, {described(clock.config)}", len(blocks) * (1 + options.align_steps))
+    spiking, targets = _streams(model, segment, shelf, listed, work, device)
+    reports = []
+    for index, block in enumerate(blocks):
+        with shelf.loaded(model, block.modules(), device):
+            for site in block.modules():
+                if isinstance(site, Site) and site.calibrates:
+                    site.add_parameters(key)
+            name = f"{segment.name}.{index}"
+            reports.append(calibrate_block(model, block, index, name, spiking, targets, options, progress, kept))
+    _write(shelf, model, key, out, device)
+    shutil.rmtree(work)
+    progress.done(f"calibrated a block at a time into {out}")
+    return reports
+
+
+def _require(model: PreTrainedModel, key: str) -> None:
+    """Refuse what cannot be done a block at a time, or need not be."""
+    if not clock_of(model).folds:
+        raise FasError("Stage 2 calibrates time: give a converted model and schedule='synchronous'")
+    if key in calibrated_keys(sites_of(model).values()):
+        raise ConfigError(f"the model is calibrated for {key} already; choose another coding or number of timesteps")
+    segments = find_segments(model)
+    if len(segments) != 1:
+        names = ", ".join(segment.name for segment in segments)
+        raise FasError(
+            f"{type(model).__name__} spikes in several parts ({names}); calibrate it in memory (fas.calibrate)"
+        )
+
+
+def _streams(
+    model: PreTrainedModel,
+    segment: Segment,
+    shelf: Shelf,
+    batches: list[dict[str, Any]],
+    work: Path,
+    device: torch.device,
+) -> tuple[list[StreamOnDisk], list[StreamOnDisk]]:
+    """The spiking stream and its target before the first block, batch by batch, in files."""
+    blocks = blocks_of(segment)
+    inside = {id(module) for block in blocks for module in block.modules()}
+    front = [module for module in segment.module.modules() if id(module) not in inside]
+    spiking, targets = [], []
+    with shelf.loaded(model, [*front, *blocks[0].modules()], device):
+        for site in blocks[0].modules():
+            if isinstance(site, Site) and site.calibrates:
+                site.add_parameters(clock_of(model).config.neuron_key)
+        for index, batch in enumerate(batches):
+            batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+            spiking.append(
+                record_only(model, segment, batch, StreamOnDisk(work / f"spiking-{index}.safetensors", device))
+            )
+            with as_qcfs(model):
+                targets.append(
+                    record_only(model, segment, batch, StreamOnDisk(work / f"qcfs-{index}.safetensors", device))
+                )
+    return spiking, targets
+
+
+def _write(shelf: Shelf, model: PreTrainedModel, key: str, out: Path, device: torch.device) -> None:
+    """The folder of ``shelf`` and, in a file of their own, the neurons for ``key``."""
+    values: dict[str, Tensor] = {}
+    for name, site in model.named_modules():
+        if isinstance(site, Site) and site.calibrates:
+            if key not in site.neurons:  # outside of the blocks
+                with shelf.loaded(model, site.modules(), device):
+                    site.add_parameters(key)
+            entry = site.neurons[key].state_dict()
+            values |= {
+                f"{name}.neurons.{key}.{leaf}": value.detach().cpu().contiguous() for leaf, value in entry.items()
+            }
+    describe(model)
+    staged = out.with_name(out.name + ".new")
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        shutil.copytree(shelf.folder, staged, ignore=shutil.ignore_patterns("results.json"))
+        if (staged / SAFE_WEIGHTS_NAME).exists():  # transformers would read it alone
+            (staged / SAFE_WEIGHTS_NAME).rename(staged / "weights.safetensors")
+        mapped = {
+            name: place.file.name.replace(SAFE_WEIGHTS_NAME, "weights.safetensors")
+            for name, place in shelf.places.items()
+        }
+        added = f"neurons-{key}.safetensors"
+        save_file(values, staged / added, metadata={"format": "pt"})
+        total = sum(place.bytes for place in shelf.places.values()) + sum(v.nbytes for v in values.values())
+        index = {"metadata": {"total_size": total}, "weight_map": mapped | dict.fromkeys(values, added)}
+        (staged / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
+        model.config.save_pretrained(staged)
+        staged.rename(out)
+    except OSError as error:
+        raise CheckpointError(f"{out} could not be written ({error}); the calibrated layers are kept") from error

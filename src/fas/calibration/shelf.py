@@ -1,0 +1,154 @@
+"""Weights that stay in their files: a model without them, and its modules with them one at a time.
+
+Files are read at the offsets that safetensors documents, not mapped: a mapping of the whole file counts as memory where
+that is limited.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import init_empty_weights
+from accelerate.utils import set_module_tensor_to_device
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from fas.conversion.quantizer import FasQuantizer
+from fas.errors import CheckpointError
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+class _Place(NamedTuple):
+    file: Path
+    start: int
+    bytes: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class Shelf:
+    """The weights of the checkpoint in ``folder`` by name.
+
+    Raises `CheckpointError` if there is none in the safetensors format.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.files = weight_files(self.folder)
+        self.places: dict[str, _Place] = {}
+        for file in self.files:
+            self.places |= _places(file)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, in memory of its own."""
+        place = self.places[name]
+        with place.file.open("rb") as opened:
+            opened.seek(place.start)
+            buffer = bytearray(place.bytes)
+            if opened.readinto(buffer) != place.bytes:
+                raise CheckpointError(f"{place.file} ends before {name}; it is damaged")
+        if not buffer:
+            return torch.empty(place.shape, dtype=place.dtype)
+        return torch.frombuffer(buffer, dtype=place.dtype).view(place.shape)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All of them, one at a time."""
+        return ((name, self.read(name)) for name in sorted(self.places))
+
+    @contextmanager
+    def loaded(self, model: nn.Module, owners: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+        """Inside, the parameters of ``owners`` (modules of ``model``, not those in them) are on ``device``.
+
+        Raises `CheckpointError` for a weight that no file holds.
+        """
+        inside = {id(module) for module in owners}
+        taken: list[tuple[nn.Module, str]] = []
+        try:
+            for prefix, owner in model.named_modules():
+                for leaf, tensor in _own(owner).items() if id(owner) in inside else ():
+                    name = f"{prefix}.{leaf}" if prefix else leaf
+                    if not tensor.is_meta:
+                        continue
+                    if name not in self.places:
+                        raise CheckpointError(
+                            f"{self.folder} holds no weight {name}: it was saved under other names, so it cannot be "
+                            "calibrated from disk; calibrate it in memory"
+                        )
+                    value = self.read(name)
+                    set_module_tensor_to_device(owner, leaf, device, value=value, dtype=value.dtype)
+                    taken.append((owner, leaf))
+            yield
+        finally:
+            for owner, leaf in taken:
+                set_module_tensor_to_device(owner, leaf, "meta")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint; raises `CheckpointError` if there is none."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if (folder / SAFE_WEIGHTS_NAME).exists():
+        return [folder / SAFE_WEIGHTS_NAME]
+    if not index.exists():
+        raise CheckpointError(f"{folder} holds no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}")
+    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+
+
+def without_weights(folder: Path | str, auto_class: Any) -> PreTrainedModel:
+    """The converted model in ``folder`` with its sites and buffers, and no memory for weights.
+
+    Raises `CheckpointError` if it is no converted model.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    description = getattr(config, "quantization_config", None)
+    if description is None or description.get("quant_method") != "fas":
+        raise CheckpointError(f"{folder} is not a converted model; convert it first (fas convert)")
+    from fas.conversion.description import FasQuantizationConfig
+
+    described = FasQuantizationConfig.from_dict(description)
+    with init_empty_weights(include_buffers=False):
+        model = auto_class.from_config(config)
+        FasQuantizer(described)._process_model_before_weight_loading(
+            model, checkpoint_files=[str(file) for file in weight_files(Path(folder))]
+        )
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model.eval()
+
+
+def _own(module: nn.Module) -> dict[str, Tensor]:
+    stored = {name: value for name, value in module._parameters.items() if value is not None}
+    kept = {name for name, value in module._buffers.items() if value is not None}
+    kept -= module._non_persistent_buffers_set
+    return stored | {name: module._buffers[name] for name in kept}  # type: ignore[dict-item]
+
+
+def _places(file: Path) -> dict[str, _Place]:
+    try:
+        with file.open("rb") as opened:
+            size = int.from_bytes(opened.read(8), "little")
+            if size > file.stat().st_size:
+                raise ValueError(f"it says that its header has {size} bytes")
+            header = json.loads(opened.read(size))
+        return {
+            name: _Place(
+                file,
+                8 + size + entry["data_offsets"][0],
+                entry["data_offsets"][1] - entry["data_offsets"][0],
+                _DTYPES[entry["dtype"]],
+                tuple(entry["shape"]),
+            )
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{file} is no safetensors file ({error})") from error

@@ -1,0 +1,118 @@
+"""``fas calibrate``: neurons for other codings and timesteps in a folder that was converted already."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, set_seed
+
+from fas.calibration import CalibrationOptions, calibrate, calibrate_folder
+from fas.calibration.driver import LayerReport
+from fas.config import SpikingConfig
+from fas.errors import ConfigError
+from fas.pipeline.load import block_length, load_spiking, pick_device
+from fas.progress import Progress
+from fas.runtime.control import calibrated_keys, clock_of, sites_of
+from fas.tasks.language_modeling import encode_blocks, spread
+from fas.tasks.text import load_text
+
+BATCH = 4
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """What ``fas calibrate`` is asked; see its flags."""
+
+    folder: str
+    data: str
+    out: Path
+    timesteps: tuple[int, ...] = (8,)
+    codings: tuple[str, ...] = ()
+    calibration_sequences: int = 32
+    align_steps: int = 8
+    global_steps: int = 24
+    length: int | None = None
+    from_disk: bool = False
+    seed: int = 0
+    device: str = "auto"
+
+    def settings(self) -> CalibrationOptions:
+        """What Stage 2 is told."""
+        steps = 0 if self.from_disk else self.global_steps
+        return CalibrationOptions(align_steps=self.align_steps, global_steps=steps)
+
+
+def calibrate_again(options: CalibrateOptions, progress: Progress) -> dict[str, list[LayerReport]]:
+    """Calibrate for every coding and number of timesteps, in memory or a block at a time; reports by `neuron_key`.
+
+    ``options.out`` appears whole. Interrupted, the same call goes on from the last finished layer. Raises `FasError` kinds for
+    bad input before anything is computed.
+    """
+    if options.out.exists():
+        raise ConfigError(f"{options.out} exists already; give a folder that does not")
+    set_seed(options.seed)
+    return _from_disk(options, progress) if options.from_disk else _in_memory(options, progress)
+
+
+def _in_memory(options: CalibrateOptions, progress: Progress) -> dict[str, list[LayerReport]]:
+    model, tokenizer = load_spiking(options.folder, options.device)
+    batches = _batches(options, tokenizer, model, model.device)
+    config, known = clock_of(model).config, calibrated_keys(sites_of(model).values())
+    targets = _targets(options, config)
+    again = [target.neuron_key for target in targets if target.neuron_key in known]
+    if again:
+        raise ConfigError(f"{options.folder} is calibrated for {', '.join(again)} already; choose other timesteps")
+    work = options.out.with_name(options.out.name + ".work")
+    reports = {}
+    for target in targets:
+        model.set_timesteps(**target.model_dump())
+        reports[target.neuron_key] = calibrate(model, batches, options.settings(), progress, work / target.neuron_key)
+    model.set_timesteps(**config.model_dump())
+    staged = options.out.with_name(options.out.name + ".new")
+    model.save_pretrained(staged)
+    tokenizer.save_pretrained(staged)
+    staged.rename(options.out)
+    shutil.rmtree(work, ignore_errors=True)
+    return reports
+
+
+def _from_disk(options: CalibrateOptions, progress: Progress) -> dict[str, list[LayerReport]]:
+    if len(options.timesteps) * max(1, len(options.codings)) > 1:
+        raise ConfigError("from disk one coding and one number of timesteps are calibrated at a time; give one of each")
+    model_config: Any = AutoConfig.from_pretrained(options.folder)
+    tokenizer = AutoTokenizer.from_pretrained(options.folder)
+    described = getattr(model_config, "quantization_config", None) or {}
+    config = SpikingConfig.from_dict(described.get("spiking", {}))
+    (target,) = _targets(options, config)
+    device = pick_device(options.device)
+    batches = _batches(options, tokenizer, _Sized(model_config), device)
+    time = {"timesteps": target.timesteps, "coding": target.coding}
+    return {
+        target.neuron_key: calibrate_folder(
+            options.folder, options.out, batches, options.settings(), progress, device=device, **time
+        )
+    }
+
+
+@dataclass(frozen=True)
+class _Sized:
+    """Stands for a model of which only the context matters."""
+
+    config: Any
+
+
+def _targets(options: CalibrateOptions, config: SpikingConfig) -> list[SpikingConfig]:
+    codings = options.codings or (config.coding,)
+    return [config.replaced(coding=coding, timesteps=steps) for coding in codings for steps in options.timesteps]
+
+
+def _batches(options: CalibrateOptions, tokenizer: Any, model: Any, device: torch.device) -> list[dict[str, Any]]:
+    """Evenly spaced training blocks, in batches small enough for T·B rows."""
+    training = load_text(options.data).training
+    blocks = encode_blocks(tokenizer, training, block_length(model, options.length), "training text")
+    picked = spread(blocks, options.calibration_sequences)
+    return [{"input_ids": batch.to(device)} for batch in picked.split(BATCH)]

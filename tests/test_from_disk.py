@@ -1,0 +1,194 @@
+"""Stage 2 a block at a time: the same neurons as in memory, for less memory than the weights have."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import folders
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+import fas
+from fas.calibration import CalibrationOptions, calibrate, calibrate_folder
+from fas.cli import main
+from fas.errors import CheckpointError, ConfigError, FasError
+
+BATCHES = [{"input_ids": tiny.tokens(2, 9, seed)} for seed in (11, 12)]
+OPTIONS = CalibrationOptions(align_steps=3, global_steps=0)
+
+
+def saved(model: PreTrainedModel, folder: Path, **how: Any) -> Path:
+    model.save_pretrained(folder, **how)
+    return folder
+
+
+def reloaded(folder: Path, auto: Any = AutoModelForCausalLM, **time: Any) -> PreTrainedModel:
+    model = auto.from_pretrained(folder).eval()
+    model.set_timesteps(**time)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("family", "coverage", "coding", "how"),
+    [
+        ("gpt2", "full", "sigma_delta", {}),
+        ("llama", "linear", "sigma_delta", {"max_shard_size": "20KB"}),
+        ("opt", "ffn", "rate", {}),
+        ("bert_mlm", "attention", "sigma_delta", {}),
+    ],
+)
+def test_a_block_at_a_time_ends_as_in_memory(
+    tmp_path: Path, family: str, coverage: str, coding: str, how: dict[str, Any]
+) -> None:
+    auto = AutoModelForMaskedLM if family == "bert_mlm" else AutoModelForCausalLM
+    whole = tiny.snn(family, coverage)
+    folder = saved(whole, tmp_path / "in", **how)
+    when = {"timesteps": 3, "coding": coding}
+    reports = calibrate_folder(folder, tmp_path / "out", BATCHES, OPTIONS, auto_class=auto, **when)
+    one, other = reloaded(folder, auto, **when), reloaded(tmp_path / "out", auto, **when)
+    assert reports == calibrate(one, BATCHES, OPTIONS)
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+    assert one.config.quantization_config.neurons == other.config.quantization_config.neurons
+    assert not list(tmp_path.glob("*.work"))
+
+
+def test_another_time_is_added_to_those_before(tmp_path: Path) -> None:
+    folder = saved(tiny.snn("gpt2", "linear"), tmp_path / "0")
+    for index, steps in enumerate((2, 3)):
+        calibrate_folder(folder, tmp_path / str(index + 1), BATCHES, OPTIONS, timesteps=steps, coding="sigma_delta")
+        folder = tmp_path / str(index + 1)
+    model = reloaded(folder, timesteps=2, coding="sigma_delta")
+    assert len(model.config.quantization_config.neurons) == 2
+    with pytest.raises(ConfigError, match="already; choose another"):
+        calibrate_folder(folder, tmp_path / "3", BATCHES, OPTIONS, timesteps=2, coding="sigma_delta")
+
+
+def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
+    when = {"timesteps": 2, "coding": "sigma_delta"}
+    folder = saved(tiny.snn("gpt2", "linear"), tmp_path / "snn")
+    with pytest.raises(ConfigError, match="exists already"):
+        calibrate_folder(folder, folder, BATCHES, OPTIONS, **when)
+    with pytest.raises(CheckpointError, match="not a converted model"):
+        calibrate_folder(saved(tiny.ann("gpt2"), tmp_path / "ann"), tmp_path / "out", BATCHES, OPTIONS, **when)
+    (folder / "model.safetensors").rename(folder / "other")
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
+        calibrate_folder(folder, tmp_path / "out", BATCHES, OPTIONS, **when)
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match="no safetensors file"):
+        calibrate_folder(folder, tmp_path / "out", BATCHES, OPTIONS, **when)
+    with pytest.raises(FasError, match="synchronous"):
+        calibrate_folder(
+            saved(tiny.snn("llama", "linear"), tmp_path / "llama"), tmp_path / "out", BATCHES, OPTIONS,
+            timesteps=8, schedule="layerwise",
+        )  # fmt: skip
+
+
+LIMITED = """
+import resource, shutil, sys, torch
+import fas
+from fas.calibration import CalibrationOptions, calibrate, calibrate_folder
+from transformers import AutoModelForCausalLM
+folder, out, room, small = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+torch.set_num_threads(1)
+batches = [{"input_ids": torch.arange(8).view(1, 8)}]
+options = CalibrationOptions(align_steps=1, global_steps=0)
+
+def calibrated(folder, out):
+    if out == "memory":
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        model.set_timesteps(2)
+        calibrate(model, batches, options)
+    else:
+        calibrate_folder(folder, out, batches, options, timesteps=2, coding="sigma_delta")
+
+calibrated(small, "memory" if out == "memory" else small + "-out")  # all that is imported and set up only once
+shutil.rmtree(small + "-out", ignore_errors=True)
+used = next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmData")) << 10
+resource.setrlimit(resource.RLIMIT_DATA, (used + room, used + room))
+calibrated(folder, out)
+print("calibrated")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA counts all private memory on Linux only")
+def test_weights_beyond_a_limit_of_memory(tmp_path: Path) -> None:
+    """200 MB of weights with room for 105 MB: only from disk."""
+    torch.manual_seed(0)
+    ann = GPT2LMHeadModel(
+        GPT2Config(n_layer=16, n_embd=512, n_head=4, vocab_size=64, n_positions=16, bos_token_id=0, eos_token_id=0)
+    ).eval()
+    config = fas.SpikingConfig(coverage="ffn", levels=3, timesteps=2)
+    model = fas.convert(fas.prepare(ann, config, [{"input_ids": torch.arange(8).view(1, 8)}]))
+    folder = saved(model, tmp_path / "in")
+    small = saved(tiny.snn("gpt2", "ffn"), tmp_path / "small")
+    room = 100 << 20
+    assert (folder / "model.safetensors").stat().st_size > 1.9 * room
+
+    def run(out: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", LIMITED, str(folder), out, str(room), str(small)]
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    assert "calibrated" in (found := run(str(tmp_path / "out"))).stdout, found.stderr
+    assert "calibrated" not in run("memory").stdout
+    assert len(reloaded(tmp_path / "out", timesteps=2).config.quantization_config.neurons) == 1
+
+
+def test_killed_from_disk_ends_the_same(tmp_path: Path) -> None:
+    folder = saved(tiny.snn("gpt2", "linear"), tmp_path / "in")
+    code = (
+        "import sys, torch, fas, tiny; from fas.calibration import CalibrationOptions, calibrate_folder\n"
+        "calibrate_folder(sys.argv[1], sys.argv[2], [{'input_ids': tiny.tokens(2, 9, s)} for s in (11, 12)],"
+        "CalibrationOptions(align_steps=3, global_steps=0), timesteps=3, coding='sigma_delta')"
+    )
+    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    killed = subprocess.Popen(command, env=environment)
+    layers = tmp_path / "out.work" / "layers"
+    while not list(layers.glob("*.safetensors")) and killed.poll() is None:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    subprocess.run(command, env=environment, check=True)
+    whole = calibrate_folder(folder, tmp_path / "whole", BATCHES, OPTIONS, timesteps=3, coding="sigma_delta")
+    assert whole
+    one, other = (reloaded(tmp_path / name, timesteps=3, coding="sigma_delta") for name in ("out", "whole"))
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize("where", [[], ["--from-disk"]])
+def test_the_command_adds_a_time(tmp_path: Path, where: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, text = tmp_path / "snn", folders.save_text(tmp_path / "text.txt")
+    folders.save_ann(folder)  # its tokenizer
+    saved(tiny.snn("gpt2", "linear"), folder)
+    command = ["calibrate", str(folder), "--data", text, "--timesteps", "3", "--out", str(tmp_path / "out")]
+    command += [
+        "--calibration-sequences",
+        "4",
+        "--align-steps",
+        "1",
+        "--global-steps",
+        "1",
+        "--length",
+        "16",
+        "--json",
+        "-q",
+    ]
+    assert main([*command, *where]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["calibrated"].values()
+    assert len(found) == 2
+    assert all(layer["coarse"] <= layer["before"] + 1e-3 for layer in found)
+    options = ["--max-new-tokens", "2", "--timesteps", "3", "--quiet"]
+    assert main(["generate", str(tmp_path / "out"), "--prompt", "w1 w2", *options]) == 0
+    capsys.readouterr()
+    assert main([*command, *where]) == 2
+    assert "exists already" in capsys.readouterr().err
