@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import init_empty_weights
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from fas.conversion.description import FasQuantizationConfig
 from fas.conversion.quantizer import FasQuantizer
 from fas.errors import CheckpointError
 
@@ -112,9 +113,7 @@ def without_weights(folder: Path | str, auto_class: Any) -> PreTrainedModel:
     description = getattr(config, "quantization_config", None)
     if description is None or description.get("quant_method") != "fas":
         raise CheckpointError(f"{folder} is not a converted model; convert it first (fas convert)")
-    from fas.conversion.description import FasQuantizationConfig
-
-    described = FasQuantizationConfig.from_dict(description)
+    described = cast(FasQuantizationConfig, FasQuantizationConfig.from_dict(description))
     with init_empty_weights(include_buffers=False):
         model = auto_class.from_config(config)
         FasQuantizer(described)._process_model_before_weight_loading(

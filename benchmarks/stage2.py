@@ -1,0 +1,165 @@
+"""Stage 2 against the paper's recipe: ``python benchmarks/stage2.py --work DIR`` (DIR/ffn: a conversion of the embedded model).
+
+Both see the same sequences equally often (a visit: one sequence through all layers' gradient steps, once) and calibrate the
+same QCFS model, coverage ``ffn``, rate coding; each in a process of its own. Memory: the most that the process grew during
+Stage 2. Also the growth of ours on random models of 6, 12 and 24 layers, in memory and from disk.
+Writes ``benchmarks/results/stage2.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import fas
+from fas.calibration import CalibrationOptions, calibrate, calibrate_folder
+from fas.conversion import describe
+from fas.methods import PublishedOptions, calibrate_as_published
+from fas.pipeline.load import load_spiking
+from fas.pipeline.measure import EVALUATION_BATCH
+from fas.report.results import this_command, versions, write_whole
+from fas.runtime.control import as_qcfs, sites_of
+from fas.tasks.language_modeling import encode_blocks, evaluate, spread
+from fas.tasks.text import load_text
+
+RESULTS = Path(__file__).parent / "results" / "stage2.json"
+SEQUENCES, BATCH, ALIGN, GLOBAL = 32, 4, 8, 8
+VISITS = BATCH * (ALIGN + GLOBAL)
+LAYERS = (6, 12, 24)
+WIDTH, LENGTH = 256, 64
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def measured(run: Callable[[], Any]) -> dict[str, float]:
+    """Seconds of ``run`` and by how much the process grew."""
+    base, peak, stop = resident(), [0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.005):
+            peak[0] = max(peak[0], resident())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    start = time.perf_counter()
+    try:
+        run()
+    finally:
+        seconds = time.perf_counter() - start
+        stop.set()
+        thread.join()
+    return {"seconds": round(seconds, 2), "peak_bytes": max(0, peak[0] - base)}
+
+
+def synthetic(layers: int) -> tuple[Any, list[dict[str, torch.Tensor]]]:
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=layers, n_embd=WIDTH, n_head=4, vocab_size=512, n_positions=LENGTH)
+    model = GPT2LMHeadModel(config).eval()
+    ids = torch.randint(512, (SEQUENCES, LENGTH))
+    return model, [{"input_ids": ids}]
+
+
+def prepared(work: str, model: str) -> tuple[Any, torch.Tensor, torch.Tensor | None]:
+    if model == "builtin":
+        snn, tokenizer = load_spiking(str(Path(work) / "ffn"))
+        text = load_text("builtin")
+        blocks = encode_blocks(tokenizer, text.training, 128)
+        return snn, spread(blocks, SEQUENCES), spread(encode_blocks(tokenizer, text.evaluation, 128), 128)
+    ann, (batch,) = synthetic(int(model))
+    config = fas.SpikingConfig(coverage="ffn", levels=8, timesteps=4, coding="rate")
+    return fas.convert(fas.prepare(ann, config, [{"input_ids": batch["input_ids"][:4]}])), batch["input_ids"], None
+
+
+def child(work: str, model: str, recipe: str, timesteps: int, options: dict[str, Any]) -> dict[str, Any]:
+    """One calibration in this process."""
+    torch.manual_seed(0)
+    snn, sequences, evaluation = prepared(work, model)
+    snn.set_timesteps(timesteps, coding="rate", rows="step" if recipe == "paper" else "mean")
+    for site in sites_of(snn).values():  # no neurons of an earlier calibration
+        site.neurons.clear()
+    describe(snn)
+    batches = [{"input_ids": ids} for ids in sequences.split(BATCH)]
+
+    def ppl() -> float | None:
+        return None if evaluation is None else round(evaluate(snn, evaluation, EVALUATION_BATCH).perplexity, 4)
+
+    row: dict[str, Any] = {
+        "model": model,
+        "recipe": recipe,
+        "coding": "rate",
+        "coverage": "ffn",
+        "timesteps": timesteps,
+    }
+    with as_qcfs(snn):
+        row["qcfs_perplexity"] = ppl()
+    row["uncalibrated_perplexity"] = ppl()
+    with torch.no_grad():
+        snn(**batches[0])
+    if recipe == "ours":
+        row |= measured(lambda: calibrate(snn, batches, CalibrationOptions(**options)))
+    elif recipe == "ours from disk":
+        with tempfile.TemporaryDirectory() as folder:
+            snn.save_pretrained(f"{folder}/in")
+            del snn
+            settings = CalibrationOptions(**options)
+            time_ = {"timesteps": timesteps, "coding": "rate"}
+            row |= measured(lambda: calibrate_folder(f"{folder}/in", f"{folder}/out", batches, settings, **time_))
+    else:
+        row |= measured(lambda: calibrate_as_published(snn, batches, PublishedOptions(**options)))
+    if evaluation is not None:
+        row["perplexity"] = ppl()
+    return row | {"options": options}
+
+
+def jobs() -> list[tuple[str, str, int, dict[str, Any]]]:
+    """(model, recipe, T, options): the same visits for both."""
+    ours, paper = {"align_steps": ALIGN, "global_steps": GLOBAL}, {"visits": VISITS}
+    found: list[tuple[str, str, int, dict[str, Any]]] = []
+    for timesteps in (2, 4, 8):
+        found += [("builtin", "ours", timesteps, ours), ("builtin", "paper", timesteps, paper)]
+        found.append(("builtin", "paper", timesteps, {"visits": 8 * VISITS}))
+    by_layer = {"align_steps": ALIGN, "global_steps": 0}
+    for layers in LAYERS:
+        found += [(str(layers), recipe, 4, by_layer) for recipe in ("ours", "ours from disk")]
+    found.append((str(LAYERS[-1]), "paper", 4, {"visits": BATCH * ALIGN}))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", required=True)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(child(args.work, *json.loads(args.child))))
+        return
+    rows = []
+    for job in jobs():
+        command = [sys.executable, __file__, "--work", args.work, "--child", json.dumps(job)]
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        rows.append(json.loads(run.stdout.splitlines()[-1]))
+        print(rows[-1], flush=True)
+    results = Path(args.work) / "ffn" / "results.json"
+    control = next(row for row in json.loads(results.read_text())["rows"] if row["name"] == "control")
+    for row in rows:
+        if row["model"] == "builtin":
+            row["control_perplexity"] = control["perplexity"]
+    about = {"sequences": SEQUENCES, "visits": VISITS, "seed": 0, "versions": versions(), "command": this_command()}
+    write_whole(RESULTS, json.dumps(about | {"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
