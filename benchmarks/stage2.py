@@ -1,8 +1,9 @@
 """Stage 2 against the paper's recipe: ``python benchmarks/stage2.py --work DIR`` (DIR/ffn: a conversion of the embedded model).
 
 Both see the same sequences equally often (a visit: one sequence through all layers' gradient steps, once) and calibrate the
-same QCFS model, coverage ``ffn``, rate coding; each in a process of its own. Memory: the most that the process grew during
-Stage 2. Also the growth of ours on random models of 6, 12 and 24 layers, in memory and from disk.
+same QCFS model, coverage ``ffn``, rate coding; each in a process of its own, once for the time and once for the memory: the
+most that the process grew during Stage 2, while the allocator hands everything back that is freed. Also ours on random models
+of 6, 12 and 24 layers, in memory and from disk.
 Writes ``benchmarks/results/stage2.json``.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,16 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import fas
 from fas.calibration import CalibrationOptions, calibrate, calibrate_folder
 from fas.conversion import describe
 from fas.methods import PublishedOptions, calibrate_as_published
-from fas.pipeline.load import load_spiking
 from fas.pipeline.measure import EVALUATION_BATCH
 from fas.report.results import this_command, versions, write_whole
 from fas.runtime.control import as_qcfs, sites_of
+from fas.runtime.memory import keep_freed_memory, return_freed_memory
 from fas.tasks.language_modeling import encode_blocks, evaluate, spread
 from fas.tasks.text import load_text
 
@@ -40,12 +42,16 @@ LAYERS = (6, 12, 24)
 WIDTH, LENGTH = 256, 64
 
 
+RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
+
+
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def measured(run: Callable[[], Any]) -> dict[str, float]:
     """Seconds of ``run`` and by how much the process grew."""
+    return_freed_memory()
     base, peak, stop = resident(), [0], threading.Event()
 
     def watch() -> None:
@@ -74,7 +80,8 @@ def synthetic(layers: int) -> tuple[Any, list[dict[str, torch.Tensor]]]:
 
 def prepared(work: str, model: str) -> tuple[Any, torch.Tensor, torch.Tensor | None]:
     if model == "builtin":
-        snn, tokenizer = load_spiking(str(Path(work) / "ffn"))
+        folder = str(Path(work) / "ffn")
+        snn, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
         text = load_text("builtin")
         blocks = encode_blocks(tokenizer, text.training, 128)
         return snn, spread(blocks, SEQUENCES), spread(encode_blocks(tokenizer, text.evaluation, 128), 128)
@@ -83,9 +90,11 @@ def prepared(work: str, model: str) -> tuple[Any, torch.Tensor, torch.Tensor | N
     return fas.convert(fas.prepare(ann, config, [{"input_ids": batch["input_ids"][:4]}])), batch["input_ids"], None
 
 
-def child(work: str, model: str, recipe: str, timesteps: int, options: dict[str, Any]) -> dict[str, Any]:
-    """One calibration in this process."""
+def child(work: str, model: str, recipe: str, timesteps: int, options: dict[str, Any], memory: bool) -> dict[str, Any]:
+    """One calibration in this process; for its ``memory`` nothing else is measured."""
     torch.manual_seed(0)
+    if not memory:
+        keep_freed_memory()
     snn, sequences, evaluation = prepared(work, model)
     snn.set_timesteps(timesteps, coding="rate", rows="step" if recipe == "paper" else "mean")
     for site in sites_of(snn).values():  # no neurons of an earlier calibration
@@ -94,7 +103,9 @@ def child(work: str, model: str, recipe: str, timesteps: int, options: dict[str,
     batches = [{"input_ids": ids} for ids in sequences.split(BATCH)]
 
     def ppl() -> float | None:
-        return None if evaluation is None else round(evaluate(snn, evaluation, EVALUATION_BATCH).perplexity, 4)
+        return (
+            None if evaluation is None or memory else round(evaluate(snn, evaluation, EVALUATION_BATCH).perplexity, 4)
+        )
 
     row: dict[str, Any] = {
         "model": model,
@@ -107,7 +118,7 @@ def child(work: str, model: str, recipe: str, timesteps: int, options: dict[str,
         row["qcfs_perplexity"] = ppl()
     row["uncalibrated_perplexity"] = ppl()
     with torch.no_grad():
-        snn(**batches[0])
+        snn(input_ids=sequences[:1, :8])
     if recipe == "ours":
         row |= measured(lambda: calibrate(snn, batches, CalibrationOptions(**options)))
     elif recipe == "ours from disk":
@@ -130,12 +141,19 @@ def jobs() -> list[tuple[str, str, int, dict[str, Any]]]:
     found: list[tuple[str, str, int, dict[str, Any]]] = []
     for timesteps in (2, 4, 8):
         found += [("builtin", "ours", timesteps, ours), ("builtin", "paper", timesteps, paper)]
-        found.append(("builtin", "paper", timesteps, {"visits": 8 * VISITS}))
+    found.append(("builtin", "paper", 4, {"visits": 8 * VISITS}))
     by_layer = {"align_steps": ALIGN, "global_steps": 0}
     for layers in LAYERS:
         found += [(str(layers), recipe, 4, by_layer) for recipe in ("ours", "ours from disk")]
     found.append((str(LAYERS[-1]), "paper", 4, {"visits": BATCH * ALIGN}))
     return found
+
+
+def in_process(work: str, job: tuple[Any, ...], memory: bool) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--work", work, "--child", json.dumps([*job, memory])]
+    environment = os.environ | (RETURNED if memory else {})
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -148,9 +166,8 @@ def main() -> None:
         return
     rows = []
     for job in jobs():
-        command = [sys.executable, __file__, "--work", args.work, "--child", json.dumps(job)]
-        run = subprocess.run(command, capture_output=True, text=True, check=True)
-        rows.append(json.loads(run.stdout.splitlines()[-1]))
+        row, in_memory = (in_process(args.work, job, memory) for memory in (False, True))
+        rows.append(row | {"peak_bytes": in_memory["peak_bytes"]})
         print(rows[-1], flush=True)
     results = Path(args.work) / "ffn" / "results.json"
     control = next(row for row in json.loads(results.read_text())["rows"] if row["name"] == "control")

@@ -100,7 +100,9 @@ def test_a_descent_keeps_the_best_point_that_it_passed() -> None:
         seen.append(float((neurons.v_init - 0.45).abs()))
         return torch.tensor(seen[-1])
 
-    before, after = descend([neurons], loss_of, batches=1, steps=5, lr=0.04)
+    with torch.no_grad():
+        before = float(loss_of(0))
+    after = descend([neurons], loss_of, batches=1, steps=5, lr=0.04, before=before)
     assert before == seen[0]
     assert after == min(seen) < min(before, seen[-1])
     assert float((neurons.v_init - 0.45).abs()) == pytest.approx(after)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from fas.calibration.fine import GLOBAL_LR, descend, only_trainable
 from fas.calibration.kept import KeptLayers, fingerprint_of
 from fas.calibration.replay import Stream, blocks_of, checked, record, run_block
-from fas.calibration.sites import Trial, calibrate_sites, observed
+from fas.calibration.sites import Trial, batches_of, calibrate_sites, observed
 from fas.config import SpikingConfig
 from fas.conversion import describe
 from fas.errors import ConfigError, FasError
@@ -114,7 +114,9 @@ def calibrate(
         by_layer = end = target.distance()
         if options.global_steps:
             with only_trainable(model, parameters):
-                _, end = descend(parameters, target.loss_of, len(listed), options.global_steps, GLOBAL_LR, progress)
+                end = descend(
+                    parameters, target.loss_of, len(listed), options.global_steps, GLOBAL_LR, progress, before=by_layer
+                )
         summary = f"logits KL {uncalibrated:.4f} uncalibrated → {by_layer:.4f} by layer → {end:.4f} nats"
         if not end < uncalibrated and not options.spike_price:  # with a price, fewer spikes are worth some distance
             for entry, values in zip(parameters, fresh, strict=True):
@@ -157,7 +159,9 @@ def calibrate_block(
     sites = sorted(found, key=lambda site: site.order)
     clock = clock_of(model)
     with as_qcfs(model), torch.no_grad():
-        wanted, encodings = observed(block, index, targets, sites, clock, outputs=True)
+        few = batches_of((stream.hidden for stream in targets if stream.hidden is not None), options.search_rows)
+        wanted, encodings = observed(block, index, targets[:few], sites, clock, outputs=True)
+        wanted += [run_block(block, index, stream, clock) for stream in targets[few:]]
 
     def loss_of(batch: int) -> Tensor:
         return alignment(readout(run_block(block, index, spiking[batch], clock), clock), wanted[batch])
@@ -175,18 +179,19 @@ def calibrate_block(
     if options.coarse:
         trial = Trial(block, index, spiking, wanted, clock, options.search_rows)
         calibrate_sites(sites, trial, encodings, options.per_channel, options.spike_price)
-    coarse = error()
+    coarse = error() if options.coarse else before
     progress.advance(1, f"layer {index} error {before:.4f} → {coarse:.4f}")
     fine = coarse
     if options.align_steps and sites:
         chosen = [site.parameters_for(clock.config) for site in sites]
         with only_trainable(model, [p for p in chosen if p is not None]):
-            _, fine = descend(
+            fine = descend(
                 [p for p in chosen if p is not None],
                 loss_of,
                 len(spiking),
                 options.align_steps,
                 progress=progress,
+                before=coarse,
             )
     report = LayerReport(name, before, coarse, fine)
     if kept is not None:

@@ -44,8 +44,10 @@ def descend(
     steps: int,
     lr: float = LAYER_LR,
     progress: Progress | None = None,
-) -> tuple[float, float]:
-    """Minimise the mean of ``loss_of(batch)`` and keep the best point on the way; returns (before, after).
+    *,
+    before: float,
+) -> float:
+    """Minimise the mean of ``loss_of(batch)``, which is ``before`` now, keep the best point on the way, and return its mean.
 
     What counts is the loss over all batches, looked at after every pass over them and at the end, so a calibration that
     does not help changes nothing.
@@ -58,7 +60,7 @@ def descend(
     def present() -> list[dict[str, Tensor]]:
         return [{name: value.detach().clone() for name, value in p.state_dict().items()} for p in parameters]
 
-    before = least = total()
+    least = before
     best = present()
     optimizer = optimizer_for(parameters, lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
@@ -78,4 +80,4 @@ def descend(
                 least, best = now, present()
     for entry, values in zip(parameters, best, strict=True):
         entry.load_state_dict(values)
-    return before, least
+    return least

@@ -20,7 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from fas.calibration.driver import CalibrationOptions, LayerReport, calibrate_block, described
 from fas.calibration.kept import KeptLayers, fingerprint_of
-from fas.calibration.replay import StreamOnDisk, blocks_of, checked, record_only
+from fas.calibration.replay import StreamOnDisk, blocks_of, checked, record
 from fas.calibration.shelf import Shelf, without_weights
 from fas.conversion import describe
 from fas.errors import CheckpointError, ConfigError, FasError
@@ -114,13 +114,9 @@ def _streams(
                 site.add_parameters(clock_of(model).config.neuron_key)
         for index, batch in enumerate(batches):
             batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-            spiking.append(
-                record_only(model, segment, batch, StreamOnDisk(work / f"spiking-{index}.safetensors", device))
-            )
+            spiking.append(record(model, segment, batch, StreamOnDisk(work / f"spiking-{index}.safetensors", device)))
             with as_qcfs(model):
-                targets.append(
-                    record_only(model, segment, batch, StreamOnDisk(work / f"qcfs-{index}.safetensors", device))
-                )
+                targets.append(record(model, segment, batch, StreamOnDisk(work / f"qcfs-{index}.safetensors", device)))
     return spiking, targets
 
 

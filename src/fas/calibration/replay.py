@@ -60,17 +60,6 @@ class _Recorder:
         self.stream.arguments.append((kept, named))
 
 
-@torch.no_grad()
-def record(model: nn.Module, segment: Segment, batch: Mapping[str, Any]) -> Stream:
-    """One forward of ``model`` (folded if its clock says so) with every block's arguments kept."""
-    stream = Stream()
-    with ExitStack() as stack:
-        for block in blocks_of(segment):
-            stack.callback(block.register_forward_pre_hook(_Recorder(stream), with_kwargs=True).remove)
-        model(**batch, **without_cache(model))
-    return stream
-
-
 class StreamOnDisk(Stream):
     """A stream whose hidden states lie in ``file``."""
 
@@ -93,11 +82,13 @@ class _AllRecorded(Exception):
 
 
 @torch.no_grad()
-def record_only(model: nn.Module, segment: Segment, batch: Mapping[str, Any], stream: Stream) -> Stream:
-    """As `record` into ``stream``, running nothing but what stands before the blocks, and the first one.
+def record(model: nn.Module, segment: Segment, batch: Mapping[str, Any], stream: Stream | None = None) -> Stream:
+    """What stands before the blocks of ``segment`` for ``batch`` (folded if the clock says so), with every block's arguments.
 
-    All others are passed over: every block is told the same, but for its hidden states.
+    Runs nothing behind the first block: every block is told the same, but for its hidden states (and what the first one
+    hands on, such as T5's biases of positions).
     """
+    stream = Stream() if stream is None else stream
     blocks, first = blocks_of(segment), []
 
     def passed_over(*_: Any, **__: Any) -> Any:

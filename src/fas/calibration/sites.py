@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
 import torch
@@ -20,6 +20,12 @@ OPERAND_VALUES = 64
 _FACTORS = {"query": "key", "key": "query"}
 
 
+def batches_of(hidden: Iterable[Tensor], tokens: int) -> int:
+    """How many of the batches with ``hidden`` states ``[B, S, D]``, from the first, hold ``tokens`` tokens (or all do not)."""
+    sizes = list(accumulate(states[..., 0].numel() for states in hidden))
+    return 1 + sum(size < tokens for size in sizes[:-1])
+
+
 class Trial:
     """One block on as many of the calibration batches as hold ``tokens`` tokens: what candidates are judged on."""
 
@@ -32,8 +38,7 @@ class Trial:
         clock: Clock,
         tokens: int,
     ) -> None:
-        sizes = accumulate(target[..., 0].numel() for target in wanted)
-        few = 1 + sum(size < tokens for size in list(sizes)[:-1])
+        few = batches_of(wanted, tokens)
         self.block, self.index, self.clock, self.tokens = block, index, clock, tokens
         self.streams, self.wanted = streams[:few], wanted[:few]
 
