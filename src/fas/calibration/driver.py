@@ -217,21 +217,19 @@ def _pass(
 
 
 class _Target:
-    """The QCFS model's logits on the calibration batches, and how far the SNN is from them."""
+    """How far the SNN's logits are from the QCFS model's on the calibration batches, whose logits would fill the memory."""
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Mapping[str, Any]], temperature: float) -> None:
-        self.model, self.temperature = model, temperature
-        self.inputs = batches
-        with as_qcfs(model), torch.no_grad():
-            self.logits = [model(**inputs, **without_cache(model)).logits for inputs in self.inputs]
+        self.model, self.batches, self.temperature = model, batches, temperature
 
     def loss_of(self, index: int) -> Tensor:
         """KL(QCFS model ‖ SNN) on one batch, in nats per token."""
-        return logits_kl(
-            self.model(**self.inputs[index], **without_cache(self.model)).logits, self.logits[index], self.temperature
-        )
+        inputs = {**self.batches[index], **without_cache(self.model)}
+        with as_qcfs(self.model), torch.no_grad():
+            wanted = self.model(**inputs).logits
+        return logits_kl(self.model(**inputs).logits, wanted, self.temperature)
 
     def distance(self) -> float:
         """The same over all batches, without gradient."""
         with torch.no_grad():
-            return sum(float(self.loss_of(index)) for index in range(len(self.inputs))) / len(self.inputs)
+            return sum(float(self.loss_of(index)) for index in range(len(self.batches))) / len(self.batches)
