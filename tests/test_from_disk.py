@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,12 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Config,
 
 import fas
 from fas.calibration import CalibrationOptions, calibrate, calibrate_folder
+from fas.calibration.replay import blocks_of, record
 from fas.cli import main
 from fas.errors import CheckpointError, ConfigError, FasError
+from fas.models import find_segments
+from fas.progress import Silent
+from fas.runtime.control import clock_of
 
 BATCHES = [{"input_ids": tiny.tokens(2, 9, seed)} for seed in (11, 12)]
 OPTIONS = CalibrationOptions(align_steps=3, global_steps=0)
@@ -78,6 +80,10 @@ def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     folder = saved(tiny.snn("gpt2", "linear"), tmp_path / "snn")
     with pytest.raises(ConfigError, match="exists already"):
         calibrate_folder(folder, folder, BATCHES, OPTIONS, **when)
+    with pytest.raises(ConfigError, match="inside"):
+        calibrate_folder(folder, folder / "deeper" / "out", BATCHES, OPTIONS, **when)
+    with pytest.raises(CheckpointError, match="no local folder"):
+        calibrate_folder(tmp_path / "nowhere", tmp_path / "out", BATCHES, OPTIONS, **when)
     with pytest.raises(CheckpointError, match="not a converted model"):
         calibrate_folder(saved(tiny.ann("gpt2"), tmp_path / "ann"), tmp_path / "out", BATCHES, OPTIONS, **when)
     (folder / "model.safetensors").rename(folder / "other")
@@ -139,30 +145,54 @@ def test_weights_beyond_a_limit_of_memory(tmp_path: Path) -> None:
         return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
     assert "calibrated" in (found := run(str(tmp_path / "out"))).stdout, found.stderr
-    assert "calibrated" not in run("memory").stdout
+    failed = run("memory")
+    assert "calibrated" not in failed.stdout
+    assert "allocate memory" in failed.stderr
     assert len(reloaded(tmp_path / "out", timesteps=2).config.quantization_config.neurons) == 1
 
 
-def test_killed_from_disk_ends_the_same(tmp_path: Path) -> None:
-    folder = saved(tiny.snn("gpt2", "linear"), tmp_path / "in")
-    code = (
-        "import sys, torch, fas, tiny; from fas.calibration import CalibrationOptions, calibrate_folder\n"
-        "calibrate_folder(sys.argv[1], sys.argv[2], [{'input_ids': tiny.tokens(2, 9, s)} for s in (11, 12)],"
-        "CalibrationOptions(align_steps=3, global_steps=0), timesteps=3, coding='sigma_delta')"
-    )
-    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "out")]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    killed = subprocess.Popen(command, env=environment)
-    layers = tmp_path / "out.work" / "layers"
-    while not list(layers.glob("*.safetensors")) and killed.poll() is None:
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    subprocess.run(command, env=environment, check=True)
-    whole = calibrate_folder(folder, tmp_path / "whole", BATCHES, OPTIONS, timesteps=3, coding="sigma_delta")
-    assert whole
-    one, other = (reloaded(tmp_path / name, timesteps=3, coding="sigma_delta") for name in ("out", "whole"))
+class Killed(BaseException):
+    pass
+
+
+class KillInTheSecondLayer(Silent):
+    def __init__(self) -> None:
+        self.left, self.notes = 6, list[str]()
+
+    def advance(self, parts: int = 1, note: str = "") -> None:
+        self.notes.append(note)
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+def test_interrupted_from_disk_ends_the_same(tmp_path: Path) -> None:
+    folder, when = saved(tiny.snn("gpt2", "linear"), tmp_path / "in"), {"timesteps": 3, "coding": "sigma_delta"}
+    with pytest.raises(Killed):
+        calibrate_folder(folder, tmp_path / "out", BATCHES, OPTIONS, KillInTheSecondLayer(), **when)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out.new").mkdir()  # what a kill while writing leaves
+    (tmp_path / "out.new" / "half").touch()
+    later = KillInTheSecondLayer()
+    later.left = 99
+    reports = calibrate_folder(folder, tmp_path / "out", BATCHES, OPTIONS, later, **when)
+    assert later.notes[0] == "layer 0 was calibrated before the interruption"
+    assert "layer 1 error" in later.notes[1]
+    assert reports == calibrate_folder(folder, tmp_path / "whole", BATCHES, OPTIONS, **when)
+    one, other = (reloaded(tmp_path / name, **when) for name in ("out", "whole"))
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+    assert not (tmp_path / "out" / "half").exists()
+
+
+def test_a_recording_leaves_blocks_as_they_were() -> None:
+    """Accelerate keeps its hooks in a ``forward`` of the block's own."""
+    model = tiny.snn("gpt2", "linear")
+    (segment,) = find_segments(model)
+    block = blocks_of(segment)[1]
+    own = block.forward = block.forward
+    record(model, segment, BATCHES[0])
+    assert block.forward is own
+    assert "forward" not in vars(blocks_of(segment)[0])
 
 
 @pytest.mark.parametrize("where", [[], ["--from-disk"]])
@@ -190,5 +220,10 @@ def test_the_command_adds_a_time(tmp_path: Path, where: list[str], capsys: pytes
     options = ["--max-new-tokens", "2", "--timesteps", "3", "--quiet"]
     assert main(["generate", str(tmp_path / "out"), "--prompt", "w1 w2", *options]) == 0
     capsys.readouterr()
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert clock_of(written).config == clock_of(AutoModelForCausalLM.from_pretrained(folder)).config
     assert main([*command, *where]) == 2
     assert "exists already" in capsys.readouterr().err
+    command[command.index("3")], command[command.index(str(tmp_path / "out"))] = "", str(tmp_path / "none")
+    assert main([*command, *where]) == 2
+    assert "no timesteps" in capsys.readouterr().err

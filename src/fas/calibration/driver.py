@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +159,7 @@ def calibrate_block(
     sites = sorted(found, key=lambda site: site.order)
     clock = clock_of(model)
     with as_qcfs(model), torch.no_grad():
-        few = batches_of((stream.hidden for stream in targets if stream.hidden is not None), options.search_rows)
+        few = batches_of((cast(Tensor, stream.hidden) for stream in targets), options.search_rows)
         wanted, encodings = observed(block, index, targets[:few], sites, clock, outputs=True)
         wanted += [run_block(block, index, stream, clock) for stream in targets[few:]]
 

@@ -1,4 +1,4 @@
-"""Stage 2 of a model that does not fit into memory: one block's weights at a time, activations in files.
+"""Stage 2 of a model that does not fit into memory: one block's weights at a time, hidden states before it in files.
 
 There is no global pass, for that would need all of the weights.
 """
@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from fas.calibration.driver import CalibrationOptions, LayerReport, calibrate_block, described
-from fas.calibration.kept import KeptLayers, fingerprint_of
+from fas.calibration.kept import KeptLayers, file_name, fingerprint_of
 from fas.calibration.replay import StreamOnDisk, blocks_of, checked, record
 from fas.calibration.shelf import Shelf, without_weights
 from fas.conversion import describe
@@ -43,8 +44,9 @@ def calibrate_folder(
 ) -> list[LayerReport]:
     """Calibrate the converted model in ``folder`` for ``time`` (arguments of `set_timesteps`) into the new folder ``out``.
 
-    As `calibrate` without its global pass, and for as little memory as one block needs. ``auto_class`` is the class that loads
-    the folder. Finished layers are kept in ``out``.work; the same call goes on after an interruption and ends the same, bit
+    As `calibrate` without its global pass; in memory are the weights of one block, what runs in front of the first one (the
+    embedding) while that is recorded, and the QCFS model's outputs of one block. ``auto_class`` is the class that loads the
+    folder. Finished layers are kept in ``out``.work; the same call goes on after an interruption and ends the same, bit
     for bit. Raises `CheckpointError` for a folder that cannot be read a block at a time, `ConfigError` if ``out`` exists or
     the model is calibrated for that time already, `DataError` without batches, and `FasError` for a model of several parts.
     """
@@ -52,12 +54,15 @@ def calibrate_folder(
     out, device, listed = Path(out), torch.device(device), checked(batches)
     if out.exists():
         raise ConfigError(f"{out} exists already; give a folder that does not")
+    if out.resolve().is_relative_to(Path(folder).resolve()):
+        raise ConfigError(f"{out} lies inside {folder}, all of which it will hold; give a folder outside")
     if options.global_steps:
         options = replace(options, global_steps=0)
         progress.note("no global pass: it would need all weights at once")
-    shelf, model = Shelf(folder), without_weights(folder, auto_class)
-    model.set_timesteps(**time)  # type: ignore[operator]
+    shelf, model = Shelf(folder), without_weights(folder, auto_class, device)
     clock = clock_of(model)
+    converted_for = clock.config
+    model.set_timesteps(**time)  # type: ignore[operator]
     key = clock.config.neuron_key
     _require(model, key)
     (segment,) = find_segments(model)
@@ -75,7 +80,9 @@ def calibrate_folder(
                     site.add_parameters(key)
             name = f"{segment.name}.{index}"
             reports.append(calibrate_block(model, block, index, name, spiking, targets, options, progress, kept))
-    _write(shelf, model, key, out, device)
+    values = _neurons(shelf, model, key, device)
+    clock.config = converted_for
+    _write(shelf, model, key, values, out)
     shutil.rmtree(work)
     progress.done(f"calibrated a block at a time into {out}")
     return reports
@@ -120,8 +127,8 @@ def _streams(
     return spiking, targets
 
 
-def _write(shelf: Shelf, model: PreTrainedModel, key: str, out: Path, device: torch.device) -> None:
-    """The folder of ``shelf`` and, in a file of their own, the neurons for ``key``."""
+def _neurons(shelf: Shelf, model: PreTrainedModel, key: str, device: torch.device) -> dict[str, Tensor]:
+    """The parameters for ``key`` of all sites, by the names of a checkpoint."""
     values: dict[str, Tensor] = {}
     for name, site in model.named_modules():
         if isinstance(site, Site) and site.calibrates:
@@ -132,23 +139,28 @@ def _write(shelf: Shelf, model: PreTrainedModel, key: str, out: Path, device: to
             values |= {
                 f"{name}.neurons.{key}.{leaf}": value.detach().cpu().contiguous() for leaf, value in entry.items()
             }
+    return values
+
+
+def _write(shelf: Shelf, model: PreTrainedModel, key: str, values: dict[str, Tensor], out: Path) -> None:
+    """The folder of ``shelf`` and, in a file of their own, the neurons for ``key``."""
     describe(model)
     staged = out.with_name(out.name + ".new")
     shutil.rmtree(staged, ignore_errors=True)
     try:
-        shutil.copytree(shelf.folder, staged, ignore=shutil.ignore_patterns("results.json"))
+        shutil.copytree(shelf.folder, staged, ignore=shutil.ignore_patterns("results.json", "*.work", "*.new"))
         if (staged / SAFE_WEIGHTS_NAME).exists():  # transformers would read it alone
             (staged / SAFE_WEIGHTS_NAME).rename(staged / "weights.safetensors")
         mapped = {
             name: place.file.name.replace(SAFE_WEIGHTS_NAME, "weights.safetensors")
             for name, place in shelf.places.items()
         }
-        added = f"neurons-{key}.safetensors"
+        added = f"neurons-{file_name(key)}.safetensors"
         save_file(values, staged / added, metadata={"format": "pt"})
         total = sum(place.bytes for place in shelf.places.values()) + sum(v.nbytes for v in values.values())
         index = {"metadata": {"total_size": total}, "weight_map": mapped | dict.fromkeys(values, added)}
         (staged / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
         model.config.save_pretrained(staged)
         staged.rename(out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{out} could not be written ({error}); the calibrated layers are kept") from error

@@ -77,6 +77,11 @@ class KeptLayers:
         return self.folder / f"{layer}.safetensors"
 
 
+def file_name(key: str) -> str:
+    """``key`` of a coding and time as a part of a file's name, which has no room for long schedules."""
+    return key if len(key) <= 100 else f"{key[:60]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
 def fingerprint_of(
     weights: Iterable[tuple[str, Tensor]], batches: Sequence[Mapping[str, Any]], settings: Any, key: str
 ) -> str:
@@ -89,7 +94,7 @@ def fingerprint_of(
         if isinstance(value, Tensor)
     ]
     for name, value in chain(weights, tensors):
-        if f".neurons.{key}." in name:
+        if ".neurons." in name:  # what other calibrations have found decides nothing here
             continue
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from fas.errors import DataError
+from fas.errors import CheckpointError, DataError
 from fas.models import Segment
 from fas.neurons import Clock
 from fas.runtime.control import without_cache
@@ -74,7 +75,10 @@ class StreamOnDisk(Stream):
 
     @hidden.setter
     def hidden(self, value: Tensor) -> None:
-        save_file({"hidden": value.detach().cpu().contiguous()}, self.file)
+        try:
+            save_file({"hidden": value.detach().cpu().contiguous()}, self.file)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"hidden states could not be written to {self.file} ({error}); make room") from error
 
 
 class _AllRecorded(Exception):
@@ -90,6 +94,8 @@ def record(model: nn.Module, segment: Segment, batch: Mapping[str, Any], stream:
     """
     stream = Stream() if stream is None else stream
     blocks, first = blocks_of(segment), []
+    if not blocks:  # a projector
+        return stream
 
     def passed_over(*_: Any, **__: Any) -> Any:
         if len(stream.arguments) == len(blocks):
@@ -106,13 +112,23 @@ def record(model: nn.Module, segment: Segment, batch: Mapping[str, Any], stream:
             stack.callback(block.register_forward_pre_hook(_Recorder(stream), with_kwargs=True).remove)
         stack.callback(blocks[0].register_forward_hook(learn).remove)
         for block in blocks[1:]:
+            stack.callback(_restore, block, block.__dict__.get("forward"))
             block.forward = passed_over
-            stack.callback(block.__dict__.pop, "forward")
         try:
             model(**batch, **without_cache(model))
         except _AllRecorded:
             return stream
-    raise AssertionError("the last block did not run")
+    raise DataError(
+        f"the calibration batches do not reach {segment.name}; they hold {', '.join(batch)}, so add what it reads"
+    )
+
+
+def _restore(block: nn.Module, forward: Any) -> None:
+    """Give ``block`` the forward of its class, or the one that it had of its own (accelerate puts one there)."""
+    if forward is None:
+        del block.forward
+    else:
+        block.forward = forward
 
 
 @contextmanager

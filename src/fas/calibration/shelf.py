@@ -53,14 +53,15 @@ class Shelf:
     def read(self, name: str) -> Tensor:
         """One tensor, in memory of its own."""
         place = self.places[name]
+        values = torch.empty(
+            place.shape, dtype=place.dtype
+        )  # torch's memory is aligned: elsewhere MKL rounds otherwise
         with place.file.open("rb") as opened:
             opened.seek(place.start)
-            buffer = bytearray(place.bytes)
-            if opened.readinto(buffer) != place.bytes:
+            raw = values.reshape(-1).view(torch.uint8).numpy().data if values.numel() else bytearray()
+            if opened.readinto(raw) != place.bytes:
                 raise CheckpointError(f"{place.file} ends before {name}; it is damaged")
-        if not buffer:
-            return torch.empty(place.shape, dtype=place.dtype)
-        return torch.frombuffer(buffer, dtype=place.dtype).view(place.shape)
+        return values
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All of them, one at a time."""
@@ -78,6 +79,9 @@ class Shelf:
             for prefix, owner in model.named_modules():
                 for leaf, tensor in _own(owner).items() if id(owner) in inside else ():
                     name = f"{prefix}.{leaf}" if prefix else leaf
+                    buffer = leaf in owner._buffers and not tensor.is_meta
+                    if buffer and name in self.places:
+                        set_module_tensor_to_device(owner, leaf, device, value=self.read(name))
                     if not tensor.is_meta:
                         continue
                     if name not in self.places:
@@ -96,16 +100,21 @@ class Shelf:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint; raises `CheckpointError` if there is none."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no local folder; from disk, weights are read from one")
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if (folder / SAFE_WEIGHTS_NAME).exists():
         return [folder / SAFE_WEIGHTS_NAME]
     if not index.exists():
         raise CheckpointError(f"{folder} holds no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}")
-    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    try:
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{index} is no index of weights ({error})") from error
 
 
-def without_weights(folder: Path | str, auto_class: Any) -> PreTrainedModel:
-    """The converted model in ``folder`` with its sites and buffers, and no memory for weights.
+def without_weights(folder: Path | str, auto_class: Any, device: torch.device) -> PreTrainedModel:
+    """The converted model in ``folder`` with its sites, its buffers on ``device``, and no memory for weights.
 
     Raises `CheckpointError` if it is no converted model.
     """
@@ -119,8 +128,11 @@ def without_weights(folder: Path | str, auto_class: Any) -> PreTrainedModel:
         FasQuantizer(described)._process_model_before_weight_loading(
             model, checkpoint_files=[str(file) for file in weight_files(Path(folder))]
         )
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model.requires_grad_(False)
+    for module in model.modules():
+        for name, value in module._buffers.items():
+            if value is not None and not value.is_meta:
+                module._buffers[name] = value.to(device)
     return model.eval()
 
 
@@ -149,5 +161,7 @@ def _places(file: Path) -> dict[str, _Place]:
             for name, entry in header.items()
             if name != "__metadata__"
         }
-    except (OSError, ValueError, KeyError) as error:
+    except KeyError as error:
+        raise CheckpointError(f"{file} holds weights of a type that is not read here: {error}") from error
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is no safetensors file ({error})") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +21,12 @@ _FACTORS = {"query": "key", "key": "query"}
 
 def batches_of(hidden: Iterable[Tensor], tokens: int) -> int:
     """How many of the batches with ``hidden`` states ``[B, S, D]``, from the first, hold ``tokens`` tokens (or all do not)."""
-    sizes = list(accumulate(states[..., 0].numel() for states in hidden))
-    return 1 + sum(size < tokens for size in sizes[:-1])
+    count = found = 0
+    for states in hidden:
+        count, found = count + 1, found + states[..., 0].numel()
+        if found >= tokens:
+            break
+    return count
 
 
 class Trial:

@@ -59,5 +59,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"fas: error: {one_line(text)}", file=sys.stderr)
         return 2
     if code == _INTERRUPTED:
-        print("fas: interrupted; started again, fas convert goes on from the last finished stage", file=sys.stderr)
+        print("fas: interrupted; the same command goes on from what it had finished", file=sys.stderr)
     return code if isinstance(code, int) else 0

@@ -3,7 +3,8 @@
 Every threshold is multiplied by 0.6 and every potential starts at 0.2 thresholds, whatever the layer ("coarse"); then all
 of them move together on Σ_layers MSE(mean_t rows, QCFS activation) + KL(QCFS model ‖ SNN), through all layers and timesteps.
 Left out are what ties the released parameters to positions ([1024, 3072]) and its mistakes (teacher and student swapped for
-BERT). Here thresholds are learned as log θ, one a channel; the released code learns θ itself, with the same rate.
+BERT). Here thresholds are learned as log θ, one a channel; the released code learns θ itself, with the same rate. AdamW's
+decay is left out, which would pull θ to a value of its own, and θ and v₀ are kept where they mean something.
 """
 
 from __future__ import annotations
@@ -61,14 +62,38 @@ def calibrate_as_published(
     if clock.config.coding != "rate" or clock.config.rows != "step" or not clock.folds:
         raise ConfigError("the published recipe is for coding='rate', rows='step' in the synchronous schedule")
     sites = [site for site in sites_of(model).values() if site.calibrates]
-    parameters = [site.add_parameters(clock.config.neuron_key) for site in sites]
+    earlier = [site.parameters_for(clock.config) for site in sites]
+    training = model.training
+    model.eval()
+    try:
+        losses = _descend(model, sites, sequences, options, progress)
+    except BaseException:
+        for site, before in zip(sites, earlier, strict=True):
+            del site.neurons[clock.config.neuron_key]
+            if before is not None:
+                site.neurons[clock.config.neuron_key] = before
+        raise
+    finally:
+        model.train(training)
+    describe(model)
+    progress.done(f"loss {losses[0]:.4f} → {losses[-1]:.4f}" if losses else "")
+    return losses
+
+
+def _descend(
+    model: PreTrainedModel,
+    sites: list[Site],
+    sequences: list[dict[str, Any]],
+    options: PublishedOptions,
+    progress: Progress,
+) -> list[float]:
+    parameters = [site.add_parameters(site.clock.config.neuron_key) for site in sites]
     for entry in parameters:
         entry.log_threshold.data.add_(math.log(options.threshold_factor))
         entry.v_init.data.fill_(options.potential)
     values = [value for entry in parameters for value in (entry.log_threshold, entry.v_init)]
-    optimizer = torch.optim.AdamW(values, lr=options.lr)
-    training, losses = model.training, []
-    model.eval()
+    optimizer = torch.optim.AdamW(values, lr=options.lr, weight_decay=0.0)
+    losses: list[float] = []
     progress.start("Stage 2 as published", options.visits)
     with only_trainable(model, parameters):
         model.requires_grad_(options.weight_gradients)
@@ -78,16 +103,13 @@ def calibrate_as_published(
             loss = _loss(model, sites, sequences[visit % len(sequences)])
             (loss / options.accumulate).backward()
             losses.append(float(loss.detach()))
-            if (visit + 1) % options.accumulate == 0:
+            if (visit + 1) % options.accumulate == 0 or visit + 1 == options.visits:
                 optimizer.step()
                 model.zero_grad()
                 for entry in parameters:
                     entry.log_threshold.data.clamp_(min=math.log(_LEAST))
                     entry.v_init.data.clamp_(0.0, 1.0)
             progress.advance(1, f"loss {losses[-1]:.4f}")
-    model.train(training)
-    describe(model)
-    progress.done(f"loss {losses[0]:.4f} → {losses[-1]:.4f}" if losses else "")
     return losses
 
 

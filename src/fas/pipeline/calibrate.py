@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, set_seed
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, set_seed
 
 from fas.calibration import CalibrationOptions, calibrate, calibrate_folder
 from fas.calibration.driver import LayerReport
+from fas.calibration.kept import file_name
+from fas.calibration.shelf import weight_files
 from fas.config import SpikingConfig
-from fas.errors import ConfigError
-from fas.pipeline.load import block_length, load_spiking, pick_device
+from fas.errors import CheckpointError, ConfigError
+from fas.pipeline.load import block_length, load_spiking, pick_device, spiking_config_of
 from fas.progress import Progress
 from fas.runtime.control import calibrated_keys, clock_of, sites_of
 from fas.tasks.language_modeling import encode_blocks, spread
@@ -70,12 +73,19 @@ def _in_memory(options: CalibrateOptions, progress: Progress) -> dict[str, list[
     reports = {}
     for target in targets:
         model.set_timesteps(**target.model_dump())
-        reports[target.neuron_key] = calibrate(model, batches, options.settings(), progress, work / target.neuron_key)
+        layers = work / file_name(target.neuron_key)
+        reports[target.neuron_key] = calibrate(model, batches, options.settings(), progress, layers)
     model.set_timesteps(**config.model_dump())
     staged = options.out.with_name(options.out.name + ".new")
-    model.save_pretrained(staged)
-    tokenizer.save_pretrained(staged)
-    staged.rename(options.out)
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        model.save_pretrained(staged)
+        tokenizer.save_pretrained(staged)
+        staged.rename(options.out)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{options.out} could not be written ({error}); the calibrated layers are kept"
+        ) from error
     shutil.rmtree(work, ignore_errors=True)
     return reports
 
@@ -83,17 +93,17 @@ def _in_memory(options: CalibrateOptions, progress: Progress) -> dict[str, list[
 def _from_disk(options: CalibrateOptions, progress: Progress) -> dict[str, list[LayerReport]]:
     if len(options.timesteps) * max(1, len(options.codings)) > 1:
         raise ConfigError("from disk one coding and one number of timesteps are calibrated at a time; give one of each")
-    model_config: Any = AutoConfig.from_pretrained(options.folder)
-    tokenizer = AutoTokenizer.from_pretrained(options.folder)
-    described = getattr(model_config, "quantization_config", None) or {}
-    config = SpikingConfig.from_dict(described.get("spiking", {}))
-    (target,) = _targets(options, config)
+    folder = Path(options.folder)
+    weight_files(folder)  # refuses what is no local checkpoint
+    model_config = spiking_config_of(options.folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    (target,) = _targets(options, SpikingConfig.from_dict(model_config.quantization_config["spiking"]))
     device = pick_device(options.device)
     batches = _batches(options, tokenizer, _Sized(model_config), device)
-    time = {"timesteps": target.timesteps, "coding": target.coding}
+    time = target.model_dump()
     return {
         target.neuron_key: calibrate_folder(
-            options.folder, options.out, batches, options.settings(), progress, device=device, **time
+            folder, options.out, batches, options.settings(), progress, device=device, **time
         )
     }
 
@@ -107,7 +117,10 @@ class _Sized:
 
 def _targets(options: CalibrateOptions, config: SpikingConfig) -> list[SpikingConfig]:
     codings = options.codings or (config.coding,)
-    return [config.replaced(coding=coding, timesteps=steps) for coding in codings for steps in options.timesteps]
+    asked = dict.fromkeys((coding, steps) for coding in codings for steps in options.timesteps)
+    if not asked:
+        raise ConfigError("no timesteps were given; say for which, e.g. --timesteps 2,4")
+    return [config.replaced(coding=c, timesteps=steps, schedule="synchronous") for c, steps in asked]
 
 
 def _batches(options: CalibrateOptions, tokenizer: Any, model: Any, device: torch.device) -> list[dict[str, Any]]:

@@ -66,16 +66,22 @@ def load_spiking(
     model: str, device: str = "auto", dtype: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A converted model and its tokenizer; never the ANN: raises `CheckpointError` unless ``model`` holds neurons."""
+    spiking_config_of(model)
+    loaded, tokenizer = _load(model, device, dtype)
+    if not any(isinstance(module, Site) for module in loaded.modules()):
+        raise CheckpointError(f"{model} says that it is converted, but loaded without neurons; upgrade fas-snn")
+    return loaded, tokenizer
+
+
+def spiking_config_of(model: str) -> Any:
+    """The configuration of a converted model; raises `CheckpointError` for any other, `FasError` for a missing folder."""
     config = _config(model)
     description = getattr(config, "quantization_config", None)
     if description is None or description.get("quant_method") != "fas":
         raise CheckpointError(
             f"{model} is not a converted model; make one with: fas convert --model {model} --out DIR …"
         )
-    loaded, tokenizer = _load(model, device, dtype)
-    if not any(isinstance(module, Site) for module in loaded.modules()):
-        raise CheckpointError(f"{model} says that it is converted, but loaded without neurons; upgrade fas-snn")
-    return loaded, tokenizer
+    return config
 
 
 def block_length(model: PreTrainedModel, asked: int | None) -> int:
