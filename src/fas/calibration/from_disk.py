@@ -29,6 +29,7 @@ from fas.models import Segment, find_segments
 from fas.neurons import Site
 from fas.progress import Progress, Silent
 from fas.runtime.control import as_qcfs, calibrated_keys, clock_of, sites_of
+from fas.runtime.memory import return_freed_memory
 
 
 def calibrate_folder(
@@ -80,6 +81,7 @@ def calibrate_folder(
                     site.add_parameters(key)
             name = f"{segment.name}.{index}"
             reports.append(calibrate_block(model, block, index, name, spiking, targets, options, progress, kept))
+        return_freed_memory()
     values = _neurons(shelf, model, key, device)
     clock.config = converted_for
     _write(shelf, model, key, values, out)
