@@ -13,11 +13,16 @@ import folders
 import pytest
 import tiny
 import torch
+from accelerate import init_empty_weights
+from safetensors.torch import save_file
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import fas
 from fas.calibration import CalibrationOptions, calibrate, calibrate_folder
+from fas.calibration.kept import file_name
 from fas.calibration.replay import blocks_of, record
+from fas.calibration.shelf import Shelf
 from fas.cli import main
 from fas.errors import CheckpointError, ConfigError, FasError
 from fas.models import find_segments
@@ -53,6 +58,9 @@ def test_a_block_at_a_time_ends_as_in_memory(
 ) -> None:
     auto = AutoModelForMaskedLM if family == "bert_mlm" else AutoModelForCausalLM
     whole = tiny.snn(family, coverage)
+    for name, value in whole.named_buffers():
+        if name.endswith(".readout"):  # of the checkpoint, not as it is built
+            value.mul_(1.01)
     folder = saved(whole, tmp_path / "in", **how)
     when = {"timesteps": 3, "coding": coding}
     reports = calibrate_folder(folder, tmp_path / "out", BATCHES, OPTIONS, auto_class=auto, **when)
@@ -73,6 +81,26 @@ def test_another_time_is_added_to_those_before(tmp_path: Path) -> None:
     assert len(model.config.quantization_config.neurons) == 2
     with pytest.raises(ConfigError, match="already; choose another"):
         calibrate_folder(folder, tmp_path / "3", BATCHES, OPTIONS, timesteps=2, coding="sigma_delta")
+
+
+def test_weights_and_buffers_come_from_the_files_and_only_weights_go_again(tmp_path: Path) -> None:
+    stored = nn.BatchNorm1d(3)
+    stored.weight.data.fill_(2.0)
+    stored.running_mean.fill_(5.0)
+    save_file(stored.state_dict(), tmp_path / "model.safetensors")
+    with init_empty_weights(include_buffers=False):
+        module = nn.BatchNorm1d(3)
+    with Shelf(tmp_path).loaded(module, [module], torch.device("cpu")):
+        assert all(torch.equal(value, stored.state_dict()[name]) for name, value in module.state_dict().items())
+    assert module.weight.is_meta
+    assert torch.equal(module.running_mean, stored.running_mean)
+
+
+def test_a_long_schedule_is_a_short_name() -> None:
+    one, other = ("sigma_delta" + "_1" * count for count in (200, 201))
+    assert len(file_name(one)) < 120
+    assert file_name(one) != file_name(other)
+    assert file_name("rate_8") == "rate_8"
 
 
 def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from fas.accounting.operations import rule_of
 from fas.config import SpikingConfig
 from fas.errors import UnsupportedModelError
 from fas.models.functions import activation_of, group_for, norm_of
-from fas.neurons import Clock
+from fas.neurons import Clock, Held
 from fas.operators import SpikingGroup, exp2_group, exp2_negative, rsqrt_group
 from fas.operators.exponential import exp2_at_rest
 from fas.operators.population import Population
+from fas.operators.staircase import FEW, active
 from fas.runtime import attention
 from fas.runtime.control import clock_of, sites_of
 from fas.runtime.spikes import counting
@@ -187,3 +188,22 @@ def test_operations_in_place_are_the_same_operations() -> None:
         assert rule_of(one) is rule_of(other)
         assert rule_of(one).role == "pointwise"
     assert rule_of(aten.fill_.Scalar).role == "free"
+
+
+@pytest.mark.parametrize("neurons", [FEW, FEW + 1])
+def test_a_neuron_is_full_from_its_middle_on(neurons: int) -> None:
+    """By comparisons and by search alike, also exactly there."""
+    corners, widths = torch.arange(neurons).float(), torch.ones(neurons)
+    expected = torch.tensor([0, 0, 1, 1, 2, neurons])
+    assert torch.equal(active(torch.tensor([-1.0, 0.25, 0.5, 1.25, 1.5, 99.0]), corners, widths).long(), expected)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_what_does_not_count_is_left_out_of_every_neuron(signed: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randint(-3 if signed else 0, 4, (5, 2, 6, 2), generator=generator).to(torch.int8)
+    held = Held(numbers, 3, signed)
+    counted = torch.rand(2, 6, 1, generator=generator) < 0.5
+    spikes = held.spikes() != 0
+    assert torch.equal(held.by_neuron(counted), (spikes & counted).flatten(0, -2).sum(0))
+    assert torch.equal(held.by_neuron(), spikes.flatten(0, -2).sum(0))

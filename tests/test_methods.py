@@ -12,9 +12,15 @@ from transformers import PreTrainedModel
 
 from fas.errors import ConfigError
 from fas.methods import PublishedOptions, calibrate_as_published
+from fas.progress import Silent
 from fas.runtime.control import as_qcfs, clock_of, sites_of
 
 BATCHES = [{"input_ids": tiny.tokens(2, 9, seed)} for seed in (11, 12)]
+
+
+class InterruptAtOnce(Silent):
+    def advance(self, parts: int = 1, note: str = "") -> None:
+        raise KeyboardInterrupt
 
 
 def model_of(timesteps: int = 4) -> PreTrainedModel:
@@ -67,6 +73,10 @@ def test_it_learns_and_leaves_weights_alone() -> None:
     options = PublishedOptions(visits=64, lr=0.02)
     losses = calibrate_as_published(model, BATCHES, options)
     assert sum(losses[-4:]) < sum(losses[:4])
+    rest, none = model_of(), model_of()
+    calibrate_as_published(rest, BATCHES, PublishedOptions(visits=2))  # fewer than a step takes, and still a step
+    calibrate_as_published(none, BATCHES, PublishedOptions(visits=0))
+    assert any(not torch.equal(value, none.state_dict()[name]) for name, value in rest.state_dict().items())
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     lean = model_of()
     calibrate_as_published(lean, BATCHES, PublishedOptions(visits=64, lr=0.02, weight_gradients=False))
@@ -80,3 +90,17 @@ def test_it_is_refused_where_the_paper_has_no_network() -> None:
     model.set_timesteps(4, coding="sigma_delta")
     with pytest.raises(ConfigError, match="rows='step'"):
         calibrate_as_published(model, BATCHES)
+    with pytest.raises(ConfigError, match="accumulate=0"):
+        PublishedOptions(accumulate=0)
+
+
+def test_an_interruption_brings_back_the_neurons_before() -> None:
+    model = model_of()
+    calibrate_as_published(model, BATCHES, PublishedOptions(visits=2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    with pytest.raises(KeyboardInterrupt):
+        calibrate_as_published(model, BATCHES, PublishedOptions(visits=9), InterruptAtOnce())
+    assert model.training
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -53,9 +53,8 @@ class Shelf:
     def read(self, name: str) -> Tensor:
         """One tensor, in memory of its own."""
         place = self.places[name]
-        values = torch.empty(
-            place.shape, dtype=place.dtype
-        )  # torch's memory is aligned: elsewhere MKL rounds otherwise
+        # memory of torch is aligned; elsewhere MKL rounds otherwise
+        values = torch.empty(place.shape, dtype=place.dtype)
         with place.file.open("rb") as opened:
             opened.seek(place.start)
             raw = values.reshape(-1).view(torch.uint8).numpy().data if values.numel() else bytearray()

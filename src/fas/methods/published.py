@@ -45,6 +45,10 @@ class PublishedOptions:
     weight_gradients: bool = True
     """The released code computes and stores the gradients of all weights, which it does not use."""
 
+    def __post_init__(self) -> None:
+        if self.visits < 0 or self.accumulate < 1:
+            raise ConfigError(f"visits={self.visits} must be at least 0 and accumulate={self.accumulate} at least 1")
+
 
 def calibrate_as_published(
     model: PreTrainedModel,
