@@ -54,6 +54,15 @@ def test_late_input_gets_its_large_step_late():
     assert search.errors(choice).sum() < 0.5 * search.errors(present).sum()
 
 
+def test_without_search_the_schedule_stays():
+    site = site_of(coding="sigma_delta", timesteps=6, levels=8, steps=(4, 2, 1, 1, 1, 1))
+    late = torch.randint(-7, 8, (300, site.width)) * site.scale.detach() / 8
+    rows = torch.cat([torch.zeros(2, 300, site.width), late.expand(4, -1, -1)])
+    choice = Search(site, rows, late, torch.ones(site.width), search_steps=False).coarse()
+    assert choice.steps == (4, 2, 1, 1, 1, 1)
+    assert set(choice.dead_zone) == {0.0}
+
+
 def test_per_channel_is_never_worse_than_coarse():
     site = site_of(coding="rate", timesteps=4, levels=8)
     target = torch.randn(300, site.width) * site.scale.detach() * torch.linspace(0.1, 1, site.width)

@@ -64,11 +64,20 @@ class Search:
     """Candidates for one site, on input ``rows`` ``[T, N, C]`` and the QCFS encoding ``target`` ``[N, C]``.
 
     ``importance`` ``[C]`` is the weight of each channel's squared error; ``price``, how much relative error one spike a neuron
-    is worth (0: spikes are free).
+    is worth (0: spikes are free); without ``search_steps`` the configuration's schedule stays, without dead zones.
     """
 
-    def __init__(self, site: Site, rows: Tensor, target: Tensor, importance: Tensor, price: float = 0.0) -> None:
+    def __init__(
+        self,
+        site: Site,
+        rows: Tensor,
+        target: Tensor,
+        importance: Tensor,
+        price: float = 0.0,
+        search_steps: bool = True,
+    ) -> None:
         self.site, self.rows, self.target, self.importance, self.price = site, rows, target, importance, price
+        self.search_steps = search_steps
         self.config = site.clock.config
         self.scale = site.scale.detach()
         self.start = codes(target, self.scale, site.levels, site.signed).mean(0).round()
@@ -83,13 +92,14 @@ class Search:
             for typical in self._starts()
             for zone in self._zones()[::2]
         ]
-        base = some._climb(min(starts, key=some.total))
+        base = min(starts, key=some.total)
+        base = some._climb(base) if self.search_steps else base
         zones = [replace(base, zone=zone, last_zone=last) for zone in self._zones() for last in self._zones()[:3]]
         base = min(zones, key=some.total)
         return self.choice(min(_around(base, self.config.coding), key=some.total))
 
     def _zones(self) -> tuple[float, ...]:
-        return DEAD_ZONES if self.config.coding == "sigma_delta" else (0.0,)
+        return DEAD_ZONES if self.config.coding == "sigma_delta" and self.search_steps else (0.0,)
 
     def choice(self, setting: Setting) -> Choice:
         """``setting`` for every channel."""
@@ -184,6 +194,8 @@ class Search:
         if self.config.coding == "rate":
             return [()]
         given = tuple(self.site.starting_steps(self.config.step_schedule, self.config.neurons_per_channel))
+        if not self.search_steps:
+            return [given]
         found = [given, *falling_schedules(given, self.site.levels)]
         if self.price:
             found += waiting_schedules(len(given), self.site.levels)

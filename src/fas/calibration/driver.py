@@ -33,6 +33,8 @@ class CalibrationOptions:
 
     coarse: bool = True
     """One threshold factor and one initial potential per site."""
+    search_steps: bool = True
+    """sigma_delta: each site's own step schedule and dead zones, by search; else the configuration's."""
     per_channel: bool = True
     """Then each channel's own best pair of the same candidates (closed form, no gradient)."""
     align_steps: int = 8
@@ -178,7 +180,7 @@ def calibrate_block(
     before = error()
     if options.coarse:
         trial = Trial(block, index, spiking, wanted, clock, options.search_rows)
-        calibrate_sites(sites, trial, encodings, options.per_channel, options.spike_price)
+        calibrate_sites(sites, trial, encodings, options.per_channel, options.spike_price, options.search_steps)
     coarse = error() if options.coarse else before
     progress.advance(1, f"layer {index} error {before:.4f} → {coarse:.4f}")
     fine = coarse

@@ -54,7 +54,12 @@ class Trial:
 
 @torch.no_grad()
 def calibrate_sites(
-    sites: Sequence[Site], trial: Trial, encodings: Mapping[str, Tensor], per_channel: bool, price: float = 0.0
+    sites: Sequence[Site],
+    trial: Trial,
+    encodings: Mapping[str, Tensor],
+    per_channel: bool,
+    price: float = 0.0,
+    search_steps: bool = True,
 ) -> None:
     """Set the neuron parameters of ``sites`` of one block, in the order in which they run, to the best candidates.
 
@@ -69,7 +74,7 @@ def calibrate_sites(
         assert parameters is not None
         picked = _search_rows(site, rows, trial.tokens)
         importance = _importance(trial.block, site, encodings)
-        search = Search(site, rows[:, picked], encodings[site.name][picked], importance, price)
+        search = Search(site, rows[:, picked], encodings[site.name][picked], importance, price, search_steps)
         before, coarse = _present(parameters), search.coarse()
         for choice in ([search.per_channel(coarse)] if per_channel else []) + [coarse, before]:
             _put(parameters, choice)
