@@ -8,25 +8,54 @@ the membrane collects no rounding, and N_T = floor((q_T + v₀)/θ) whenever eve
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fas.neurons.surrogate import ternary_spike
+from fas.neurons.surrogate import ternary_slope
 
 
 def integrate_and_fire(charge: Tensor, threshold: Tensor, v_init: Tensor, signed: bool) -> Tensor:
     """Spikes ``[T, …, C]`` for the accumulated charge ``charge`` ``[T, …, C]``.
 
-    ``threshold`` θ ``[C]`` is in the units of the charge, ``v_init`` ``[C]`` in units of θ (default ½).
+    ``threshold`` θ ``[C]`` is in the units of the charge, ``v_init`` ``[C]`` in units of θ (default ½). The gradient goes back
+    through time with the surrogate `ternary_slope`.
     """
-    potential = charge / threshold + v_init
-    count = torch.zeros_like(potential[0])
-    spikes = []
-    for level in potential.unbind(0):
-        spike = ternary_spike(level - count, signed)
-        count = count + spike
-        spikes.append(spike)
-    return torch.stack(spikes)
+    return _IntegrateAndFire.apply(charge / threshold + v_init, signed)
+
+
+class _IntegrateAndFire(torch.autograd.Function):
+    """Spikes of potentials v₀ + q_t/θ, kept alone: counts are computed again where a gradient asks for them."""
+
+    @staticmethod
+    def forward(ctx: Any, potential: Tensor, signed: bool) -> Tensor:
+        ctx.save_for_backward(potential)
+        ctx.signed = signed
+        return _fire(potential, signed)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (potential,) = ctx.saved_tensors
+        counts = _fire(potential, ctx.signed).cumsum(0)
+        back = torch.zeros_like(potential[0])  # ∂/∂N_t through all later potentials
+        by_potential = torch.empty_like(potential)
+        for t in reversed(range(len(potential))):
+            level = potential[t] - counts[t - 1] if t else potential[t]
+            torch.mul(grads[0][t] + back, ternary_slope(level, ctx.signed), out=by_potential[t])
+            back -= by_potential[t]
+        return by_potential, None
+
+
+def _fire(potential: Tensor, signed: bool) -> Tensor:
+    count, spikes = torch.zeros_like(potential[0]), torch.empty_like(potential)
+    for level, spike in zip(potential.unbind(0), spikes.unbind(0), strict=True):
+        left = level - count
+        torch.ge(left, 1, out=spike)
+        if signed:
+            spike.masked_fill_(left < 0, -1)
+        count += spike
+    return spikes
 
 
 def running_time(timesteps: int, like: Tensor) -> Tensor:

@@ -13,13 +13,14 @@ steps, P neurons share a channel: within a timestep they fire one after the othe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fas.neurons.qcfs import grid
-from fas.neurons.surrogate import ternary_spike
+from fas.neurons.surrogate import ternary_slope
 
 PIECE = 1 << 17
 """Values that are tracked through time together on a CPU."""
@@ -53,66 +54,48 @@ def sigma_delta(
     ``a_init`` ``[C]`` the integer start in units of θ/L (default 0), a constant bias for the consumers and no spike. ``steps``
     are P·T, those of a timestep together; ``dead_zone`` δ as many, in units of the step (none: 0).
     """
-    unit, zones = threshold / levels, [float(zone) for zone in dead_zone] or [0.0] * len(steps)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (rows, threshold, v_init)):
-        return _differentiable(rows, unit, v_init, a_init, steps, grid(levels, signed), zones)
-    return _in_place(rows, unit, v_init, a_init, steps, grid(levels, signed), zones)
+    zones = [float(zone) for zone in dead_zone] or [0.0] * len(steps)
+    worth = [float(k) for k in steps]
+    return _SigmaDelta.apply(rows, threshold / levels, v_init, a_init, worth, grid(levels, signed), zones)
 
 
-def _differentiable(
+class _SigmaDelta(torch.autograd.Function):
+    """Keeps its input alone: what a neuron went through is computed again where a gradient asks for it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, unit: Tensor, v_init: Tensor, a_init: Tensor, *settings: Any) -> Any:
+        ctx.save_for_backward(rows, unit, v_init, a_init)
+        ctx.settings = settings
+        outputs, spikes = _track(rows, unit, v_init, a_init, *settings)
+        ctx.mark_non_differentiable(spikes)
+        return outputs, spikes
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        by_rows, by_unit, by_v_init = _gradients(grads[0], *ctx.saved_tensors, *ctx.settings)
+        return by_rows, by_unit, by_v_init, None, None, None, None
+
+
+def _track(
     rows: Tensor,
     unit: Tensor,
     v_init: Tensor,
     a_init: Tensor,
-    steps: Steps,
+    steps: list[float],
     bounds: tuple[int, int],
     zones: list[float],
 ) -> tuple[Tensor, Tensor]:
-    """With the surrogate gradient."""
+    """Output rows and spikes, a piece that fits the processor's cache after the other."""
     low, high = bounds
-    target = (rows / unit).clamp(low, high)
-    state = a_init.expand_as(target[0])
-    states, spikes = [], []
-    each = len(steps) // len(rows)
-    for micro, k in enumerate(steps):
-        u = (target[micro // each] - state) / k + v_init
-        if zones[micro]:  # moves both bounds outwards, exactly where the zone is in eighths
-            u = u - zones[micro] * torch.where(u.detach() >= 0.5, 1, -1)
-        spike = ternary_spike(u, signed=True)
-        moved = state + k * spike
-        stays = (moved >= low) & (moved <= high)
-        spike = torch.where(stays, spike, torch.zeros_like(spike))
-        state = state + k * spike
-        spikes.append(spike)
-        if (micro + 1) % each == 0:
-            states.append(state)
-    return torch.stack(states) * unit, torch.stack(spikes)
-
-
-def _in_place(
-    rows: Tensor,
-    unit: Tensor,
-    v_init: Tensor,
-    a_init: Tensor,
-    steps: Steps,
-    bounds: tuple[int, int],
-    zones: list[float],
-) -> tuple[Tensor, Tensor]:
-    """The same values without a gradient, a piece that fits the processor's cache after the other."""
-    low, high = bounds
-    flat = rows.detach().flatten(1)
+    flat = rows.flatten(1)
     outputs = torch.empty(rows.shape, dtype=torch.promote_types(rows.dtype, unit.dtype), device=rows.device)
     spikes = outputs.new_empty(len(steps), *rows.shape[1:])
-    width, size, each = rows.shape[-1], flat.shape[1], len(steps) // len(rows)
-    piece = size if rows.device.type != "cpu" else max(1, PIECE // width) * width
-    constants = [c.to(outputs.dtype).repeat(-(-min(piece, size) // width)) for c in (unit, v_init, a_init)]
-    for start in range(0, size, piece):
-        part = slice(start, min(start + piece, size))
-        unit, v_init, state = (c[: part.stop - start] for c in constants)
-        targets = (flat[:, part] / unit).clamp_(low, high)
+    each = len(steps) // len(rows)
+    for part, (size, offset, state) in pieces(flat, rows.shape[-1], (unit, v_init, a_init), outputs.dtype):
+        targets = (flat[:, part] / size).clamp_(low, high)
         out, fired = outputs.view(len(flat), -1)[:, part], spikes.view(len(spikes), -1)[:, part]
         for micro, (spike, k) in enumerate(zip(fired, steps, strict=True)):
-            torch.sub(targets[micro // each], state, out=spike).mul_(1 / k).add_(v_init)
+            torch.sub(targets[micro // each], state, out=spike).mul_(1 / k).add_(offset)
             if zones[micro]:
                 torch.sub(
                     (spike >= 1 + zones[micro]).to(spike.dtype), (spike < -zones[micro]).to(spike.dtype), out=spike
@@ -124,5 +107,77 @@ def _in_place(
             spike.masked_fill_(outside, 0)
             state = torch.where(outside, state, moved)
             if (micro + 1) % each == 0:
-                torch.mul(state, unit, out=out[micro // each])
+                torch.mul(state, size, out=out[micro // each])
     return outputs, spikes
+
+
+def pieces(
+    flat: Tensor, width: int, constants: Sequence[Tensor], dtype: torch.dtype
+) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Columns of ``flat`` ``[T, N·C]``, whole channels at a time, with ``constants`` ``[C]`` beside them: as many as stay in a
+    CPU's cache through all timesteps, all of them elsewhere."""
+    size = flat.shape[1]
+    piece = size if flat.device.type != "cpu" else max(1, PIECE // width) * width
+    wide = [c.to(dtype).repeat(-(-min(piece, size) // width)) for c in constants]
+    for start in range(0, size, piece):
+        part = slice(start, min(start + piece, size))
+        yield part, [c[: part.stop - start] for c in wide]
+
+
+def _gradients(
+    grad: Tensor,
+    rows: Tensor,
+    unit: Tensor,
+    v_init: Tensor,
+    a_init: Tensor,
+    steps: list[float],
+    bounds: tuple[int, int],
+    zones: list[float],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the rows, the unit θ/L and v₀, back through time; a suppressed spike hands nothing on."""
+    low, high = bounds
+    flat, grad = rows.flatten(1), grad.flatten(1)
+    by_rows = torch.empty(flat.shape, dtype=grad.dtype, device=flat.device)
+    width, each = rows.shape[-1], len(steps) // len(rows)
+    by_unit, by_v_init = (grad.new_zeros(width) for _ in range(2))
+    for part, (size, offset, start) in pieces(flat, width, (unit, v_init, a_init), grad.dtype):
+        ratio = flat[:, part] / size
+        targets = ratio.clamp(low, high)
+        states, slopes = _states(targets, offset, start, steps, bounds, zones)
+        back = torch.zeros_like(offset)  # ∂/∂a_t, from all later timesteps
+        on_unit, on_v_init = torch.zeros_like(back), torch.zeros_like(back)
+        for t in reversed(range(len(rows))):
+            back += grad[t, part] * size
+            on_unit += grad[t, part] * states[t]
+            on_target = torch.zeros_like(back)
+            for micro in reversed(range(t * each, (t + 1) * each)):
+                on_u = (back * slopes[micro]).mul_(steps[micro])
+                on_v_init += on_u
+                on_u /= steps[micro]
+                on_target += on_u
+                back -= on_u
+            on_target.mul_((ratio[t] >= low) & (ratio[t] <= high)).div_(size)
+            by_rows[t, part] = on_target
+            on_unit -= on_target * ratio[t]
+        by_unit += on_unit.view(-1, width).sum(0)
+        by_v_init += on_v_init.view(-1, width).sum(0)
+    return by_rows.view_as(rows).to(rows.dtype), by_unit.to(unit.dtype), by_v_init.to(v_init.dtype)
+
+
+def _states(
+    targets: Tensor, offset: Tensor, state: Tensor, steps: list[float], bounds: tuple[int, int], zones: list[float]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """a_t after every timestep, and ∂d/∂u of every step (0 where its spike was suppressed)."""
+    low, high = bounds
+    each, states, slopes = len(steps) // len(targets), [], []
+    for micro, k in enumerate(steps):
+        u = (targets[micro // each] - state).mul_(1 / k).add_(offset)
+        if zones[micro]:  # moves both bounds outwards, exactly where the zone is in eighths
+            u -= torch.where(u >= 0.5, zones[micro], -zones[micro])
+        moved = state + u.floor().clamp_(-1, 1).mul_(k)
+        stays = (moved >= low) & (moved <= high)
+        state = torch.where(stays, moved, state)
+        slopes.append(ternary_slope(u, True).mul_(stays))
+        if (micro + 1) % each == 0:
+            states.append(state)
+    return states, slopes

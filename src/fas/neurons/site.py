@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fas.config import SpikingConfig, neurons_in, steps_in
 from fas.errors import FasError
@@ -130,11 +129,7 @@ class Site(nn.Module):
             return self._quantize(wide, visible).to(x.dtype)
         self.require_segment()
         rows = self.over_time(wide)
-        if torch.is_grad_enabled() and (rows.requires_grad or self.log_scale.requires_grad or self._trains()):
-            # the T states of a neuron are recomputed, not kept
-            out, spikes = checkpoint(self._fire, rows, use_reentrant=False)
-        else:
-            out, spikes = self._fire(rows)
+        out, spikes = self._fire(rows)
         if clock.probe is not None:
             self.tell(spikes, visible)
         return out.flatten(0, 1).to(x.dtype)
@@ -191,10 +186,10 @@ class Site(nn.Module):
         scale = self.scale
         return scale, torch.full_like(scale, 0.5), torch.zeros_like(scale)
 
-    def steps_for(self, config: SpikingConfig) -> Sequence[int] | Sequence[Tensor]:
+    def steps_for(self, config: SpikingConfig) -> Sequence[int]:
         """k_1 … k_PT of this site: calibrated for ``config``, else the configuration's."""
         if (stored := self.parameters_for(config)) is not None:
-            return stored.steps.unbind()
+            return [int(k) for k in stored.steps.tolist()]
         return self.starting_steps(config.step_schedule, config.neurons_per_channel)
 
     def dead_zone_for(self, config: SpikingConfig) -> Sequence[float]:
@@ -205,9 +200,6 @@ class Site(nn.Module):
     def starting_steps(self, steps: Sequence[int], neurons: int) -> Sequence[int]:
         """The schedule where nothing was calibrated: the configuration's ``steps`` for ``neurons`` a channel."""
         return steps
-
-    def _trains(self) -> bool:
-        return any(parameter.requires_grad for parameter in self.neurons.parameters())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Site:
         """Move with the model but keep fp32: bf16 thresholds would change 1.5 % of the codes (design review #10)."""

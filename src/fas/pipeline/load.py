@@ -33,7 +33,8 @@ def pick_device(name: str) -> torch.device:
             "device=cuda was asked for and this machine has no GPU that torch can use; choose --device cpu"
         )
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # the Trainer takes the current one
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        torch.cuda.set_device(device)  # the Trainer takes the current one; without an index older torch refuses it
     if device.type == "cpu":
         torch.set_float32_matmul_precision(_matmul_precision())
         keep_freed_memory()

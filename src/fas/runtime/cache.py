@@ -96,7 +96,7 @@ def _exact_methods(base: Any) -> dict[str, Any]:
 
     def batch_repeat_interleave(self: Any, repeats: int) -> None:
         if self.get_seq_length() > 0:
-            rows = torch.arange(self.keys.shape[0] // self._fas[1]).repeat_interleave(repeats)
+            rows = torch.arange(self.keys.shape[0] // self._fas[1], device=self.keys.device).repeat_interleave(repeats)
             base.batch_select_indices(self, expand_rows(rows, self))
 
     return {
