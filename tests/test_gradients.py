@@ -89,18 +89,20 @@ def test_sigma_delta(seed: int, each: int, signed: bool, start: int, zones: list
     a_init = torch.full((3,), float(start if signed else abs(start)), dtype=torch.float64)
     rest = a_init, steps, 5, signed, zones[: 3 * each]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["fas.neurons.sigma_delta"], "PIECE", piece)
+        patch.setattr(sys.modules["fas.neurons.pieces"], "PIECE", piece)
         found = gradients_of(lambda *x: sigma_delta(*x, *rest)[0], leaves, weight)
     for mine, expected in zip(found, gradients_of(lambda *x: tracked(*x, *rest), leaves, weight), strict=True):
         torch.testing.assert_close(mine, expected)
 
 
 @settings(deadline=None, max_examples=60)
-@given(seed=SEEDS, timesteps=st.integers(1, 6), signed=st.booleans(), mean=st.booleans())
-def test_rate(seed: int, timesteps: int, signed: bool, mean: bool) -> None:
+@given(seed=SEEDS, timesteps=st.integers(1, 6), signed=st.booleans(), mean=st.booleans(), piece=st.integers(1, 40))
+def test_rate(seed: int, timesteps: int, signed: bool, mean: bool, piece: int) -> None:
     leaves, weight = drawn(seed, timesteps)
     neuron = rate_mean_rows if mean else rate_step_rows
-    found = gradients_of(lambda *x: neuron(*x, signed)[0], leaves, weight)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["fas.neurons.pieces"], "PIECE", piece)
+        found = gradients_of(lambda *x: neuron(*x, signed)[0], leaves, weight)
     expected = gradients_of(lambda *x: integrated(*x, signed, mean), leaves, weight)
     for mine, other in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, other)

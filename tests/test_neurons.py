@@ -246,7 +246,7 @@ def test_sigma_delta_gives_the_same_bits_piece_by_piece(
     threshold, v_init = positive(seed, width).float(), normal(seed + 4, width).sigmoid().float()
     arguments = threshold, v_init, torch.ones(width), (4, 2, 1), 5, signed, zones
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["fas.neurons.sigma_delta"], "PIECE", piece)
+        patch.setattr(sys.modules["fas.neurons.pieces"], "PIECE", piece)
         plain = sigma_delta(x, *arguments)
     for found, expected in zip(plain, sigma_delta(x, *arguments), strict=True):
         assert torch.equal(found, expected)

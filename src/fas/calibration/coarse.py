@@ -154,13 +154,33 @@ class Search:
         """Weighted squared error of each channel ``[C]``, over timesteps."""
         rows, spikes = self._fire(choice)
         by_time = (rows - self.target).square().mean(1) * self.importance  # [T, C]
-        early = torch.arange(1, len(rows), device=rows.device)[:, None] / len(rows)
-        weight = EARLY_WEIGHT_PRICED if self.price else EARLY_WEIGHT
-        errors = by_time[-1] + weight * (by_time[:-1] * early).sum(0)
+        errors = (by_time * self.weights()[:, None]).sum(0)
         if self.price:
             power = (self.target.square().mean(0) * self.importance).mean()
             errors = errors + self.price * power * _each(spikes)
         return errors
+
+    def weights(self) -> Tensor:
+        """How much the error after each timestep matters ``[T]`` (step rows, whose mean counts: ``[1]``)."""
+        count = 1 if self.config.coding == "rate" and self.config.rows == "step" else len(self.rows)
+        weight = torch.arange(1, count + 1, device=self.rows.device) / count
+        weight[:-1] *= EARLY_WEIGHT_PRICED if self.price else EARLY_WEIGHT
+        return weight
+
+    def visible(self) -> Search:
+        """The search on rows that are not hidden (all 0), of an operand of attention."""
+        seen = self.rows[-1].any(-1).nonzero().flatten()
+        return self.only(seen[: -(-len(self.target) // 2)]) if len(seen) else self
+
+    def only(self, picked: Tensor) -> Search:
+        """The search on some of its rows."""
+        some = copy.copy(self)
+        some.rows, some.target = self.rows[:, picked], self.target[picked]
+        return some
+
+    def outputs(self, choice: Choice) -> Tensor:
+        """What the site gives ``[T, N, C]`` (step rows: their mean ``[1, N, C]``), with a gradient where ``choice`` has one."""
+        return self._fire(choice)[0]
 
     def spikes(self, choice: Choice) -> float:
         """Spikes per neuron of ``choice``."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from fas.calibration.replay import restore_forward
 from fas.neurons import NeuronParameters
 from fas.progress import Progress
 
@@ -37,35 +40,43 @@ def only_trainable(model: nn.Module, parameters: Sequence[NeuronParameters]) -> 
             parameter.grad = None
 
 
+@contextmanager
+def checkpointed(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, the backward pass computes each of ``blocks`` again instead of keeping what it went through."""
+    own = [(block, block.__dict__.get("forward"), block.forward) for block in blocks]
+    try:
+        for block, _, forward in own:
+            block.forward = partial(checkpoint, forward, use_reentrant=False)
+        yield
+    finally:
+        for block, before, _ in own:
+            restore_forward(block, before)
+
+
 def descend(
     parameters: Sequence[NeuronParameters],
     loss_of: Callable[[int], Tensor],
     batches: int,
     steps: int,
+    judged: Callable[[], float],
+    before: float,
     lr: float = LAYER_LR,
     progress: Progress | None = None,
-    *,
-    before: float,
 ) -> float:
-    """Minimise the mean of ``loss_of(batch)``, which is ``before`` now, keep the best point on the way, and return its mean.
+    """Minimise the mean of ``loss_of(batch)``, a batch a step; keep the best point on the way, and return what it is worth.
 
-    What counts is the loss over all batches, looked at after every pass over them and at the end, so a calibration that
-    does not help changes nothing.
+    What counts is ``judged()``, which is ``before`` now: looked at after every pass over the batches and at the end, so a
+    calibration that does not help changes nothing.
     """
-
-    def total() -> float:
-        with torch.no_grad():
-            return sum(float(loss_of(batch)) for batch in range(batches)) / batches
 
     def present() -> list[dict[str, Tensor]]:
         return [{name: value.detach().clone() for name, value in p.state_dict().items()} for p in parameters]
 
-    least = before
-    best = present()
+    least, best = before, present()
     optimizer = optimizer_for(parameters, lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     for step in range(1, steps + 1):
-        loss = loss_of(step % batches)
+        loss = loss_of((step - 1) % batches)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -75,7 +86,7 @@ def descend(
         if progress is not None:
             progress.advance(1, f"loss {float(loss.detach()):.5f}")
         if step % batches == 0 or step == steps:
-            now = total()
+            now = judged()
             if now < least:
                 least, best = now, present()
     for entry, values in zip(parameters, best, strict=True):

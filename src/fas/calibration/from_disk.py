@@ -19,8 +19,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from fas.calibration.driver import CalibrationOptions, LayerReport, calibrate_block, described
+from fas.calibration.block import LayerReport, calibrate_block
+from fas.calibration.driver import described
 from fas.calibration.kept import KeptLayers, file_name, fingerprint_of
+from fas.calibration.options import CalibrationOptions
 from fas.calibration.replay import StreamOnDisk, blocks_of, checked, record
 from fas.calibration.shelf import Shelf, without_weights
 from fas.conversion import describe

@@ -46,6 +46,16 @@ def checked(batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return listed
 
 
+def batches_of(hidden: Iterable[Tensor], tokens: int) -> int:
+    """How many of the batches with ``hidden`` states ``[B, S, D]``, from the first, hold ``tokens`` tokens (or all do not)."""
+    count = found = 0
+    for states in hidden:
+        count, found = count + 1, found + states[..., 0].numel()
+        if found >= tokens:
+            break
+    return count
+
+
 class _Recorder:
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -112,7 +122,7 @@ def record(model: nn.Module, segment: Segment, batch: Mapping[str, Any], stream:
             stack.callback(block.register_forward_pre_hook(_Recorder(stream), with_kwargs=True).remove)
         stack.callback(blocks[0].register_forward_hook(learn).remove)
         for block in blocks[1:]:
-            stack.callback(_restore, block, block.__dict__.get("forward"))
+            stack.callback(restore_forward, block, block.__dict__.get("forward"))
             block.forward = passed_over
         try:
             model(**batch, **without_cache(model))
@@ -123,7 +133,7 @@ def record(model: nn.Module, segment: Segment, batch: Mapping[str, Any], stream:
     )
 
 
-def _restore(block: nn.Module, forward: Any) -> None:
+def restore_forward(block: nn.Module, forward: Any) -> None:
     """Give ``block`` the forward of its class, or the one that it had of its own (accelerate puts one there)."""
     if forward is None:
         del block.forward

@@ -1,17 +1,17 @@
-"""Coarse calibration of the sites of a block: search the candidates, keep what brings the block closer to its target."""
+"""The sites of a block, one after the other: search and fit, keep what brings the block closer to its target."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from fas.calibration.coarse import Choice, Search
-from fas.calibration.replay import Stream, run_block
-from fas.losses import alignment
+from fas.calibration.fit import consumers, fit, reader_of, weight_of
+from fas.calibration.options import CalibrationOptions
 from fas.neurons import Clock, NeuronParameters, Site
-from fas.runtime.folding import readout
 
 # A schedule that settles earlier helps later layers, so it may cost this much relative error of its own layer's readout.
 TOLERANCE = 2e-4
@@ -19,83 +19,61 @@ OPERAND_VALUES = 64
 _FACTORS = {"query": "key", "key": "query"}
 
 
-def batches_of(hidden: Iterable[Tensor], tokens: int) -> int:
-    """How many of the batches with ``hidden`` states ``[B, S, D]``, from the first, hold ``tokens`` tokens (or all do not)."""
-    count = found = 0
-    for states in hidden:
-        count, found = count + 1, found + states[..., 0].numel()
-        if found >= tokens:
-            break
-    return count
-
-
 class Trial:
-    """One block on as many of the calibration batches as hold ``tokens`` tokens: what candidates are judged on."""
+    """One block as its sites' neurons are now: ``judged`` gives the relative error of its readout."""
 
-    def __init__(
-        self,
-        block: nn.Module,
-        index: int,
-        streams: Sequence[Stream],
-        wanted: Sequence[Tensor],
-        clock: Clock,
-        tokens: int,
-    ) -> None:
-        few = batches_of(wanted, tokens)
-        self.block, self.index, self.clock, self.tokens = block, index, clock, tokens
-        self.streams, self.wanted = streams[:few], wanted[:few]
+    def __init__(self, block: nn.Module, clock: Clock, judged: Callable[[], float], share: int) -> None:
+        self.block, self.clock, self.judged, self.share = block, clock, judged, share
 
-    def __call__(self, site: Site) -> tuple[float, Tensor]:
-        """Relative error of the block's readout as it is now, and the rows ``[T, N, C]`` that ``site`` is given."""
-        outputs, inputs = observed(self.block, self.index, self.streams, [site], self.clock, outputs=False)
-        errors = [alignment(readout(o, self.clock), w) for o, w in zip(outputs, self.wanted, strict=True)]
-        return float(sum(errors)) / len(errors), inputs[site.name]
+    @torch.no_grad()
+    def __call__(self, site: Site | None) -> tuple[float, Tensor | None]:
+        """The error, and rows ``[T, N, C]`` of what ``site`` is given."""
+        with observing([site] if site else [], self.clock, self.share, outputs=False) as seen:
+            error = self.judged()
+        return error, seen()[site.name] if site else None
 
 
 @torch.no_grad()
 def calibrate_sites(
-    sites: Sequence[Site],
-    trial: Trial,
-    encodings: Mapping[str, Tensor],
-    per_channel: bool,
-    price: float = 0.0,
-    search_steps: bool = True,
-) -> None:
+    sites: Sequence[Site], trial: Trial, encodings: Mapping[str, Tensor], options: CalibrationOptions
+) -> tuple[float, float]:
     """Set the neuron parameters of ``sites`` of one block, in the order in which they run, to the best candidates.
 
     ``encodings`` ``[N, C]`` by name are what the QCFS model has there. A site changes only if the block's readout comes closer
-    to its target, or no further away than `TOLERANCE` and what the spikes that it saves are worth (``price`` each, per neuron).
+    to its target, or no further away than `TOLERANCE` and what the spikes that it saves are worth (each, per neuron). Returns
+    the error of the readout before and after.
     """
-    if not sites:
-        return
-    least, rows = trial(sites[0])
-    for site, following in zip(sites, [*sites[1:], sites[-1]], strict=True):
+    searched = sites if options.coarse or options.fit_steps else []
+    before, rows = trial(next(iter(searched), None))
+    least, price = before, options.spike_price
+    for site, following in zip(searched, [*searched[1:], None], strict=bool(searched)):
         parameters = site.parameters_for(site.clock.config)
         assert parameters is not None
-        picked = _search_rows(site, rows, trial.tokens)
+        assert rows is not None
         importance = _importance(trial.block, site, encodings)
-        search = Search(site, rows[:, picked], encodings[site.name][picked], importance, price, search_steps)
-        before, coarse = _present(parameters), search.coarse()
-        for choice in ([search.per_channel(coarse)] if per_channel else []) + [coarse, before]:
+        search = Search(site, rows, encodings[site.name], importance, price, options.search_steps)
+        present = _present(parameters)
+        for choice in _candidates(search, present, trial.block, options):
             _put(parameters, choice)
             now, rows = trial(following)
-            saved = search.spikes(before) - search.spikes(choice) if price else 0.0
+            saved = search.spikes(present) - search.spikes(choice) if price else 0.0
             if now <= least + TOLERANCE + price * max(0.0, saved):
                 least = min(now, least)
                 break
+    return before, least
 
 
-def _search_rows(site: Site, rows: Tensor, most: int) -> Tensor:
-    """Which of the rows ``[T, N, C]`` candidates are judged on.
-
-    An attention's probabilities have few channels and many rows: more of those, at random, without the hidden ones (all 0).
-    """
-    count = rows.shape[1]
-    if site.kind not in ("operand", "cross"):
-        return torch.linspace(0, count - 1, min(count, most), device=rows.device).long()
-    most = most * max(1, OPERAND_VALUES // site.width)
-    picked = torch.randint(count, (2 * most,), generator=torch.Generator().manual_seed(0)).to(rows.device)
-    return picked[rows[-1, picked].any(-1)][:most]
+def _candidates(search: Search, present: Choice, block: nn.Module, options: CalibrationOptions) -> Iterator[Choice]:
+    """What a site may become, the most refined first, what it is now last; each is made when its turn comes."""
+    visible = search.visible() if search.site.kind in ("operand", "cross") else search
+    found = [present]
+    if options.coarse:
+        found.append(visible.coarse())
+    if options.per_channel:
+        found.append(visible.per_channel(found[-1]))
+    if options.fit_steps:
+        found.append(fit(visible, found[-1], reader_of(block, search.site, search.importance), options.fit_steps))
+    yield from reversed(found)
 
 
 def _present(parameters: NeuronParameters) -> Choice:
@@ -118,13 +96,8 @@ def _importance(block: nn.Module, site: Site, encodings: Mapping[str, Tensor]) -
     """How strongly each channel ``[C]`` is read: Σ over consumers of ‖W_c‖²; of a query E[k_c²], of a key E[q_c²]."""
     if site.kind in ("operand", "cross"):
         return _importance_in_scores(site, encodings)
-    total = torch.zeros_like(site.scale.detach())
-    for module in block.modules():
-        hooks = module._forward_pre_hooks.values()
-        if any(getattr(hook, "site", None) is site for hook in hooks):
-            weight = module.weight.detach().float()  # type: ignore[union-attr]
-            total += weight.square().sum(0 if isinstance(module, nn.Linear) else 1)
-    return total
+    weights = [weight_of(module).square().sum(1) for module in consumers(block, site)]
+    return sum(weights, torch.zeros_like(site.scale.detach()))
 
 
 def _importance_in_scores(site: Site, encodings: Mapping[str, Tensor]) -> Tensor:
@@ -139,22 +112,36 @@ def _importance_in_scores(site: Site, encodings: Mapping[str, Tensor]) -> Tensor
     return power.view(-1, features).repeat_interleave(site.width // other.shape[1], 0).flatten()
 
 
-def observed(
-    block: nn.Module, index: int, streams: Sequence[Stream], sites: Sequence[Site], clock: Clock, outputs: bool
-) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Run ``block`` on all streams; its outputs, and what each site gave (``outputs``) or was given, tokens flattened."""
+@contextmanager
+def observing(
+    sites: Sequence[Site], clock: Clock, share: int, outputs: bool
+) -> Iterator[Callable[[], dict[str, Tensor]]]:
+    """Inside, ``share`` tokens of every batch are kept of what each site gives (``outputs``) or is given; the call hands them
+    over: by name, encodings ``[N, C]`` or inputs ``[T, N, C]``, the same tokens of both."""
     seen: dict[str, list[Tensor]] = {site.name: [] for site in sites}
 
     def keep(site: Site, args: tuple[Tensor, ...], output: Tensor) -> None:
-        value = (output if outputs else args[0]).detach().float()
+        value = (output if outputs else args[0]).detach()
         rows = clock.config.timesteps if clock.folds else 1
-        seen[site.name].append(value.reshape(rows, -1, site.width))
+        value = value.reshape(rows, -1, site.width)
+        seen[site.name].append(value[:, _tokens(site, value.shape[1], share).to(value.device)].float())
+
+    def handed_over() -> dict[str, Tensor]:
+        joined = {name: torch.cat(values, dim=1) for name, values in seen.items() if values}
+        return {name: value[0] if outputs else value for name, value in joined.items()}
 
     handles = [site.register_forward_hook(keep) for site in sites]
     try:
-        results = [run_block(block, index, stream, clock) for stream in streams]
+        yield handed_over
     finally:
         for handle in handles:
             handle.remove()
-    joined = {name: torch.cat(values, dim=1) for name, values in seen.items()}
-    return results, {name: value[0] if outputs else value for name, value in joined.items()}
+
+
+def _tokens(site: Site, count: int, share: int) -> Tensor:
+    """Which of ``count`` rows are kept: evenly spaced; of the probabilities of attention, which have few channels and many
+    rows of which many are hidden, more, and at random."""
+    if site.kind not in ("operand", "cross"):
+        return torch.linspace(0, count - 1, min(count, share)).long()
+    most = 2 * share * max(1, OPERAND_VALUES // site.width)
+    return torch.randint(count, (most,), generator=torch.Generator().manual_seed(0))

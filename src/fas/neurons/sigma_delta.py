@@ -13,17 +13,15 @@ steps, P neurons share a channel: within a timestep they fire one after the othe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fas.neurons.pieces import pieces
 from fas.neurons.qcfs import grid
 from fas.neurons.surrogate import ternary_slope
-
-PIECE = 1 << 17
-"""Values that are tracked through time together on a CPU."""
 
 Steps = Sequence[int] | Sequence[Tensor]
 Zones = Sequence[float] | Sequence[Tensor]
@@ -111,19 +109,6 @@ def _track(
     return outputs, spikes
 
 
-def pieces(
-    flat: Tensor, width: int, constants: Sequence[Tensor], dtype: torch.dtype
-) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Columns of ``flat`` ``[T, N·C]``, whole channels at a time, with ``constants`` ``[C]`` beside them: as many as stay in a
-    CPU's cache through all timesteps, all of them elsewhere."""
-    size = flat.shape[1]
-    piece = size if flat.device.type != "cpu" else max(1, PIECE // width) * width
-    wide = [c.to(dtype).repeat(-(-min(piece, size) // width)) for c in constants]
-    for start in range(0, size, piece):
-        part = slice(start, min(start + piece, size))
-        yield part, [c[: part.stop - start] for c in wide]
-
-
 def _gradients(
     grad: Tensor,
     rows: Tensor,
@@ -161,6 +146,7 @@ def _gradients(
             on_unit -= on_target * ratio[t]
         by_unit += on_unit.view(-1, width).sum(0)
         by_v_init += on_v_init.view(-1, width).sum(0)
+    by_unit, by_v_init = by_unit.sum_to_size(unit.shape), by_v_init.sum_to_size(v_init.shape)
     return by_rows.view_as(rows).to(rows.dtype), by_unit.to(unit.dtype), by_v_init.to(v_init.dtype)
 
 

@@ -11,8 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, set_seed
 
-from fas.calibration import CalibrationOptions, calibrate, calibrate_folder
-from fas.calibration.driver import LayerReport
+from fas.calibration import CalibrationOptions, LayerReport, calibrate, calibrate_folder
 from fas.calibration.kept import file_name
 from fas.calibration.shelf import weight_files
 from fas.config import SpikingConfig

@@ -1,0 +1,46 @@
+"""What Stage 2 does for one coding and time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fas.errors import ConfigError
+
+JUDGED = 2
+"""Candidates are judged on this many times the tokens that they are searched on."""
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """The parts of Stage 2, in the order in which they run. Raises `ConfigError` for values that make no sense."""
+
+    coarse: bool = True
+    """One threshold factor and one initial potential per site."""
+    search_steps: bool = True
+    """sigma_delta: each site's own step schedule and dead zones, by search; else the configuration's."""
+    per_channel: bool = True
+    """Then each channel's own best pair of the same candidates (closed form, no gradient)."""
+    fit_steps: int = 32
+    """Then gradient steps per site on its error as the layers that read it see it (0: none); no layer runs for them."""
+    align_steps: int = 0
+    """Then gradient steps per layer on the activation-align loss of its readout (0: none)."""
+    global_steps: int = 0
+    """Gradient steps of all sites together on the logits KL against the QCFS model (0: none)."""
+    temperature: float = 1.0
+    search_rows: int = 1024
+    """Tokens that sites are searched and fitted on, evenly from the batches that candidates are judged on."""
+    spike_price: float = 0.0
+    """Relative error of a layer that may be paid to save one spike a neuron (0: spikes are free)."""
+
+    def __post_init__(self) -> None:
+        if self.spike_price < 0:
+            raise ConfigError(f"spike_price={self.spike_price} is not valid: it must be at least 0")
+        if self.per_channel and not self.coarse:
+            raise ConfigError("per_channel refines the coarse search; set per_channel=False too, or coarse=True")
+        if self.search_rows < 1:
+            raise ConfigError(f"search_rows={self.search_rows} is not valid: candidates need at least one token")
+
+    @property
+    def judged_tokens(self) -> int:
+        """How many tokens the batches that candidates are judged on hold, if there are as many."""
+        return JUDGED * self.search_rows
