@@ -24,10 +24,12 @@ FACTORS = {
     "rate": (0.35, 0.5, 0.65, 0.8, 0.9, 1.0, 1.12, 1.3),
     "sigma_delta": (0.8, 0.9, 1.0, 1.1, 1.25),
 }
-POTENTIALS = (0.35, 0.5, 0.65)
+POTENTIALS = (0.5, 0.35, 0.65)
 DEAD_ZONES = (0.0, 0.125, 0.25, 0.375, 0.5)
-EARLY_WEIGHT = 0.03
-EARLY_WEIGHT_PRICED = 0.003
+EARLY_WEIGHT = 1.2
+"""Of the squared error after timestep t < T, times t/T³: with two timesteps the layers behind have no time to take anything
+back (docs/log.md, 2026-11-26)."""
+PATIENCE = 0.1
 """Where spikes have a price, waiting for the layers in front to settle must be worth its while."""
 VALUES = 1 << 14
 MOST_SCHEDULES = 80
@@ -164,7 +166,7 @@ class Search:
         """How much the error after each timestep matters ``[T]`` (step rows, whose mean counts: ``[1]``)."""
         count = 1 if self.config.coding == "rate" and self.config.rows == "step" else len(self.rows)
         weight = torch.arange(1, count + 1, device=self.rows.device) / count
-        weight[:-1] *= EARLY_WEIGHT_PRICED if self.price else EARLY_WEIGHT
+        weight[:-1] *= (PATIENCE if self.price else 1) * EARLY_WEIGHT / count**2
         return weight
 
     def visible(self) -> Search:
