@@ -1,0 +1,94 @@
+"""Figures of an ablation as inline SVG: bars with their spread for each group, a heat map for L × T."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fas.report.ablation_summary import Spread, Summary, summaries
+from fas.report.plots import INK, colour, figure_of, finish
+from fas.report.results import Results
+
+AXIS = "perplexity above the control, %"
+
+
+def ablation_figures(results: Results) -> dict[str, str]:
+    """The figure of every group that has a figure to show, by its name."""
+    found = {}
+    for group, entries in summaries(results).items():
+        shown = [entry for entry in entries if entry.ratio is not None]
+        if shown:
+            found[group] = _heat_map(shown) if group == "grid" else _bars(shown)
+    return found
+
+
+def percent(spread: Spread) -> Spread:
+    """Ratios as percent above 1.
+
+    >>> percent(Spread((1.0, 1.5))).values
+    (0.0, 50.0)
+    """
+    return Spread(tuple(100 * (value - 1) for value in spread.values))
+
+
+def _bars(entries: Sequence[Summary]) -> str:
+    """A bar from the control (0) for each variant, its standard deviation, and a dot for each seed."""
+    figure, (axes,) = figure_of(height=0.75 + 0.42 * len(entries))
+    ends = []
+    for place, entry in enumerate(entries):
+        assert entry.ratio is not None
+        found = percent(entry.ratio)
+        axes.barh(place, found.mean, height=0.62, color=colour(0), alpha=0.55)
+        axes.errorbar(found.mean, place, xerr=found.deviation, color=INK, capsize=3, linewidth=1.2)
+        axes.scatter(found.values, [place] * len(found.values), s=10, color=INK, zorder=3)
+        ends.append(max(0.0, found.high, found.mean + (found.deviation or 0.0)))
+    for place, (entry, end) in enumerate(zip(entries, ends, strict=True)):
+        assert entry.ratio is not None
+        axes.annotate(
+            _label(percent(entry.ratio)), (end, place), (6, 0), textcoords="offset points", va="center", color=INK,
+            fontsize="small",
+        )  # fmt: skip
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.set_yticks(range(len(entries)), [entry.variant for entry in entries])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color=INK, alpha=0.12)
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high + 0.22 * (high - low))  # room for the figures
+    axes.set_xlabel(AXIS)
+    return finish(figure)
+
+
+def _heat_map(entries: Sequence[Summary]) -> str:
+    """L down, T across; colours by the logarithm of the distance, so that one bad corner does not hide the rest."""
+    from matplotlib.colors import SymLogNorm
+
+    levels = sorted({entry.levels or 0 for entry in entries})
+    times = sorted({entry.timesteps or 0 for entry in entries})
+    figure, (axes,) = figure_of(height=0.9 + 0.6 * len(levels))
+    values = [[float("nan")] * len(times) for _ in levels]
+    for entry in entries:
+        assert entry.ratio is not None
+        values[levels.index(entry.levels or 0)][times.index(entry.timesteps or 0)] = percent(entry.ratio).mean
+    seen = [value for row in values for value in row if value == value]
+    norm = SymLogNorm(1.0, vmin=min(0.0, *seen), vmax=max(1.0, *seen))
+    picture: Any = axes.imshow(values, cmap="viridis_r", norm=norm, aspect="auto")
+    for entry in entries:
+        assert entry.ratio is not None
+        place = times.index(entry.timesteps or 0), levels.index(entry.levels or 0)
+        dark = norm(percent(entry.ratio).mean) > 0.5
+        axes.annotate(
+            _label(percent(entry.ratio)), place, ha="center", va="center", color="white" if dark else "black",
+            fontsize="small",
+        )  # fmt: skip
+    axes.set_xticks(range(len(times)), [f"T = {count}" for count in times])
+    axes.set_yticks(range(len(levels)), [f"L = {count}" for count in levels])
+    axes.grid(visible=False)
+    axes.set_title(AXIS, color=INK, fontsize="medium")
+    picture.set_rasterized(False)
+    return finish(figure)
+
+
+def _label(found: Spread) -> str:
+    """``+1.2 ± 0.3``."""
+    return f"{found.mean:+.1f}" + ("" if found.deviation is None else f" ± {found.deviation:.1f}")
