@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from fas.errors import FasError
-from fas.pipeline.ablation_jobs import run_jobs
+from fas.pipeline.ablation_jobs import Workers
 from fas.pipeline.ablation_options import AblateOptions
 from fas.pipeline.ablation_plan import Cell, Group, cell_of, described, groups_of
 from fas.pipeline.ablation_tasks import Bench, Control, Measurement, Network, Task, loaded
@@ -33,6 +33,9 @@ def run_ablation(options: AblateOptions, progress: Progress | None = None) -> Re
     bench = Bench.of(options)
     if len(options.seeds) < ENOUGH_SEEDS:
         progress.note(f"{len(options.seeds)} seed(s): a spread that means something needs three")
+    wanted, there = max(cell.sequences for cell in cells.values()), len(loaded(options).training)
+    if wanted > there:
+        progress.note(f"the training text has {there} sequences; variants that calibrate on more have these")
     failures = _compute(bench, list(dict.fromkeys(cells.values())), progress)
     results = Results(options.model, options.data, options.seeds[0], _rows(bench, cells, failures))
     evaluation = loaded(options).evaluation
@@ -61,24 +64,23 @@ def _compute(bench: Bench, cells: Sequence[Cell], progress: Progress) -> dict[Ta
     bench.top.open()
     for task in [*controls, *networks]:
         task.workspace(bench).open()
-    failures = _missing("control", controls, bench, {}, progress)
-    if len(failures) == len(controls):
-        raise FasError(f"no control could be trained: {next(iter(failures.values()))}")
-    without = {n: f"the control failed: {failures[c]}" for n in networks if (c := Control(n.seed)) in failures}
-    failures |= _missing("Stage 1 model", networks, bench, without, progress)
-    without = {m: f"the Stage 1 model failed: {failures[n]}" for m in measurements if (n := m.network) in failures}
-    return failures | _missing("cell", measurements, bench, without, progress)
+    with Workers(bench.options.jobs, bench, progress) as workers:
 
+        def missing(what: str, tasks: Sequence[Task], without: dict[Any, str]) -> dict[Task, str]:
+            """Do what is not done, but for what lacks that on which it stands; why the others failed, and these."""
+            left = [task for task in tasks if task.row(bench) is None]
+            if len(left) < len(tasks):
+                progress.note(f"{len(tasks) - len(left)} of {len(tasks)} {what}s were computed before")
+            able = [task for task in left if task not in without]
+            return workers.run(what, able) | {task: without[task] for task in left if task in without}
 
-def _missing(
-    what: str, tasks: Sequence[Task], bench: Bench, without: dict[Any, str], progress: Progress
-) -> dict[Task, str]:
-    """Do the tasks that are not done, but for those that lack what they need; why the others failed, and these."""
-    left = [task for task in tasks if task.row(bench) is None]
-    if len(left) < len(tasks):
-        progress.note(f"{len(tasks) - len(left)} of {len(tasks)} {what}s were computed before")
-    able = [task for task in left if task not in without]
-    return run_jobs(what, able, bench, bench.options.jobs, progress) | {t: without[t] for t in left if t in without}
+        failures = missing("control", controls, {})
+        if len(failures) == len(controls):
+            raise FasError(f"no control could be trained: {next(iter(failures.values()))}")
+        without = {n: f"the control failed: {failures[c]}" for n in networks if (c := Control(n.seed)) in failures}
+        failures |= missing("Stage 1 model", networks, without)
+        without = {m: f"the Stage 1 model failed: {failures[n]}" for m in measurements if (n := m.network) in failures}
+        return failures | missing("cell", measurements, without)
 
 
 def _rows(bench: Bench, cells: dict[tuple[str, str], Cell], failures: dict[Task, str]) -> list[Row]:

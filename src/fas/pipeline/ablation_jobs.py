@@ -30,62 +30,74 @@ class Job(Protocol):
         """Do it; ``bench`` is what all jobs share."""
 
 
-def run_jobs(what: str, jobs: Sequence[Any], bench: Any, processes: int, progress: Progress) -> dict[Any, str]:
-    """Do all ``jobs``, ``processes`` side by side, and return why those that failed did.
+class Workers:
+    """Does jobs in this process or, if ``processes`` > 1, side by side in that many spawned ones of one torch thread each.
 
-    Processes are spawned, with one torch thread each if there are several. Where one is killed, what it and the others had
-    not finished is tried again one at a time.
+    A context manager: the processes live until its end. Where one is killed, what it and the others had not finished is tried
+    again one at a time.
     """
-    if not jobs:
-        return {}
-    if processes > 1:
-        return _in_processes(what, jobs, bench, processes, progress)
-    failures = {}
-    for index, job in enumerate(jobs, 1):
-        progress.note(f"{what} {index} of {len(jobs)}: {job.title}")
-        reason = _attempt(job, bench, progress)
-        if reason:
-            failures[job] = reason
-            progress.note(f"failed: {reason}")
-    return failures
 
+    def __init__(self, processes: int, bench: Any, progress: Progress) -> None:
+        self.processes, self.bench, self.progress = processes, bench, progress
+        self.pool: ProcessPoolExecutor | None = None
 
-def _in_processes(what: str, jobs: Sequence[Any], bench: Any, processes: int, progress: Progress) -> dict[Any, str]:
-    progress.start(f"{what}s, {processes} at a time", len(jobs))
-    failures: dict[Any, str] = {}
-    left = list(jobs)
-    while left:
-        finished = _round(left, bench, processes, progress)
-        failures |= {job: reason for job, reason in finished.items() if reason}
-        left = [job for job in left if job not in finished]
-        if left and processes > 1:
-            progress.note(f"a process was killed, perhaps for memory; {len(left)} tasks are tried one at a time")
-            processes = 1
-        elif left:  # in order: the first that is not finished is the one
-            failures[left[0]] = KILLED
-            progress.advance(1, left.pop(0).title)
-    progress.done(f"{len(jobs) - len(failures)} of {len(jobs)} finished")
-    return failures
+    def __enter__(self) -> Workers:
+        return self
 
+    def __exit__(self, *_: Any) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+        self.pool = None
 
-def _round(jobs: Sequence[Any], bench: Any, processes: int, progress: Progress) -> dict[Any, str | None]:
-    """Whatever was finished before a process was killed, if one was."""
-    finished: dict[Any, str | None] = {}
-    pool = ProcessPoolExecutor(min(processes, len(jobs)), get_context("spawn"), _begin)
-    try:
-        futures: dict[Future[str | None], Any] = {pool.submit(_attempt, job, bench, None): job for job in jobs}
-        for future in as_completed(futures):
-            job = futures[future]
-            try:
-                finished[job] = reason = future.result()
-            except BrokenProcessPool:
-                continue
+    def run(self, what: str, jobs: Sequence[Any]) -> dict[Any, str]:
+        """Do all ``jobs`` (each is a ``what``); why those that failed did."""
+        if self.processes > 1 and jobs:
+            return self._side_by_side(what, jobs)
+        failures = {}
+        for index, job in enumerate(jobs, 1):
+            self.progress.note(f"{what} {index} of {len(jobs)}: {job.title}")
+            reason = _attempt(job, self.bench, self.progress)
             if reason:
-                progress.note(f"failed: {job.title}: {reason}")
-            progress.advance(1, job.title)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-    return finished
+                failures[job] = reason
+                self.progress.note(f"failed: {reason}")
+        return failures
+
+    def _side_by_side(self, what: str, jobs: Sequence[Any]) -> dict[Any, str]:
+        self.progress.start(f"{what}s, {self.processes} at a time", len(jobs))
+        failures: dict[Any, str] = {}
+        left, processes = list(jobs), self.processes
+        while left:
+            finished = self._round(left, processes)
+            failures |= {job: reason for job, reason in finished.items() if reason}
+            left = [job for job in left if job not in finished]
+            if left and processes > 1:
+                self.progress.note(f"a process was killed, perhaps for memory; {len(left)} are tried one at a time")
+                processes = 1
+            elif left:  # in order: the first that is not finished is the one
+                failures[left[0]] = KILLED
+                self.progress.advance(1, left.pop(0).title)
+        if processes < self.processes:
+            self.__exit__()  # of one process; the next jobs get all again
+        self.progress.done(f"{len(jobs) - len(failures)} of {len(jobs)} finished")
+        return failures
+
+    def _round(self, jobs: Sequence[Any], processes: int) -> dict[Any, str | None]:
+        """Whatever was finished before a process was killed, if one was."""
+        finished: dict[Any, str | None] = {}
+        self.pool = self.pool or ProcessPoolExecutor(processes, get_context("spawn"), _begin)
+        futures: dict[Future[str | None], Any] = {}
+        try:
+            futures = {self.pool.submit(_attempt, job, self.bench, None): job for job in jobs}
+            for future in as_completed(futures):
+                finished[futures[future]] = reason = future.result()
+                self.progress.advance(1, futures[future].title)
+                if reason:
+                    self.progress.note(f"failed: {futures[future].title}: {reason}")
+        except BrokenProcessPool:
+            self.__exit__()
+            done = [future for future in futures if future.done() and not future.cancelled() and not future.exception()]
+            finished |= {futures[future]: future.result() for future in done}
+        return finished
 
 
 def _begin() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
 from fas.report.ablation_summary import Spread, Summary, summaries
 from fas.report.plots import INK, colour, figure_of, finish
 from fas.report.results import Results
@@ -52,7 +50,7 @@ def _bars(entries: Sequence[Summary]) -> str:
     axes.set_yticks(range(len(entries)), [entry.variant for entry in entries])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", color=INK, alpha=0.12)
+    axes.xaxis.grid(visible=True, color=INK, alpha=0.12)
     low, high = axes.get_xlim()
     axes.set_xlim(low, high + 0.22 * (high - low))  # room for the figures
     axes.set_xlabel(AXIS)
@@ -72,7 +70,7 @@ def _heat_map(entries: Sequence[Summary]) -> str:
         values[levels.index(entry.levels or 0)][times.index(entry.timesteps or 0)] = percent(entry.ratio).mean
     seen = [value for row in values for value in row if value == value]
     norm = SymLogNorm(1.0, vmin=min(0.0, *seen), vmax=max(1.0, *seen))
-    picture: Any = axes.imshow(values, cmap="viridis_r", norm=norm, aspect="auto")
+    axes.imshow(values, cmap="viridis_r", norm=norm, aspect="auto")
     for entry in entries:
         assert entry.ratio is not None
         place = times.index(entry.timesteps or 0), levels.index(entry.levels or 0)
@@ -85,10 +83,9 @@ def _heat_map(entries: Sequence[Summary]) -> str:
     axes.set_yticks(range(len(levels)), [f"L = {count}" for count in levels])
     axes.grid(visible=False)
     axes.set_title(AXIS, color=INK, fontsize="medium")
-    picture.set_rasterized(False)
     return finish(figure)
 
 
 def _label(found: Spread) -> str:
     """``+1.2 ± 0.3``."""
-    return f"{found.mean:+.1f}" + ("" if found.deviation is None else f" ± {found.deviation:.1f}")
+    return f"{found.mean:+.1f}".replace("-", "−") + ("" if found.deviation is None else f" ± {found.deviation:.1f}")
