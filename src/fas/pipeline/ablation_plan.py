@@ -144,9 +144,9 @@ def cell_of(variant: Variant, options: AblateOptions) -> Cell:
     """What ``variant`` comes down to on the base of ``options``. Raises `ConfigError` where that is no valid conversion."""
     target = SpikingConfig(
         coverage=options.coverage,
-        levels=variant.levels or options.levels,
+        levels=options.levels if variant.levels is None else variant.levels,
         coding=variant.coding,
-        timesteps=variant.timesteps or options.timesteps,
+        timesteps=options.timesteps if variant.timesteps is None else variant.timesteps,
         neurons_per_channel=variant.neurons_per_channel,
         rows=variant.rows,
     )
