@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from typing import Any, Protocol
 
 import torch
@@ -42,12 +43,16 @@ class Workers:
         self.pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
+        self.others = active_children()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: Any) -> None:
         if self.pool is not None:
             self.pool.shutdown(wait=False, cancel_futures=True)
         self.pool = None
+        if kind is not None:  # interrupted: what is not finished would only be waited for
+            for child in set(active_children()) - set(self.others):
+                child.terminate()
 
     def run(self, what: str, jobs: Sequence[Any]) -> dict[Any, str]:
         """Do all ``jobs`` (each is a ``what``); why those that failed did."""
@@ -103,6 +108,7 @@ class Workers:
 def _begin() -> None:
     """In a new process: one thread, no words of its own, and no life beyond its parent's (who may be killed, too)."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, lambda *_: os._exit(1))  # Ctrl-C reaches all; the parent speaks
     warnings.simplefilter("ignore")  # the parent has said what there is to say
     parent = parent_process()
     assert parent is not None
