@@ -26,7 +26,7 @@ def committed() -> dict[str, Results]:
 def section(name: str, results: Results) -> str:
     versions = ", ".join(f"{key} {value}" for key, value in results.versions.items())
     origin = f"From `benchmarks/results/{name}.json`: `{results.command}` ({versions})."
-    title = f"## {results.model} ({name.removeprefix('ablation-')})"
+    title = f"## Results: {name.removeprefix('ablation-')}"
     return "\n".join([title, "", origin, "", markdown_ablation(results, level=3, pictures=f"img/{name}-")])
 
 

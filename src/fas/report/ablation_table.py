@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from fas.report.ablation_summary import Spread, Summary, control_spread, summaries
 from fas.report.results import Results
 
+WIDTH = 110
 HEAD = ("variant", "perplexity / control", "min – max", "QCFS model", "spikes/neuron", "seeds")
 LEGEND = (
     "Perplexity of the spiking network over that of the control of the same seed (the ANN fine-tuned as Stage 1, or the ANN "
@@ -18,7 +21,7 @@ def plain_ablation(results: Results) -> str:
     sections = summaries(results)
     cells = {group: [HEAD, *map(_cells, entries)] for group, entries in sections.items()}
     widths = [max(len(row[i]) for rows in cells.values() for row in rows) for i in range(len(HEAD))] if cells else []
-    lines = [_title(results)]
+    lines = [textwrap.fill(_title(results), WIDTH)]
     for group, rows in cells.items():
         lines += ["", results.extra.get("groups", {}).get(group, group)]
         for row in [rows[0], ["-" * width for width in widths], *rows[1:]]:
@@ -27,7 +30,7 @@ def plain_ablation(results: Results) -> str:
                 *(text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True)),
             ]
             lines.append("  ".join(aligned).rstrip())
-    return "\n".join([*lines, *_failures(sections), "", LEGEND])
+    return "\n".join([*lines, *_failures(sections), "", textwrap.fill(LEGEND, WIDTH)])
 
 
 def markdown_ablation(results: Results, level: int = 2, pictures: str | None = None) -> str:
@@ -78,10 +81,12 @@ def _title(results: Results) -> str:
         else f"; control's perplexity {control.mean:.2f}"
         + ("" if control.deviation is None else f" ± {control.deviation:.2f}")
     )
+    steps = options.get("stage1_steps")
     return (
         f"{results.model} on {results.data}, coverage {options.get('coverage')}; where nothing else is said L = "
-        f"{options.get('levels')}, T = {options.get('timesteps')}, sigma-delta, both stages; {evaluation.get('sequences')} "
-        f"sequences of {evaluation.get('length')} tokens; seeds {seeds}{perplexity}."
+        f"{options.get('levels')}, T = {options.get('timesteps')}, sigma-delta, Stage 1 of {steps or 'the usual'} steps, "
+        f"Stage 2 on {options.get('calibration_sequences')} sequences; evaluated on {evaluation.get('sequences')} sequences of "
+        f"{evaluation.get('length')} tokens; seeds {seeds}{perplexity}."
     )
 
 
