@@ -433,12 +433,16 @@ def test_ratios_are_against_the_control_of_the_same_seed(whole: tuple[AblateOpti
     assert line.split()[-2:] == [f"{np.mean(spikes):.2f}", "2"]
 
 
+def texts_of(svg: str) -> set[str]:
+    return {element.text for element in ElementTree.fromstring(svg).iter() if element.text and element.text.strip()}
+
+
 def test_figures_show_every_variant_and_its_figures(whole: tuple[AblateOptions, Results]) -> None:
     results = whole[1]
     pictures = ablation_figures(results)
     assert set(pictures) == {"stages", "calibration"}
     for group, entries in summaries(results).items():
-        texts = {element.text for element in ElementTree.fromstring(pictures[group]).iter() if element.text}
+        texts = texts_of(pictures[group])
         for entry in entries:
             percent = 100 * (np.array(entry.ratio.values) - 1)
             assert entry.variant in texts
@@ -509,11 +513,12 @@ def test_the_page_shows_the_committed_results() -> None:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from ablations import PAGE, PICTURES, committed, page  # python benchmarks/ablations.py writes it
 
-    from fas.report.plots import standalone
-
     assert PAGE.read_text(encoding="utf-8") == page()
     assert committed()
     drawn = {f"{name}-{g}.svg": s for name, r in committed().items() for g, s in ablation_figures(r).items()}
     assert {path.name for path in PICTURES.glob("ablation-*.svg")} == set(drawn)
     for name, svg in drawn.items():
-        assert (PICTURES / name).read_text() == standalone(svg)
+        picture = (PICTURES / name).read_text()  # its bytes depend on the version of matplotlib, its words do not
+        words = {text for text in texts_of(svg) if not text.startswith(("http", "Matplotlib"))}
+        assert words <= texts_of(picture)
+        assert "currentColor" not in picture
