@@ -156,6 +156,7 @@ def test_rows_are_those_of_the_plan(whole: tuple[AblateOptions, Results]) -> Non
     ]  # fmt: skip
     assert all(row.value > 0 and row.error is None for row in results.rows)
     assert row_of(results, "both stages").stage2
+    assert all(row.by_site is None and row.steps_by_site is None for row in results.rows if row.group)
     assert not row_of(results, "Stage 1 only").stage2
     assert row_of(results, "both stages", 0).value != row_of(results, "both stages", 1).value
     assert Results.read(options.out / "ablation.json").to_dict() == results.to_dict()
@@ -269,8 +270,9 @@ def test_more_seeds_and_groups_compute_what_is_missing(
     assert not any(task.cell.stage1 for task in of_0[1:])
     assert len(done) - len(of_0) == 1 + 2 + 6
     done.clear()
-    run_ablation(whole[0])
+    assert figures(run_ablation(replace(options, groups=("stages",), seeds=(1,)))) == figures(whole[1], seeds=(1,))
     assert done == []
+    assert [path.name for path in options.out.glob("*.svg")] == ["ablation-stages.svg"]
 
 
 def test_another_ablation_in_the_folder_is_refused(whole: tuple[AblateOptions, Results]) -> None:
@@ -312,7 +314,7 @@ def test_a_cell_that_fails_costs_itself_and_is_tried_again(
 
 
 def test_a_stage_1_that_fails_costs_its_cells_and_a_control_its_seed(
-    whole: tuple[AblateOptions, Results], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    whole: tuple[AblateOptions, Results], monkeypatch: pytest.MonkeyPatch, done: list[Any], tmp_path: Path
 ) -> None:
     train_qcfs, train_control = ablation_tasks.train_qcfs, ablation_tasks.train_control
 
@@ -330,6 +332,8 @@ def test_a_stage_1_that_fails_costs_its_cells_and_a_control_its_seed(
     monkeypatch.setattr(ablation_tasks, "train_qcfs", no_qcfs)
     monkeypatch.setattr(ablation_tasks, "train_control", no_control)
     results = run_ablation(options)
+    assert [task for task in done if task.seed == 1] == [Control(1)]  # what lacks its ground is not tried
+    assert [task.cell.stage1 for task in done if isinstance(task, Measurement)] == [True, True]
     why = {(row.variant, row.seed): row.error for row in results.rows if row.group}
     lacking = "the Stage 1 model failed: "
     assert why == {
@@ -393,11 +397,14 @@ class Toy:
         (bench / self.name).write_text(str(os.getpid()))  # it may have to be done twice
 
 
-def test_a_killed_process_costs_its_own_task(tmp_path: Path) -> None:
+def test_a_killed_process_costs_its_own_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # one thread all the same
+        monkeypatch.delenv(name, raising=False)
     jobs = [Toy("a"), Toy("b", "raise"), Toy("c", "die"), Toy("d")]
     with Workers(2, tmp_path, Silent()) as workers:
         failures = workers.run("toy", jobs)
         left = {path.name for path in tmp_path.iterdir()}
+        assert workers.pool is None  # that of one process is gone
         assert workers.run("toy", [Toy("f")]) == {}
     assert {job.name: why for job, why in failures.items()} == {"b": "ValueError: not this one", "c": KILLED}
     assert left == {"a", "d"}
@@ -451,7 +458,7 @@ def test_figures_show_every_variant_and_its_figures(whole: tuple[AblateOptions, 
 
 def test_the_heat_map_has_a_number_in_its_place() -> None:
     extra = {"groups": {"grid": "Levels × timesteps"}}
-    cells = {(3, 2): 1.5, (3, 4): 1.25, (8, 2): 2.0, (8, 4): None}
+    cells = {(3, 2): 1.5, (3, 4): 1.25, (8, 2): 2.0, (8, 4): None, (15, 2): 0.9, (15, 4): 0.8}
     rows = [Row("control", value=10.0, seed=0)] + [
         Row("snn", value=ratio and 10 * ratio, levels=L, timesteps=T, seed=0, group="grid", variant=f"L = {L}, T = {T}")
         for (L, T), ratio in cells.items()
