@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import resource
 import time
 from dataclasses import asdict, replace
@@ -10,19 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from fas.models import planned
-from fas.pipeline.load import block_length, load_ann
+from fas.pipeline.load import load_ann
 from fas.pipeline.measure import EVALUATION_BATCH, dense_row, layerwise_target, qcfs_row, spiking_row
 from fas.pipeline.options import ConvertOptions
-from fas.pipeline.stages import Run, adopt_control, calibrate_for, spiking_model, stage_of, train_control, train_qcfs
+from fas.pipeline.prepared import prepared
+from fas.pipeline.stages import (
+    Run,
+    adopt_control,
+    calibrate_for,
+    kept_row,
+    spiking_model,
+    stage_of,
+    train_control,
+    train_qcfs,
+)
 from fas.pipeline.workspace import Workspace
 from fas.progress import Progress, Silent
-from fas.report.results import Results, Row, versions
-from fas.tasks.language_modeling import encode_blocks, spread
-from fas.tasks.text import load_text
+from fas.report.results import Results, Row
 
 
 def run_conversion(
@@ -34,19 +39,8 @@ def run_conversion(
     `FasError` kinds for bad input before anything is computed, and keeps finished stages if it is interrupted.
     """
     progress, start = progress or Silent(), time.time()
-    ann, tokenizer = load_ann(options.model, options.device)
-    planned(ann, options.configurations()[0])  # an unsupported model is refused before anything is trained
-    text = load_text(options.data, options.eval_data)
-    length = block_length(ann, options.length)
-    blocks = [
-        encode_blocks(tokenizer, documents, length, what)
-        for documents, what in ((text.training, "training text"), (text.held_out, "held-out training text"))
-    ]
-    evaluation = spread(encode_blocks(tokenizer, text.evaluation, length, "evaluation text"), options.eval_sequences)
-    workspace = Workspace(
-        options.out,
-        options.fingerprint(weights=_digest(ann), text=_text_digest(*blocks, evaluation), versions=_versions()),
-    )
+    ready = prepared(options)
+    workspace = Workspace(options.out, ready.fingerprint(options))
     if workspace.finished:
         workspace.clear()
         progress.note(f"{options.out} was converted with these arguments already; its results are shown")
@@ -54,10 +48,10 @@ def run_conversion(
     resumed = workspace.open()
     if control_of is not None:
         adopt_control(workspace, control_of)
-    run = Run(options, workspace, progress, tokenizer, blocks[0], blocks[1], evaluation, ann.device)
-    decision = train_control(run, ann)
-    train_qcfs(run, ann, decision)
-    del ann
+    run = ready.run(options, workspace, progress)
+    decision = train_control(run, ready.ann)
+    train_qcfs(run, ready.ann, decision)
+    ready.release()
     for target in options.configurations() if options.stage2 else ():
         calibrate_for(run, target)
     rows = [*_dense_rows(run, decision), *_spiking_rows(run)]
@@ -66,7 +60,8 @@ def run_conversion(
     results.extra = {"control": decision, "seconds": round(time.time() - start, 1), "peak_memory_gib": round(peak, 2)}
     results.extra["options"] = {**asdict(options), "out": str(options.out)}
     results.extra["evaluation"] = {
-        "data": options.data, "eval_data": options.eval_data, "length": length, "sequences": len(evaluation),
+        "data": options.data, "eval_data": options.eval_data, "length": run.evaluation.shape[1],
+        "sequences": len(run.evaluation),
     }  # fmt: skip
     if options.stage2:  # relative error of each layer's readout: uncalibrated, after coarse, after fine
         results.extra["layer_errors"] = {
@@ -84,16 +79,18 @@ def _dense_rows(run: Run, decision: dict[str, Any]) -> list[Row]:
     def measure(name: str, model: PreTrainedModel) -> Row:
         return dense_row(name, model.to(dtype), run.evaluation, EVALUATION_BATCH, run.progress)
 
-    ann = _kept(run, "row-ann", lambda: measure("ann", load_ann(run.options.model, run.options.device)[0]))
+    ann = kept_row(run.workspace, "row-ann", lambda: measure("ann", load_ann(run.options.model, run.options.device)[0]))
     if decision["chosen"] == "ann":
         return [ann, replace(ann, name="control")]
-    return [ann, _kept(run, "row-control", lambda: measure("control", run.load("control")))]
+    return [ann, kept_row(run.workspace, "row-control", lambda: measure("control", run.load("control")))]
 
 
 def _spiking_rows(run: Run) -> list[Row]:
     options = run.options
     model = spiking_model(run, calibrated=True)
-    rows = [_kept(run, "row-qcfs", lambda: qcfs_row(model, run.evaluation, EVALUATION_BATCH, run.progress))]
+    rows = [
+        kept_row(run.workspace, "row-qcfs", lambda: qcfs_row(model, run.evaluation, EVALUATION_BATCH, run.progress))
+    ]
     plan = [(model, layerwise_target(options.configurations()[0]), "row-layerwise")]
     plan += [(model, target, f"row-{target.coding}-{target.timesteps}") for target in options.configurations()]
     if options.before_stage2 and options.stage2:
@@ -103,20 +100,13 @@ def _spiking_rows(run: Run) -> list[Row]:
         ]
     for spiking, target, stage in plan:
         rows.append(
-            _kept(
-                run,
+            kept_row(
+                run.workspace,
                 stage,
                 lambda s=spiking, t=target: spiking_row(s, t, run.evaluation, EVALUATION_BATCH, run.progress),
             )
         )
     return rows
-
-
-def _kept(run: Run, stage: str, measure: Any) -> Row:
-    """A row measured once per run."""
-    if not run.workspace.has(stage):
-        run.workspace.store_json(stage, vars(measure()))
-    return Row(**run.workspace.read_json(stage))
 
 
 def _assemble(run: Run, results: Results, folder: Path) -> None:
@@ -126,20 +116,3 @@ def _assemble(run: Run, results: Results, folder: Path) -> None:
     control.save_pretrained(folder / "control")
     run.tokenizer.save_pretrained(folder / "control")
     results.write(folder / "results.json")
-
-
-def _digest(model: PreTrainedModel) -> str:
-    digest = hashlib.sha256(str(model.config.to_json_string()).encode())
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().float().flatten()[:: max(1, value.numel() // 4096)].cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    """A resumed run must not mix stages of two versions."""
-    return {name: version for name, version in versions().items() if name != "platform"}
-
-
-def _text_digest(*blocks: Tensor) -> str:
-    return hashlib.sha256(b"".join(block.numpy().tobytes() for block in blocks)).hexdigest()

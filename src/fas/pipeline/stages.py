@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from fas.calibration import CalibrationOptions, calibrate
+from fas.calibration import CalibrationOptions, LayerReport, calibrate
 from fas.config import SpikingConfig
 from fas.conversion import convert, prepare
 from fas.pipeline.load import load_ann
@@ -24,6 +26,7 @@ from fas.pipeline.measure import EVALUATION_BATCH
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.workspace import Workspace
 from fas.progress import Progress
+from fas.report.results import Row
 from fas.runtime.control import sites_of
 from fas.tasks.language_modeling import evaluate, spread
 from fas.training import Stage1Options, fine_tune
@@ -130,26 +133,47 @@ def calibrate_for(run: Run, target: SpikingConfig) -> None:
     stage = stage_of(target)
     if run.workspace.has(stage):
         return
-    set_seed(run.options.seed)
-    model = convert(run.load("qcfs"))
-    model.set_timesteps(**target.model_dump())
     settings = CalibrationOptions(
         align_steps=run.options.align_steps,
         global_steps=run.options.global_steps,
         spike_price=run.options.price_of_a_spike,
     )
+    with spiking_for(run, target, settings, stage) as (model, reports):
+        values = {
+            name: p.detach().cpu() for name, p in model.state_dict().items() if f".neurons.{target.neuron_key}." in name
+        }
+
+        def write(folder: Path) -> None:
+            save_file(values, folder / "neurons.safetensors")
+            (folder / "value.json").write_text(json.dumps([vars(report) for report in reports]))
+
+        run.workspace.store(stage, write)
+
+
+@contextmanager
+def spiking_for(
+    run: Run, target: SpikingConfig, settings: CalibrationOptions | None, stage: str
+) -> Iterator[tuple[PreTrainedModel, list[LayerReport]]]:
+    """The SNN for ``target``, calibrated as ``settings`` say (None: not at all), and what Stage 2 reports.
+
+    Finished layers are kept beside ``stage`` until the block, in which the caller stores what it is after, has ended.
+    """
+    set_seed(run.options.seed)
+    model = convert(run.load("qcfs"))
+    model.set_timesteps(**target.model_dump())
     layers = run.workspace.path(f"{stage}-layers")
-    reports = calibrate(model, run.calibration_batches(), settings, run.progress, layers)
-    values = {
-        name: p.detach().cpu() for name, p in model.state_dict().items() if f".neurons.{target.neuron_key}." in name
-    }
-
-    def write(folder: Path) -> None:
-        save_file(values, folder / "neurons.safetensors")
-        (folder / "value.json").write_text(json.dumps([vars(report) for report in reports]))
-
-    run.workspace.store(stage, write)
+    reports = []
+    if settings is not None:
+        reports = calibrate(model, run.calibration_batches(), settings, run.progress, layers)
+    yield model, reports
     shutil.rmtree(layers, ignore_errors=True)
+
+
+def kept_row(workspace: Workspace, stage: str, measure: Callable[[], Row]) -> Row:
+    """A row measured once per run."""
+    if not workspace.has(stage):
+        workspace.store_json(stage, vars(measure()))
+    return Row(**workspace.read_json(stage))
 
 
 def spiking_model(run: Run, calibrated: bool) -> PreTrainedModel:

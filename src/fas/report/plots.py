@@ -114,3 +114,8 @@ def finish(figure: Any, legend_of: Any = None) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :].replace(INK, "currentColor")
+
+
+def standalone(svg: str) -> str:
+    """An inline figure as a picture of its own, which has no page to take a colour from: grey that light and dark both show."""
+    return svg.replace("currentColor", "#7d8590")

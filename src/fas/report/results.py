@@ -64,6 +64,16 @@ class Row:
     seconds: float | None = None
     by_site: dict[str, float] | None = None
     """Spikes per neuron of each site."""
+    group: str | None = None
+    """Of an ablation: what the variant is compared with."""
+    variant: str | None = None
+    """Of an ablation: its name within the group."""
+    seed: int | None = None
+    """Where the results hold several."""
+    stage1: bool | None = None
+    """Of an ablation: whether Stage 1 was trained."""
+    error: str | None = None
+    """Why there is no value."""
 
 
 @dataclass
