@@ -34,7 +34,7 @@ def extra_rows(
         model.set_timesteps(**time)
         target = clock_of(model).config
         rows.append(spiking_row(model, target, evaluation, batch_size, progress))
-        batches = [{"input_ids": batch} for batch in calibration.split(CALIBRATION_BATCH)]
+        batches = [{"input_ids": batch.to(model.device)} for batch in calibration.split(CALIBRATION_BATCH)]
         fas.calibrate(model, batches, options, progress)
         rows.append(spiking_row(model, target, evaluation, batch_size, progress))
     return rows

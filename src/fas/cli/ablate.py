@@ -40,8 +40,9 @@ def command(
     eval_sequences: Annotated[
         int | None, typer.Option(help="At most so many sequences to evaluate on.", show_default="all")
     ] = None,
-    align_steps: Annotated[int, typer.Option(help="Gradient steps of Stage 2 for each layer.")] = 8,
-    global_steps: Annotated[int, typer.Option(help="Gradient steps of Stage 2 for the whole network.")] = 24,
+    fit_steps: Annotated[int, typer.Option(help="Gradient steps of Stage 2 for each site.")] = 32,
+    align_steps: Annotated[int, typer.Option(help="Those for each layer, where a variant has them.")] = 16,
+    global_steps: Annotated[int, typer.Option(help="Those for the whole network, where a variant has them.")] = 16,
     jobs: Annotated[int, typer.Option(help="Processes that work side by side; a GPU is shared.")] = 1,
     device: Device = "auto",
     as_json: AsJson = False,

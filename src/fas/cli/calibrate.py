@@ -22,8 +22,9 @@ def command(
         list[str] | None, typer.Option(help="rate, sigma_delta, or both; default as converted.", show_default=False)
     ] = None,
     calibration_sequences: Annotated[int, typer.Option(help="Sequences to calibrate on.", min=1)] = 32,
-    align_steps: Annotated[int, typer.Option(help="Gradient steps a layer.", min=0)] = 8,
-    global_steps: Annotated[int, typer.Option(help="Gradient steps of the last, global pass.", min=0)] = 24,
+    fit_steps: Annotated[int, typer.Option(help="Gradient steps a site, on its recorded input.", min=0)] = 32,
+    align_steps: Annotated[int, typer.Option(help="Gradient steps a layer, through the layer.", min=0)] = 0,
+    global_steps: Annotated[int, typer.Option(help="Gradient steps of the last, global pass.", min=0)] = 0,
     length: Annotated[
         int | None, typer.Option(help="Tokens in a sequence.", show_default="min(context, 256)", min=2)
     ] = None,
@@ -49,6 +50,7 @@ def command(
                 numbers_in(timesteps, "--timesteps") or (),
                 words_in(coding) or (),
                 calibration_sequences,
+                fit_steps,
                 align_steps,
                 global_steps,
                 length,

@@ -95,6 +95,7 @@ def command(
     stage2: Annotated[bool | None, _flag("stage2", "Calibrate the neurons.", _STAGE2, "--stage2/--no-stage2")] = None,
     spike_price: _SpikePrice = None,
     calibration_sequences: Annotated[int | None, _flag("calibration_sequences", "Sequences to use.", _STAGE2)] = None,
+    fit_steps: Annotated[int | None, _flag("fit_steps", "Gradient steps for each site, no layer run.", _STAGE2)] = None,
     align_steps: Annotated[int | None, _flag("align_steps", "Gradient steps for each layer.", _STAGE2)] = None,
     global_steps: Annotated[int | None, _flag("global_steps", "Gradient steps for the whole network.", _STAGE2)] = None,
     before_stage2: _BeforeStage2 = None,

@@ -32,8 +32,9 @@ class AblateOptions:
     batch_size: int = 8
     calibration_sequences: int = 32
     eval_sequences: int | None = None
-    align_steps: int = 8
-    global_steps: int = 24
+    fit_steps: int = 32
+    align_steps: int = 16
+    global_steps: int = 16
     jobs: int = 1
     """Processes that work side by side."""
     device: str = "auto"
@@ -66,6 +67,7 @@ class AblateOptions:
             length=self.length,
             lr=self.lr,
             calibration_sequences=self.calibration_sequences,
+            fit_steps=self.fit_steps,
             align_steps=self.align_steps,
             global_steps=self.global_steps,
             eval_sequences=self.eval_sequences,

@@ -23,6 +23,8 @@ class Variant:
     """Whether Stage 1 trains; else the conversion is training-free."""
     stage2: Mapping[str, Any] | None = field(default_factory=dict)
     """Fields of `CalibrationOptions` that differ; None: no Stage 2."""
+    gradients: tuple[str, ...] = ("fit",)
+    """Of ``fit`` (site by site), ``align`` (layers) and ``global`` (logits): those that are used, with the steps of the options."""
     coding: Coding = "sigma_delta"
     rows: Rows = "mean"
     neurons_per_channel: int = 1
@@ -59,9 +61,8 @@ class Cell:
         return "cell-" + hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24]
 
 
-NO_ALIGN, NO_GLOBAL = {"align_steps": 0}, {"global_steps": 0}
-NO_GRADIENT = NO_ALIGN | NO_GLOBAL
 NO_SEARCH = {"coarse": False, "per_channel": False}
+BY_SITE = {"per_channel": False}
 
 _FIXED = (
     Group(
@@ -76,21 +77,24 @@ _FIXED = (
     ),
     Group(
         "calibration",
-        "Stage 2: coarse (search by site and channel) and fine (gradient)",
+        "Stage 2: coarse (a search, by site) and fine (channels, by search and gradient)",
         (
             Variant("no Stage 2", stage2=None),
-            Variant("coarse only", stage2=NO_GRADIENT),
+            Variant("coarse only", stage2=BY_SITE, gradients=()),
             Variant("fine only", stage2=NO_SEARCH),
             Variant("coarse and fine"),
         ),
     ),
     Group(
         "losses",
-        "Losses of the fine part of Stage 2",
+        "Losses of the fine part of Stage 2, after the search",
         (
-            Variant("activation-align only", stage2=NO_GLOBAL),
-            Variant("logits only", stage2=NO_ALIGN),
-            Variant("both losses"),
+            Variant("none", gradients=()),
+            Variant("error at the readers of each site"),
+            Variant("activation-align of each layer", gradients=("align",)),
+            Variant("logits", gradients=("global",)),
+            Variant("activation-align and logits", gradients=("align", "global")),
+            Variant("all three", gradients=("fit", "align", "global")),
         ),
     ),
     Group(
@@ -107,8 +111,8 @@ _FIXED = (
         "neurons",
         "Search of Stage 2, no gradient: a pair of parameters for",
         (
-            Variant("each site", stage2=NO_GRADIENT | {"per_channel": False}),
-            Variant("each channel", stage2=NO_GRADIENT),
+            Variant("each site", stage2=BY_SITE, gradients=()),
+            Variant("each channel", gradients=()),
         ),
     ),
     Group(
@@ -152,8 +156,9 @@ def cell_of(variant: Variant, options: AblateOptions) -> Cell:
     )
     if variant.stage2 is None:
         return Cell(variant.stage1, target, None, 0)
-    base: dict[str, Any] = {"align_steps": options.align_steps, "global_steps": options.global_steps}
-    settings = CalibrationOptions(**(base | dict(variant.stage2)))
+    asked = {"fit": options.fit_steps, "align": options.align_steps, "global": options.global_steps}
+    steps = {f"{name}_steps": count if name in variant.gradients else 0 for name, count in asked.items()}
+    settings = CalibrationOptions(**(steps | dict(variant.stage2)))
     return Cell(variant.stage1, target, settings, variant.sequences or options.calibration_sequences)
 
 

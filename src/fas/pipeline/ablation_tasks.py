@@ -34,7 +34,14 @@ class Bench:
     @classmethod
     def of(cls, options: AblateOptions) -> Bench:
         """Load model and text; raises `FasError` kinds for what cannot be ablated."""
-        apart = {"seed": None, "levels": None, "timesteps": None, "align_steps": None, "global_steps": None}
+        apart = {
+            "seed": None,
+            "levels": None,
+            "timesteps": None,
+            "fit_steps": None,
+            "align_steps": None,
+            "global_steps": None,
+        }
         base = options.conversion(options.seeds[0], options.levels, stage1=True)
         return cls(options, loaded(options).fingerprint(base, **apart))
 

@@ -35,8 +35,9 @@ class CalibrateOptions:
     timesteps: tuple[int, ...] = (8,)
     codings: tuple[str, ...] = ()
     calibration_sequences: int = 32
-    align_steps: int = 8
-    global_steps: int = 24
+    fit_steps: int = 32
+    align_steps: int = 0
+    global_steps: int = 0
     length: int | None = None
     from_disk: bool = False
     seed: int = 0
@@ -45,7 +46,7 @@ class CalibrateOptions:
     def settings(self) -> CalibrationOptions:
         """What Stage 2 is told."""
         steps = 0 if self.from_disk else self.global_steps
-        return CalibrationOptions(align_steps=self.align_steps, global_steps=steps)
+        return CalibrationOptions(fit_steps=self.fit_steps, align_steps=self.align_steps, global_steps=steps)
 
 
 def calibrate_again(options: CalibrateOptions, progress: Progress) -> dict[str, list[LayerReport]]:

@@ -27,8 +27,6 @@ def demo_options(out: Path, seed: int = 0) -> ConvertOptions:
         stage1_steps=200,
         length=128,
         calibration_sequences=16,
-        align_steps=4,
-        global_steps=8,
         eval_sequences=128,
         seed=seed,
     )

@@ -14,7 +14,7 @@ from fas.errors import ConfigError
 _DTYPES = ("float32", "bfloat16", "float16")
 _LEAST = {
     "batch_size": 1, "calibration_sequences": 1, "eval_sequences": 1, "stage1_steps": 1, "length": 2, "seed": 0,
-    "neurons_per_channel": 1, "align_steps": 0, "global_steps": 0, "lr": 0, "scale_lr": 0, "spikes_per_neuron": 0,
+    "neurons_per_channel": 1, "fit_steps": 0, "align_steps": 0, "global_steps": 0, "lr": 0, "scale_lr": 0, "spikes_per_neuron": 0,
     "spike_price": 0,
 }  # fmt: skip
 
@@ -57,8 +57,9 @@ class ConvertOptions:
     spike_price: float | None = None
     """Relative error of a layer that Stage 2 may pay for one spike a neuron less; None: .003 under a spike budget, else 0."""
     calibration_sequences: int = 32
-    align_steps: int = 8
-    global_steps: int = 24
+    fit_steps: int = 32
+    align_steps: int = 0
+    global_steps: int = 0
     eval_sequences: int | None = None
     before_stage2: bool = False
     """Also measure the SNN before Stage 2."""

@@ -134,6 +134,7 @@ def calibrate_for(run: Run, target: SpikingConfig) -> None:
     if run.workspace.has(stage):
         return
     settings = CalibrationOptions(
+        fit_steps=run.options.fit_steps,
         align_steps=run.options.align_steps,
         global_steps=run.options.global_steps,
         spike_price=run.options.price_of_a_spike,
