@@ -189,10 +189,9 @@ class Site(nn.Module):
     def restless(self, rows: Tensor, spikes: Tensor) -> Tensor:
         """Which neurons would fire again with their input held ``[T, B, …, C]`` (sigma_delta; see `fas.neurons.settled`)."""
         config = self.clock.config
-        values = (value.detach().to(rows.dtype) for value in self.neuron_values(config))
-        return restless(
-            rows, spikes, *values, self.steps_for(config), self.levels, self.signed, self.dead_zone_for(config)
-        )
+        threshold, v_init, a_init = (value.detach().to(rows.dtype) for value in self.neuron_values(config))
+        steps, zones = self.steps_for(config), self.dead_zone_for(config)
+        return restless(rows, spikes, threshold, v_init, a_init, steps, self.levels, self.signed, zones)
 
     def neuron_values(self, config: SpikingConfig) -> tuple[Tensor, Tensor, Tensor]:
         """(θ, v₀, a₀), each ``[C]``: calibrated for ``config``, else θ = λ, v₀ = ½, a₀ = 0."""

@@ -9,8 +9,8 @@ All neurons of all sites of the segment count, for all real tokens; behind an ex
 their spikes are replayed. Groups of operators that never lag have nothing left to do at any t.
 A rate-coded network never settles: its rows are means, θ·N_t/t, which move at every t even while all its trains are regular.
 
-*Confident*: the sequence stops at the first t at which its readout is confident (`fas.runtime.confident`), and may say something
-else than after T.
+*Confident*: the sequence stops at the first t at which its readout is confident (`fas.runtime.confident`), and may say
+something else than after T.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Adaptive:
         if self.settled and config.coding == "rate":
             raise ConfigError(
                 "rate-coded values are running means, which move at every timestep, so no neuron can tell that it has settled; "
-                "use settled=False with a confidence, or coding='sigma_delta'"
+                "stop by a confidence alone (settled=False), or choose coding='sigma_delta'"
             )
 
     @property
@@ -133,7 +133,7 @@ class Adaptive:
 
     @property
     def mean_timesteps(self) -> float:
-        """The mean of t*; of several segments, which run one after another, the sum of theirs. Raises `FasError` if none ran."""
+        """The mean of t*; of several segments, which run one after another, the sum. Raises `FasError` if none ran."""
         if not self.by_segment:
             raise FasError("no sequence has run inside fas.adaptive yet; call the model there")
         return sum(sum(stops) / len(stops) for stops in self.by_segment.values())
@@ -149,7 +149,7 @@ class Adaptive:
         self._check(config)
         if self.confidence is not None and given.get("past_key_values") is not None:
             raise ConfigError(
-                "a cache would replay timesteps that a confident token never ran; pass use_cache=False, or stop by settled alone"
+                "a cache would replay timesteps that a confident token never ran; pass use_cache=False, or leave confidence out"
             )
         device = next(value.device for name in family.anchors if isinstance(value := given.get(name), Tensor))
         sequences = 1 if family.packed else batch
@@ -174,7 +174,7 @@ class Adaptive:
         run.deferred.append((total, run.by_sequence(fired).sum(-1, dtype=torch.int64)))
 
     def end(self, module: nn.Module, output: Any) -> Callable[[Tensor], Tensor]:
-        """The segment has given ``output`` (T·B rows; None after an exception); returns how a row of each sequence is picked."""
+        """The segment has given ``output`` (T·B rows; None after an exception); returns how rows of it are picked."""
         if not self.running or self.running[-1].module is not module:
             return lambda rows: rows  # an exception before it began
         run = self.running.pop()
