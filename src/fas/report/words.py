@@ -10,7 +10,10 @@ CAPTION = (
     "its neurons exchanging spikes over T timesteps. Spikes/neuron: non-zero spikes per neuron and token, summed over "
     "all T. Quality was measured in simulation; nothing here is a claim about energy."
 )
-ADAPTIVE_NOTE = "Mean T: timesteps after which a sequence stopped; spikes of later ones do not count. (The simulator computes all T.)"
+ADAPTIVE_NOTE = (
+    "Mean T: timesteps after which a sequence stopped; spikes of later ones do not count. In simulation all T are computed, "
+    "so mean T is what hardware would take."
+)
 STORED_NOTE = "* measured when the model was converted, not in this run."
 
 _MODELS = {"ann": "ANN", "qcfs": "QCFS model", "snn": "SNN"}
