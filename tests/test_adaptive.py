@@ -29,6 +29,7 @@ from fas.report.html import headline_row
 from fas.report.plots import quality_over_time
 from fas.report.results import Results, Row
 from fas.report.words import ADAPTIVE_NOTE, describe_snn, notes
+from fas.runtime.adaptive import rows_at
 from fas.runtime.control import as_qcfs, at_time, clock_of, sites_of
 from fas.runtime.events import EventExecutor
 from fas.runtime.spikes import counting
@@ -424,6 +425,32 @@ def test_confident_generation_says_each_token_when_it_is_sure() -> None:
         wanted += alone.timesteps
     assert torch.equal(written, row)
     assert found.timesteps == wanted
+
+
+# Rows
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_rows_are_read_where_their_sequence_stopped(coding: str) -> None:
+    """Of B·n rows those of a sequence stand together; rows that cannot be told apart wait for the last sequence."""
+    clock = clock_of(tiny.snn("gpt2", **CODINGS[coding]))
+    rows = torch.randn(6 * 4, 5, generator=torch.Generator().manual_seed(0))
+    by_time = rows.view(6, 4, 5)
+    if coding == "step":  # the network says the mean
+        by_time = torch.stack([by_time[: t + 1].mean(0) for t in range(6)])
+    assert torch.equal(rows_at(rows, clock, torch.tensor([2, 6])), torch.cat([by_time[1, :2], by_time[5, 2:]]))
+    assert torch.equal(rows_at(rows, clock, torch.tensor([2, 1, 4])), by_time[3])
+
+
+def test_packed_images_stop_together() -> None:
+    """A row is a patch there, and patches attend to each other: one stop for all of a call."""
+    model = tiny_vl.snn("qwen2_vl", "linear", **LONG)
+    with fas.adaptive(model) as found:
+        model(**tiny_vl.batch("qwen2_vl"))
+    *images, text = found.by_segment.values()
+    assert images
+    assert all(len(stops) == 1 for stops in images)
+    assert len(text) == len(tiny_vl.batch("qwen2_vl")["input_ids"])
 
 
 # Refusals, and what is left behind

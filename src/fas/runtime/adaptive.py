@@ -1,12 +1,14 @@
 """Adaptive T: each sequence stops by itself, and is read out at the timestep t* ≤ T at which it stopped.
 
 Rows carry running values, so row t of the folded run is what a network says that was stopped after timestep t. The simulator
-computes all T rows anyway; what it reports is what hardware would take.
+computes all T rows anyway (those behind t* repeat row t*, up to the rounding of a matrix product whose rows lie elsewhere);
+what it reports is what hardware would take.
 
 *Settled*: the sequence stops after the first t after which none of its neurons would fire again with its present input held
 (`fas.neurons.settled`: each neuron can tell by itself). Nothing changes after that, so the readout is that of all T timesteps.
 All neurons of all sites of the segment count, for all real tokens; behind an exact cache those of past tokens, too, because
-their spikes are replayed. Groups of operators that never lag have nothing left to do at any t.
+their spikes are replayed. So a sequence stops with its last spike (or at 1), and knows it then. Groups of operators that never
+lag have nothing left to do at any t.
 A rate-coded network never settles: its rows are means, θ·N_t/t, which move at every t even while all its trains are regular.
 
 *Confident*: the sequence stops at the first t at which its readout is confident (`fas.runtime.confident`), and may say

@@ -74,9 +74,8 @@ def _first_confident(runs: list[Any], early: Any, head: Callable[[], Any]) -> Te
     """Where the sequences of the last of ``runs`` stop ``[sequences]``; ``head`` runs the model on what they hand on."""
     run = runs[-1]
     stops = early.stops_of(run)
-    waiting = torch.ones_like(stops, dtype=torch.bool)
     for t in range(1, run.timesteps):
-        if not (waiting & (stops > t)).any():
+        if not (stops > t).any():
             break
         with _handing(runs, early, torch.full_like(stops, t)):
             logits = getattr(head(), "logits", None)
@@ -85,8 +84,7 @@ def _first_confident(runs: list[Any], early: Any, head: Callable[[], Any]) -> Te
         sure = confidence_of(logits, run.mask) >= early.confidence
         each, shared = divmod(len(stops), len(sure))  # choices of one question stop together
         sure = sure.all().expand(len(stops)) if shared else sure.repeat_interleave(each)
-        stops = torch.where(waiting & sure & (stops > t), t, stops)
-        waiting = waiting & ~sure
+        stops = torch.where(sure & (stops > t), t, stops)
     return stops
 
 
