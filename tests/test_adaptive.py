@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from test_encoder_decoder import inputs_for as t5_inputs
 from test_encoder_decoder import snn as t5_snn
 from torch import Tensor
-from transformers import BertForSequenceClassification, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 import fas
 from fas.cli import main
@@ -181,6 +181,7 @@ def test_calibrated_sites_settle_by_their_own_steps_and_dead_zones() -> None:
         own.steps.copy_(torch.tensor([8.0, 4, 2, 2] + [1.0] * 20 if number % 2 else [4.0, 2] + [1.0] * 22))
         own.dead_zone[:12] = 0.25
         own.v_init.data.fill_(0.375)
+        own.a_init.fill_(number % 3)
     ids = tiny.tokens(4, 3)
     full, fired = trains(model, input_ids=ids)
     with fas.adaptive(model) as found:
@@ -499,10 +500,18 @@ def test_a_model_without_logits_is_refused(family: str) -> None:
     model = tiny.snn(family, **CODINGS["sigma_delta"])
     with fas.adaptive(model, confidence=0.5), pytest.raises(ConfigError, match="gives no logits"):
         model(**tiny_inputs(model))
-    bare = getattr(model, model.base_model_prefix)
-    if isinstance(model, BertForSequenceClassification):
-        with pytest.raises(ConfigError, match="gives no logits"), fas.adaptive(bare, confidence=0.5):
-            pass
+
+
+def test_a_bare_segment_settles_but_has_no_head_to_be_confident() -> None:
+    model, ids = model_of("gpt2").transformer, tiny.tokens(3, 3)
+    full = model(ids).last_hidden_state
+    with fas.adaptive(model) as found:
+        assert torch.equal(model(ids).last_hidden_state, full)
+    assert found.mean_timesteps < T
+    assert list(found.by_segment) == ["GPT2Model"]
+    with pytest.raises(ConfigError, match="gives no logits"), fas.adaptive(model, confidence=0.5):
+        pass
+    assert clock_of(model).early is None
 
 
 @pytest.mark.parametrize("confidence", [None, 0.3])

@@ -86,7 +86,7 @@ class Run:
 
 def rows_at(rows: Tensor, clock: Clock, stops: Tensor) -> Tensor:
     """What rows ``[T·B, …]`` said at ``stops`` (1 … T, one for each of as many equal parts of the B rows): ``[B, …]``."""
-    split = over_time(rows, clock)
+    split, stops = over_time(rows, clock), stops.to(rows.device)
     each, shared = divmod(split.shape[1], len(stops))
     at = stops.max().expand(split.shape[1]) if shared else stops.repeat_interleave(each)
     found = torch.empty_like(split[0])
@@ -168,7 +168,8 @@ class Adaptive:
         run = self.running[-1]
         moves = site.restless(rows, spikes)
         counted = which_count(moves[0], run.mask, visible)
-        run.restless |= run.by_sequence(moves if counted is None else moves & counted.bool()).any(-1)
+        moves = run.by_sequence(moves if counted is None else moves & counted.bool()).any(-1)
+        run.restless |= moves.to(run.restless.device)  # layers may lie on several devices
 
     def defer(self, total: Tensor, fired: Tensor) -> None:
         """Add to ``total`` ``[T]``, once it is known which timesteps ran, the sums of ``fired`` ``[T, B, …]``."""

@@ -81,7 +81,7 @@ def _first_confident(runs: list[Any], early: Any, head: Callable[[], Any]) -> Te
             logits = getattr(head(), "logits", None)
         if logits is None:
             raise ConfigError(NO_LOGITS)
-        sure = confidence_of(logits, run.mask) >= early.confidence
+        sure = (confidence_of(logits, run.mask) >= early.confidence).to(stops.device)
         each, shared = divmod(len(stops), len(sure))  # choices of one question stop together
         sure = sure.all().expand(len(stops)) if shared else sure.repeat_interleave(each)
         stops = torch.where(sure & (stops > t), t, stops)
