@@ -179,7 +179,7 @@ def test_calibrated_sites_settle_by_their_own_steps_and_dead_zones() -> None:
     for number, site in enumerate(sites_of(model).values()):
         own = site.add_parameters(clock_of(model).config.neuron_key)
         own.steps.copy_(torch.tensor([8.0, 4, 2, 2] + [1.0] * 20 if number % 2 else [4.0, 2] + [1.0] * 22))
-        own.dead_zone[:12] = 0.25
+        own.dead_zone.fill_(0.25)
         own.v_init.data.fill_(0.375)
         own.a_init.fill_(number % 3)
     ids = tiny.tokens(4, 3)
@@ -256,7 +256,9 @@ def test_images_and_text(name: str) -> None:
     with fas.adaptive(model, confidence=0.0) as early, counting(model) as count:
         model(**inputs)
     assert set(early.timesteps) == {1}
+    assert list(early.by_segment) == list(found.by_segment)
     text = next(reversed(early.by_segment))
+    assert any(site.by_timestep.sum() > 0 for n, site in count.sites.items() if not n.startswith(text))
     assert all(site.by_timestep[1:].sum() == 0 for n, site in count.sites.items() if n.startswith(text))
 
 
