@@ -29,7 +29,7 @@ from fas.report.html import headline_row
 from fas.report.plots import quality_over_time
 from fas.report.results import Results, Row
 from fas.report.words import ADAPTIVE_NOTE, describe_snn, notes
-from fas.runtime.adaptive import rows_at
+from fas.runtime.adaptive import Run, rows_at
 from fas.runtime.control import as_qcfs, at_time, clock_of, sites_of
 from fas.runtime.events import EventExecutor
 from fas.runtime.spikes import counting
@@ -443,6 +443,16 @@ def test_rows_are_read_where_their_sequence_stopped(coding: str) -> None:
         by_time = torch.stack([by_time[: t + 1].mean(0) for t in range(6)])
     assert torch.equal(rows_at(rows, clock, torch.tensor([2, 6])), torch.cat([by_time[1, :2], by_time[5, 2:]]))
     assert torch.equal(rows_at(rows, clock, torch.tensor([2, 1, 4])), by_time[3])
+
+
+def test_spikes_of_rows_that_cannot_be_told_apart_count_until_the_last_sequence_stops() -> None:
+    clock = clock_of(tiny.snn("gpt2", **CODINGS["rate"]))
+    run = Run(torch.nn.Identity(), clock, 2, None, None, torch.zeros(6, 2, dtype=torch.bool))
+    total = torch.zeros(6, dtype=torch.int64)
+    run.deferred.append((total, run.by_sequence(torch.ones(6, 3, 5, dtype=torch.int64)).sum(-1)))
+    run.deferred.append((total, run.by_sequence(torch.ones(6, 4, 5, dtype=torch.int64)).sum(-1)))
+    run.finish(torch.tensor([2, 4]))
+    assert total.tolist() == [35, 35, 25, 25, 0, 0]
 
 
 def test_packed_images_stop_together() -> None:
