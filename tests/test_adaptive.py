@@ -620,8 +620,10 @@ def test_eval_of_rate_needs_a_confidence(converted: tuple[str, str], capsys: pyt
     captured = capsys.readouterr()
     assert "rate_mean_4 never settles" in captured.err
     assert [r["coding"] for r in json.loads(captured.out)["rows"] if "mean_timesteps" in r] == ["sigma_delta"]
-    assert main([*arguments, "--coding", "rate", "--confidence", "0", "--json"]) == 0
-    assert [r.get("mean_timesteps") for r in json.loads(capsys.readouterr().out)["rows"]][-1] == 1
+    assert main([*arguments, "--coding", "rate", "--confidence", "0,1", "--json"]) == 0
+    *_, at_once, never = json.loads(capsys.readouterr().out)["rows"]
+    assert (at_once["mean_timesteps"], at_once["stopped_early"]) == (1, 1)
+    assert (never["mean_timesteps"], never["stopped_early"]) == (4, 0)
 
 
 def test_generate_reports_mean_timesteps(converted: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
