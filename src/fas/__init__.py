@@ -13,15 +13,18 @@ if TYPE_CHECKING:
     from fas.config import SpikingConfig
     from fas.conversion import convert, prepare
     from fas.errors import FasError
+    from fas.runtime.adaptive import Adaptive, adaptive
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adaptive",
     "CalibrationOptions",
     "Diagnosis",
     "FasError",
     "Ledger",
     "SpikingConfig",
+    "adaptive",
     "calibrate",
     "calibrate_folder",
     "convert",
@@ -31,11 +34,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Adaptive": "fas.runtime.adaptive",
     "CalibrationOptions": "fas.calibration.driver",
     "Diagnosis": "fas.calibration.diagnosis",
     "FasError": "fas.errors",
     "Ledger": "fas.accounting.ledger",
     "SpikingConfig": "fas.config",
+    "adaptive": "fas.runtime.adaptive",
     "calibrate": "fas.calibration.driver",
     "calibrate_folder": "fas.calibration.from_disk",
     "convert": "fas.conversion.verbs",

@@ -21,6 +21,7 @@ from fas.accounting.prices import energy_models
 from fas.accounting.watch import watching
 from fas.errors import DataError
 from fas.neurons import Clock
+from fas.runtime.adaptive import refuse_inside
 from fas.runtime.control import clock_of, sites_of
 from fas.runtime.spikes import SpikeCount, counting
 
@@ -172,6 +173,8 @@ def ledger(
     """
     models = energy_models(energy_model)
     clock = _clock(model)
+    if clock is not None:
+        refuse_inside(clock, "the ledger")
     bits = _bits(model, clock)
     was_training = model.training
     model.eval()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fas.cli.options import AsJson, Converted, Device, DType, Quiet, Seed, numbers_in, words_in
+from fas.cli.options import Adaptive, AsJson, Converted, Device, DType, Quiet, Seed, fractions_in, numbers_in, words_in
 
 NAME = "eval"
 DIAGNOSED = 16
@@ -37,6 +37,11 @@ def command(
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="Where the temporal error is: by site, and what each layer costs.")
     ] = False,
+    adaptive: Adaptive = False,
+    confidence: Annotated[
+        list[str] | None,
+        typer.Option(help="Also stop at this mean largest probability: 0.5,0.9.", show_default=False),
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: DType = None,
@@ -65,6 +70,8 @@ def command(
             device=device,
             dtype=dtype,
             diagnosed=DIAGNOSED if diagnose else 0,
+            adaptive=adaptive,
+            confidences=fractions_in(confidence, "--confidence") or (),
             progress=progress,
         )
     if as_json:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fas.cli.options import AsJson, Converted, Device, DType, Quiet, Seed
+from fas.cli.options import Adaptive, AsJson, Converted, Device, DType, Quiet, Seed
 
 NAME = "generate"
 EXAMPLE = 'fas generate gpt2-snn --prompt "The list type" --sample --temperature 0.8'
@@ -29,6 +29,10 @@ def command(
     timesteps: Annotated[int | None, typer.Option(help="T.", show_default="as converted")] = None,
     coding: Annotated[str | None, typer.Option(help="rate or sigma_delta.", show_default="as converted")] = None,
     cache: Annotated[str, typer.Option(help="exact, or settled: T times smaller, past tokens spike once.")] = "exact",
+    adaptive: Adaptive = False,
+    confidence: Annotated[
+        float | None, typer.Option(help="A token also stops when so probable (0 to 1); no cache.", show_default=False)
+    ] = None,
     ann: Annotated[bool, typer.Option("--ann", help="Also let the control, its fine-tuned original, write.")] = False,
     seed: Seed = 0,
     device: Device = "auto",
@@ -42,11 +46,13 @@ def command(
     with session(quiet) as progress:
         from fas.pipeline.generate import Decoding, continue_text
         from fas.pipeline.load import load_ann, load_spiking
+        from fas.pipeline.measure import chosen_stopping
 
         decoding = Decoding(max_new_tokens, sample, temperature, top_p, num_beams, seed)
         model, tokenizer = load_spiking(str(folder), device, dtype)
         model.set_timesteps(timesteps, cache=cache, **({"coding": coding.replace("-", "_")} if coding else {}))
-        written = continue_text(model, tokenizer, prompt, decoding)
+        stopping = chosen_stopping(model, confidence) if adaptive or confidence is not None else None
+        written = continue_text(model, tokenizer, prompt, decoding, stopping)
         answer: dict[str, Any] = {"model": str(folder), "decoding": decoding.to_dict(), **written.to_dict()}
         progress.note(written.summary())
         if ann:

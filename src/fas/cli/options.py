@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from fas.errors import ConfigError
+
+N = TypeVar("N", int, float)
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -27,6 +29,9 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 DType = Annotated[
     str | None,
     typer.Option(help="float32, bfloat16, float16; neurons use fp32.", show_default="as stored", callback=known_dtype),
+]
+Adaptive = Annotated[
+    bool, typer.Option("--adaptive", help="Each sequence stops when nothing changes any more; report mean timesteps.")
 ]
 Converted = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that fas convert wrote.", show_default=False)]
 
@@ -48,9 +53,22 @@ def numbers_in(values: Iterable[str] | None, option: str) -> tuple[int, ...] | N
     >>> numbers_in(["2,4", "8"], "--timesteps")
     (2, 4, 8)
     """
+    return _parsed(values, option, int, "whole numbers such as 4 or 2,4,8")
+
+
+def fractions_in(values: Iterable[str] | None, option: str) -> tuple[float, ...] | None:
+    """Numbers of a repeated or comma-separated option; raises `ConfigError` for anything else.
+
+    >>> fractions_in([".5,0.9"], "--confidence")
+    (0.5, 0.9)
+    """
+    return _parsed(values, option, float, "numbers such as 0.9 or 0.5,0.9")
+
+
+def _parsed(values: Iterable[str] | None, option: str, parse: Callable[[str], N], what: str) -> tuple[N, ...] | None:
     if not values:
         return None
     try:
-        return tuple(int(word) for value in values for word in value.replace(",", " ").split())
+        return tuple(parse(word) for value in values for word in value.replace(",", " ").split())
     except ValueError:
-        raise ConfigError(f"{option} {' '.join(values)} is not a list of whole numbers such as 4 or 2,4,8") from None
+        raise ConfigError(f"{option} {' '.join(values)} is not a list of {what}") from None

@@ -29,6 +29,8 @@ class Clock:
     """While QCFS units train under a spike budget: receives (site, values ``[B, …, C]``, which of them count)."""
     met: dict[str, None] | None = None
     """While somebody wants to know: the names of the sites that ran, in their order."""
+    early: Any = None
+    """While sequences stop by themselves: the `fas.runtime.adaptive.Adaptive` that decides when."""
     visible: Tensor | None = None
     """For the probe: which neurons of the encoding ``[B, …, C]`` (broadcast) count; None: all. Masked ones never fire,
     and what a cache keeps has fired before."""

@@ -15,6 +15,7 @@ from fas.neurons.integrate_fire import rate_mean_rows, rate_step_rows
 from fas.neurons.layerwise import ones_first
 from fas.neurons.qcfs import codes, qcfs
 from fas.neurons.rotation import rotate
+from fas.neurons.settled import restless
 from fas.neurons.sigma_delta import sigma_delta
 
 
@@ -130,6 +131,8 @@ class Site(nn.Module):
         self.require_segment()
         rows = self.over_time(wide)
         out, spikes = self._fire(rows)
+        if clock.early is not None:
+            clock.early.see(self, rows.detach(), spikes.detach(), visible)
         if clock.probe is not None:
             self.tell(spikes, visible)
         return out.flatten(0, 1).to(x.dtype)
@@ -177,6 +180,13 @@ class Site(nn.Module):
             return sigma_delta(rows, threshold, v_init, a_init, steps, self.levels, self.signed, zones)
         neuron = rate_mean_rows if config.rows == "mean" else rate_step_rows
         return neuron(rows, threshold, v_init, self.signed)
+
+    def restless(self, rows: Tensor, spikes: Tensor) -> Tensor:
+        """Which neurons would fire again with their input held ``[T, B, …, C]`` (sigma_delta; see `fas.neurons.settled`)."""
+        config = self.clock.config
+        threshold, v_init, a_init = (value.detach().to(rows.dtype) for value in self.neuron_values(config))
+        steps, zones = self.steps_for(config), self.dead_zone_for(config)
+        return restless(rows, spikes, threshold, v_init, a_init, steps, self.levels, self.signed, zones)
 
     def neuron_values(self, config: SpikingConfig) -> tuple[Tensor, Tensor, Tensor]:
         """(θ, v₀, a₀), each ``[C]``: calibrated for ``config``, else θ = λ, v₀ = ½, a₀ = 0."""

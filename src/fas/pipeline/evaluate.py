@@ -12,9 +12,18 @@ from transformers import PreTrainedModel
 
 from fas.calibration import diagnose
 from fas.config import SpikingConfig
-from fas.errors import FasError
+from fas.errors import ConfigError, FasError
 from fas.pipeline.load import block_length, load_ann, load_spiking
-from fas.pipeline.measure import EVALUATION_BATCH, dense_row, layerwise_target, qcfs_row, spiking_row
+from fas.pipeline.measure import (
+    EVALUATION_BATCH,
+    Stopping,
+    dense_row,
+    layerwise_target,
+    probabilities,
+    qcfs_row,
+    spiking_row,
+    stoppings,
+)
 from fas.progress import Progress, Silent
 from fas.report.results import Results, Row
 from fas.runtime.control import at_time, calibrated_keys, clock_of, sites_of
@@ -39,6 +48,8 @@ def evaluate_folder(
     device: str = "auto",
     dtype: str | None = None,
     diagnosed: int = 0,
+    adaptive: bool = False,
+    confidences: Sequence[float] = (),
     progress: Progress | None = None,
 ) -> Results:
     """Measure every form of ``folder`` on the evaluation part of ``data``.
@@ -46,11 +57,15 @@ def evaluate_folder(
     Without ``timesteps`` and ``codings`` all that the folder was calibrated for is measured; else each timestep is crossed
     with each coding. On the text of the conversion the same blocks are measured as then. The ANN is measured if the
     model it came from can be loaded; else its stored row is shown, marked so. ``diagnosed`` sequences say where the temporal
-    error is (``extra["diagnosis"]``, by coding and time). Raises
-    `CheckpointError` if ``folder`` is not a converted model and `DataError` for too little text.
+    error is (``extra["diagnosis"]``, by coding and time). ``adaptive`` adds rows in which each sequence stops by itself, when
+    settled or at one of ``confidences`` (0 to 1, which imply it). Raises `ConfigError` where none could, `CheckpointError` if
+    ``folder`` is not a converted model and `DataError` for too little text.
     """
     progress, batch, folder = progress or Silent(), batch_size or EVALUATION_BATCH, Path(folder)
     model, tokenizer = load_spiking(str(folder), device, dtype)
+    config = clock_of(model).config
+    targets = _targets(model, config, timesteps, codings)
+    plan = _adaptive_plan(targets, confidences, progress) if adaptive or confidences else {}
     stored = Results.read(folder / "results.json") if (folder / "results.json").exists() else None
     then = stored.extra.get("options", {}) if stored else {}
     if data == then.get("data"):  # the text of the conversion: its evaluation part, not what it was trained on
@@ -63,18 +78,35 @@ def evaluate_folder(
     same_text = stored is not None and stored.extra.get("evaluation") == text
     rows = _dense_rows(folder, stored, same_text, blocks, batch, device, precision, progress)
     rows.append(qcfs_row(model, blocks, batch, progress))
-    config = clock_of(model).config
     if layerwise:
         rows.append(spiking_row(model, layerwise_target(config), blocks, batch, progress))
     found = Results(str(folder), eval_data or data, seed, rows, extra={"evaluation": text, "dtype": precision})
-    targets = _targets(model, config, timesteps, codings)
     for target in targets:
         if target.neuron_key not in _calibrated(model):
             progress.note(f"no calibrated neurons for {target.neuron_key}; uncalibrated ones are measured")
         rows.append(spiking_row(model, target, blocks, batch, progress))
+        for stopping in plan.get(target, ()):
+            rows.append(spiking_row(model, target, blocks, batch, progress, stopping))
     if diagnosed:
         found.extra["diagnosis"] = _diagnoses(model, targets, spread(blocks, diagnosed), progress)
     return found
+
+
+def _adaptive_plan(
+    targets: Sequence[SpikingConfig], confidences: Sequence[float], progress: Progress
+) -> dict[SpikingConfig, list[Stopping]]:
+    """How sequences stop in each of ``targets``; raises `ConfigError` before anything is measured."""
+    probabilities(confidences)
+    plan = {target: stoppings(target.coding, confidences) for target in targets if target.folds_time}
+    if not any(plan.values()):
+        raise ConfigError(
+            f"nothing in {', '.join(target.neuron_key for target in targets)} can stop early: rate-coded means never settle "
+            "and the layerwise schedule has no time; give --confidence, or --coding sigma_delta"
+        )
+    for target in targets:
+        if not plan.get(target):
+            progress.note(f"{target.neuron_key} never settles, so it has no adaptive row; give --confidence")
+    return plan
 
 
 def _diagnoses(

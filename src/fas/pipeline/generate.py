@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from fas.config import SpikingConfig
 from fas.errors import ConfigError, DataError
+from fas.pipeline.measure import Stopping, stops_early
 from fas.runtime.control import clock_of, sites_of
 from fas.runtime.spikes import counting
 
@@ -46,7 +47,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a model wrote; the last two are None for a model without spikes."""
+    """What a model wrote; the last three are None for a model without spikes, the last one where all T ran."""
 
     prompt: str
     text: str
@@ -54,6 +55,8 @@ class Continuation:
     seconds: float
     spikes_per_neuron: float | None = None
     config: SpikingConfig | None = None
+    mean_timesteps: float | None = None
+    """A call of the model (one token of each beam, the first with the prompt) took so many timesteps on average."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -68,18 +71,25 @@ class Continuation:
         if self.config is None:
             return speed
         coding = f"{self.config.coding.replace('_', '-')}, T = {self.config.timesteps}"
-        return f"{speed}; {coding}, {self.spikes_per_neuron:.2f} spikes/neuron"
+        stopped = "" if self.mean_timesteps is None else f" ({self.mean_timesteps:.2f} a token)"
+        return f"{speed}; {coding}{stopped}, {self.spikes_per_neuron:.2f} spikes/neuron"
 
 
 def continue_text(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, decoding: Decoding
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    decoding: Decoding,
+    stopping: Stopping | None = None,
 ) -> Continuation:
-    """Let ``model`` go on from ``prompt``; spikes are counted over prompt and new tokens, all beams."""
+    """Let ``model`` go on from ``prompt``; spikes are counted over prompt and new tokens, all beams. ``stopping``: each token
+    stops by itself; a confident one reads the whole text anew, as a cache would replay timesteps that never ran."""
     inputs = _encode(model, tokenizer, prompt, decoding.max_new_tokens)
     counter = counting(model) if sites_of(model) else nullcontext(None)
     set_seed(decoding.seed)
     started = time.perf_counter()
-    with torch.no_grad(), counter as count:
+    confident = stopping is not None and stopping.confidence is not None
+    with torch.no_grad(), stops_early(model, stopping) as early, counter as count:
         output = model.generate(  # type: ignore[operator]
             **inputs,
             max_new_tokens=decoding.max_new_tokens,
@@ -88,6 +98,7 @@ def continue_text(
             top_p=decoding.top_p if decoding.top_p is not None else 1.0,
             top_k=0,
             num_beams=decoding.num_beams,
+            **({"use_cache": False} if confident else {}),
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         )
     seconds = time.perf_counter() - started
@@ -95,7 +106,8 @@ def continue_text(
     # decoded as a whole: pieces of a sentence lose the space in front of them
     whole, start = (str(tokenizer.decode(part, skip_special_tokens=True)) for part in (ids, ids[:known]))
     effort = (None, None) if count is None else (count.per_neuron, clock_of(model).config)
-    return Continuation(prompt, whole[len(start) :], len(ids) - known, seconds, *effort)
+    steps = None if early is None else early.mean_timesteps
+    return Continuation(prompt, whole[len(start) :], len(ids) - known, seconds, *effort, steps)
 
 
 def _encode(

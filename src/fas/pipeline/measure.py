@@ -3,17 +3,62 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from fas.config import SpikingConfig
+from fas.errors import ConfigError
 from fas.progress import Progress
 from fas.report.results import Row
+from fas.runtime.adaptive import Adaptive, adaptive
 from fas.runtime.control import as_qcfs, at_time, calibrated_keys, clock_of, sites_of
 from fas.tasks.language_modeling import Evaluation, evaluate, evaluate_spiking
 
 EVALUATION_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """What lets a sequence stop before T: arguments of `fas.adaptive`."""
+
+    settled: bool
+    confidence: float | None = None
+
+    @property
+    def label(self) -> str:
+        """In a few words."""
+        sure = [] if self.confidence is None else [f"{self.confidence:g} confident"]
+        return " or ".join(["settled"] * self.settled + sure)
+
+
+def stoppings(coding: str, confidences: Sequence[float]) -> list[Stopping]:
+    """The ways to stop that ``coding`` knows: settled (sigma_delta), and each of ``confidences`` if that comes first."""
+    settles = coding == "sigma_delta"
+    return [Stopping(True)] * settles + [Stopping(settles, confidence) for confidence in confidences]
+
+
+def probabilities(confidences: Sequence[float]) -> Sequence[float]:
+    """``confidences`` themselves; raises `ConfigError` for one that no readout could have."""
+    if wrong := [confidence for confidence in confidences if not 0 <= confidence <= 1]:
+        raise ConfigError(f"confidence={wrong[0]} is no probability; give one from 0 to 1, such as 0.9")
+    return confidences
+
+
+def chosen_stopping(model: PreTrainedModel, confidence: float | None) -> Stopping:
+    """Settled where the coding of ``model`` settles, and ``confidence`` if it is given; `fas.adaptive` refuses neither."""
+    probabilities(() if confidence is None else [confidence])
+    return Stopping(confidence is None or clock_of(model).config.coding == "sigma_delta", confidence)
+
+
+def stops_early(model: PreTrainedModel, stopping: Stopping | None) -> AbstractContextManager[Adaptive | None]:
+    """`fas.adaptive` as ``stopping`` says; without it all T run."""
+    if stopping is None:
+        return nullcontext(None)
+    return adaptive(model, settled=stopping.settled, confidence=stopping.confidence)
 
 
 def dense_row(name: str, model: PreTrainedModel, blocks: Tensor, batch_size: int, progress: Progress) -> Row:
@@ -31,13 +76,22 @@ def qcfs_row(model: PreTrainedModel, blocks: Tensor, batch_size: int, progress: 
 
 
 def spiking_row(
-    model: PreTrainedModel, target: SpikingConfig, blocks: Tensor, batch_size: int, progress: Progress
+    model: PreTrainedModel,
+    target: SpikingConfig,
+    blocks: Tensor,
+    batch_size: int,
+    progress: Progress,
+    stopping: Stopping | None = None,
 ) -> Row:
-    """The SNN under ``target``, with its spikes; calibrated neurons are used where the model has them."""
+    """The SNN under ``target``, with its spikes; calibrated neurons are used where the model has them.
+
+    ``stopping``: adaptive T, with the timesteps and spikes that sequences really took.
+    """
     start = time.time()
     rate = target.coding == "rate"
     label = "layerwise" if not target.folds_time else f"{target.coding} T={target.timesteps}"
-    with at_time(model, **target.model_dump()):
+    label += "" if stopping is None else f", {stopping.label}"
+    with at_time(model, **target.model_dump()), stops_early(model, stopping) as early:
         measured = evaluate_spiking(model, blocks, batch_size, progress, f"evaluating SNN, {label}")
     row = Row(
         "snn",
@@ -50,6 +104,12 @@ def spiking_row(
         timesteps=target.timesteps,
         levels=target.levels,
         stage2=target.folds_time and target.neuron_key in calibrated_keys(sites_of(model).values()),
+        settled=None if stopping is None else stopping.settled,
+        confidence=None if stopping is None else stopping.confidence,
+        mean_timesteps=None if early is None else early.mean_timesteps,
+        stopped_early=None
+        if early is None
+        else sum(t < target.timesteps for t in early.timesteps) / len(early.timesteps),
     )
     if row.stage2 and not rate:
         row.steps_by_site = {n: [int(k) for k in s.steps_for(target)] for n, s in sites_of(model).items()}

@@ -48,7 +48,10 @@ def headline_row(results: Results) -> Row | None:
     rated = [
         (found if row.metric != "accuracy" else 1 / found, row)
         for row in results.rows
-        if row.name == "snn" and row.schedule != "layerwise" and (found := words.ratio(row, results))
+        if row.name == "snn"
+        and row.schedule != "layerwise"
+        and row.mean_timesteps is None
+        and (found := words.ratio(row, results))
     ]
     close = [(row.timesteps or 0, found, row) for found, row in rated if found <= CLOSE]
     if close:

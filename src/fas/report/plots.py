@@ -20,7 +20,8 @@ def quality_over_time(results: Results) -> str | None:
     """The metric against T, a line for each coding, with level lines for what needs no time; None without such rows."""
     lines: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in results.rows:
-        if row.name == "snn" and row.schedule != "layerwise" and row.timesteps and row.value is not None:
+        whole = row.schedule != "layerwise" and row.mean_timesteps is None
+        if row.name == "snn" and whole and row.timesteps and row.value is not None:
             lines[_line_name(row, results)].append(row)
     if not lines:
         return None

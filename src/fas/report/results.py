@@ -38,6 +38,14 @@ class Row:
     steps_by_site: dict[str, list[int]] | None = None
     """sigma_delta after Stage 2: the schedule that each site was given."""
     timesteps: int | None = None
+    settled: bool | None = None
+    """Adaptive T: whether a sequence stopped when nothing would fire any more."""
+    confidence: float | None = None
+    """Adaptive T: the mean largest probability at which a sequence stopped."""
+    mean_timesteps: float | None = None
+    """Adaptive T: after how many of ``timesteps`` a sequence stopped, on average."""
+    stopped_early: float | None = None
+    """Adaptive T: the share of sequences that stopped before T."""
     levels: int | None = None
     stage2: bool | None = None
     """Whether the neurons were calibrated by Stage 2."""
@@ -157,7 +165,8 @@ def this_command() -> str:
 
 def _row(values: dict[str, Any]) -> Row:
     _refuse_unknown(values, {f.name for f in fields(Row)})
-    numbers = ("value", "perplexity", "loss", "spikes_per_neuron", "budget", "energy_strict_pj", "energy_ann_pj")
+    numbers = ("value", "perplexity", "loss", "spikes_per_neuron", "budget", "energy_strict_pj", "energy_ann_pj",
+               "confidence", "mean_timesteps", "stopped_early")  # fmt: skip
     read: dict[str, Any] = {
         key: float(value) if key in numbers and value is not None else value for key, value in values.items()
     }

@@ -34,6 +34,10 @@ def columns_of(results: Results) -> list[Column]:
         Column("L", [str(row.levels or "") for row in rows], numbers=True),
         Column("schedule, steps", [words.schedule_label(row) for row in rows]),
         Column("T", [str(row.timesteps or "") for row in rows], numbers=True),
+        Column("stops when", [words.stopping_label(row) for row in rows]),
+        Column(
+            "mean T", ["" if row.mean_timesteps is None else f"{row.mean_timesteps:.2f}" for row in rows], numbers=True
+        ),
         Column("Stage 2", [words.stage2_label(row) for row in rows]),
         Column(words.metric_title(results), [words.value_label(row, results) for row in rows], numbers=True),
         Column(f"vs {against}", [words.ratio_label(row, results) for row in rows], numbers=True),

@@ -10,6 +10,10 @@ CAPTION = (
     "its neurons exchanging spikes over T timesteps. Spikes/neuron: non-zero spikes per neuron and token, summed over "
     "all T. Quality was measured in simulation; nothing here is a claim about energy."
 )
+ADAPTIVE_NOTE = (
+    "Mean T: timesteps after which a sequence stopped; spikes of later ones do not count. In simulation all T are computed, "
+    "so mean T is what hardware would take."
+)
 STORED_NOTE = "* measured when the model was converted, not in this run."
 
 _MODELS = {"ann": "ANN", "qcfs": "QCFS model", "snn": "SNN"}
@@ -57,6 +61,14 @@ def energy_label(row: Row) -> str:
     if row.energy_strict_pj is None or not row.energy_ann_pj:
         return ""
     return f"×{row.energy_strict_pj / row.energy_ann_pj:.2f}"
+
+
+def stopping_label(row: Row) -> str:
+    """What lets a sequence stop before T; empty where all T run."""
+    if row.mean_timesteps is None:
+        return ""
+    sure = [] if row.confidence is None else [f"{row.confidence:g} confident"]
+    return " or ".join(["settled"] * bool(row.settled) + sure)
 
 
 def stage2_label(row: Row) -> str:
@@ -111,12 +123,15 @@ def ratio_label(row: Row, results: Results) -> str:
 
 def notes(results: Results) -> list[str]:
     """What a reader needs to know below the table."""
-    return [CAPTION] + ([STORED_NOTE] if any(row.stored for row in results.rows) else [])
+    adaptive = any(row.mean_timesteps is not None for row in results.rows)
+    stored = any(row.stored for row in results.rows)
+    return [CAPTION] + [ADAPTIVE_NOTE] * adaptive + [STORED_NOTE] * stored
 
 
 def describe_snn(row: Row) -> str:
     """A spiking row in a few words, e.g. ``sigma-delta, T = 4``."""
-    return f"{coding_label(row) or schedule_label(row)}, T = {row.timesteps}"
+    stops = "" if row.mean_timesteps is None else f", stops when {stopping_label(row)}"
+    return f"{coding_label(row) or schedule_label(row)}, T = {row.timesteps}{stops}"
 
 
 def samples(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:

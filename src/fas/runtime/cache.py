@@ -90,14 +90,17 @@ def _folded(layer_class: Any, methods: Callable[[Any], dict[str, Any]]) -> Any:
 def _exact_methods(base: Any) -> dict[str, Any]:
     def reorder_cache(self: Any, beam_idx: Tensor) -> None:
         base.reorder_cache(self, expand_rows(beam_idx, self))
+        _select_restless(self, beam_idx)
 
     def batch_select_indices(self: Any, indices: Tensor) -> None:
         base.batch_select_indices(self, expand_rows(indices, self))
+        _select_restless(self, indices)
 
     def batch_repeat_interleave(self: Any, repeats: int) -> None:
         if self.get_seq_length() > 0:
             rows = torch.arange(self.keys.shape[0] // self._fas[1], device=self.keys.device).repeat_interleave(repeats)
             base.batch_select_indices(self, expand_rows(rows, self))
+            _select_restless(self, rows)
 
     return {
         "reorder_cache": reorder_cache,
@@ -118,6 +121,12 @@ def expand_rows(rows: Tensor, layer: Any) -> Tensor:
     rows = rows.to(layer.keys.device)
     offsets = torch.arange(timesteps, device=rows.device) * batch
     return (offsets[:, None] + rows[None]).flatten()
+
+
+def _select_restless(layer: Any, rows: Tensor) -> None:
+    """When cached tokens settled (`fas.runtime.adaptive`) goes with their rows."""
+    if (kept := getattr(layer, "_fas_restless", None)) is not None:
+        layer._fas_restless = kept[:, rows.to(kept.device)]
 
 
 def _settled_methods(base: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from fas.errors import FasError
 from fas.neurons import Site
 from fas.neurons.rotation import rotate
 from fas.runtime import event_attention
+from fas.runtime.adaptive import refuse_inside
 from fas.runtime.control import clock_of, sites_of
 from fas.runtime.folding import FoldHook, ReadoutHook
 from fas.runtime.hooks import SiteHook
@@ -237,6 +238,7 @@ class EventExecutor:
         clock = clock_of(model)
         if not clock.folds:
             raise FasError("there are no timesteps to execute: convert the model and choose schedule='synchronous'")
+        refuse_inside(clock, "the event executor")
         self.model = copy.deepcopy(model).eval()
         self.config, self.time = clock.config, _Time()
         choose_attention(self.model, event_attention.NAME)

@@ -6,6 +6,8 @@ Two hooks per segment, small picklable objects; the model's class, its forward a
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,9 +40,12 @@ class FoldHook(Hook):
             return None
         kwargs, batch = self.rows(module, args, kwargs)
         _refuse_recording(module, kwargs)
+        given = kwargs
         kwargs = {name: self._fold(module, name, value, batch) for name, value in kwargs.items()}
         if "past_key_values" in self.names and kwargs.get("is_decoder", self.decodes):
             prepare_cache(module, kwargs, self.clock)
+        if self.clock.early is not None:
+            self.clock.early.begin(module, self.family, given, batch, kwargs.get("past_key_values"))
         self.clock.depth += 1
         return (), kwargs
 
@@ -102,28 +107,41 @@ class ReadoutHook(Hook):
         if not self.clock.folds:
             return None
         self.clock.depth = max(0, self.clock.depth - 1)
-        return self._read(output)
+        early = self.clock.early
+        pick = partial(readout, clock=self.clock) if early is None else early.end(module, output)
+        return read(output, pick)
 
-    def _read(self, output: Any) -> Any:
-        if isinstance(output, Cache):
-            return output
-        if torch.is_tensor(output):
-            return output if output.ndim == 0 else readout(output, self.clock)
-        if isinstance(output, ModelOutput):
-            for key in list(output.keys()):
-                output[key] = self._read(output[key])
-            return output
-        if isinstance(output, tuple | list):
-            return type(output)(self._read(entry) for entry in output)
+
+def read(output: Any, pick: Callable[[Tensor], Tensor]) -> Any:
+    """``output`` of a segment with ``pick`` applied to all of its tensors (a `ModelOutput` is changed in place)."""
+    if isinstance(output, Cache):
         return output
+    if torch.is_tensor(output):
+        return output if output.ndim == 0 else pick(output)
+    if isinstance(output, ModelOutput):
+        for key in list(output.keys()):
+            output[key] = read(output[key], pick)
+        return output
+    if isinstance(output, tuple | list):
+        return type(output)(read(entry, pick) for entry in output)
+    return output
 
 
 def readout(rows: Tensor, clock: Clock) -> Tensor:
     """``[T·B, …]`` to ``[B, …]``: the last timestep, or the mean of ``step`` rows; without folded time, ``rows`` itself."""
     if not clock.folds:
         return rows
+    return said(over_time(rows, clock), clock)
+
+
+def over_time(rows: Tensor, clock: Clock) -> Tensor:
+    """Rows ``[T·B, …]`` as ``[T, B, …]``."""
     timesteps = clock.config.timesteps
-    split = rows.view(timesteps, rows.shape[0] // timesteps, *rows.shape[1:])
+    return rows.view(timesteps, rows.shape[0] // timesteps, *rows.shape[1:])
+
+
+def said(split: Tensor, clock: Clock) -> Tensor:
+    """What the network says after the timesteps in ``split`` ``[t, B, …]``: the last row, or the mean of ``step`` rows."""
     averaged = clock.config.coding == "rate" and clock.config.rows == "step"
     return split.mean(0) if averaged else split[-1]
 

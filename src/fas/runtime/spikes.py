@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fas.models.family import Family
 from fas.neurons import Clock, Held
 from fas.runtime.control import clock_of
 from fas.runtime.folding import FoldHook
@@ -35,6 +36,30 @@ class SiteCount:
         return float(self.by_timestep.sum()) / max(1, self.neurons)
 
 
+def which_count(neurons: Tensor, mask: Tensor | None, visible: Tensor | None) -> Tensor | None:
+    """Which of ``neurons`` ``[B, S, …, C]`` belong to real tokens of ``mask`` ``[B, S]`` and are ``visible``; None: all."""
+    counted = visible
+    if mask is not None:
+        real = mask.reshape(-1, mask.shape[-1]).to(neurons.device).bool()
+        if neurons.ndim == 2 and len(neurons) == real.numel():  # some families flatten the tokens: [B·S, C]
+            real = real.reshape(-1, 1)
+            counted = real if counted is None else counted & real
+        # a pooler sees one token of each sequence: [B, C]
+        elif neurons.ndim > 2 and neurons.shape[:2] == real.shape:
+            real = real.view(*real.shape, *[1] * (neurons.ndim - 2))
+            counted = real if counted is None else counted & real
+    return counted
+
+
+def real_tokens(family: Family, arguments: dict[str, Any]) -> Tensor | None:
+    """Which tokens ``[B, S]`` of a segment's ``arguments`` (by name) are no padding; None: all, or no mask says it."""
+    mask = arguments.get("attention_mask")
+    tokens = next(arguments[name] for name in family.anchors if isinstance(arguments.get(name), Tensor))
+    if isinstance(mask, Tensor) and mask.ndim == 2 and tokens.ndim > 1:
+        return mask[:, -tokens.shape[1] :]  # cached tokens have no new spikes
+    return None
+
+
 @dataclass
 class SpikeCount:
     """Counts of all covered sites of the forwards that ran inside `counting`."""
@@ -53,28 +78,18 @@ class SpikeCount:
 
     def _add(self, name: str, fired: Tensor, each: int) -> None:
         """Spikes ``[T, B, …, C]`` (numbers or truth values), each of ``each`` neurons."""
-        counted = self._counted(fired[0])
+        counted = which_count(fired[0], self.mask, self.clock.visible)
         neurons = fired[0].numel()
         if counted is not None:
             fired = fired * counted
             neurons = int(torch.count_nonzero(counted.expand_as(fired[0])))
         count = self.sites.setdefault(name, SiteCount(torch.zeros(len(fired), dtype=torch.int64)))
-        count.by_timestep += by_timestep(fired)
+        early = self.clock.early
+        if early is None or not early.running:
+            count.by_timestep += by_timestep(fired)
+        else:  # when a sequence stopped is known only later
+            early.defer(count.by_timestep, fired)
         count.neurons += neurons * each
-
-    def _counted(self, neurons: Tensor) -> Tensor | None:
-        """Which of ``neurons`` ``[B, S, …, C]`` belong to real tokens and are visible; None: all."""
-        counted = self.clock.visible
-        if self.mask is not None:
-            real = self.mask.reshape(-1, self.mask.shape[-1]).to(neurons.device).bool()
-            if neurons.ndim == 2 and len(neurons) == real.numel():  # some families flatten the tokens: [B·S, C]
-                real = real.reshape(-1, 1)
-                counted = real if counted is None else counted & real
-            # a pooler sees one token of each sequence: [B, C]
-            elif neurons.ndim > 2 and neurons.shape[:2] == real.shape:
-                real = real.view(*real.shape, *[1] * (neurons.ndim - 2))
-                counted = real if counted is None else counted & real
-        return counted
 
     @property
     def per_neuron(self) -> float:
@@ -112,8 +127,4 @@ class _SeeMask:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         named, _ = self.fold.rows(module, args, kwargs)
-        mask = named.get("attention_mask")
-        tokens = next(named[name] for name in self.fold.family.anchors if isinstance(named.get(name), Tensor))
-        self.count.mask = None
-        if isinstance(mask, Tensor) and mask.ndim == 2 and tokens.ndim > 1:
-            self.count.mask = mask[:, -tokens.shape[1] :]  # cached tokens have no new spikes
+        self.count.mask = real_tokens(self.fold.family, named)

@@ -1,0 +1,111 @@
+"""When a readout is confident: the head, which runs outside of folded time, is run on the rows of one timestep after another.
+
+The segments run once; what they gave is kept and handed to the model's own forward again, so that whatever stands behind them
+(heads, pooling, soft-capping, losses) is the model's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fas.errors import ConfigError
+from fas.runtime.folding import FoldHook, read
+
+NO_LOGITS = "the model gives no logits to be confident of; use settled alone, or the model with its head"
+
+
+def confidence_of(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """The largest probability of each row ``[B]`` of ``logits`` ``[B, n]``; of ``[B, S, n]`` its mean over the tokens that
+    ``mask`` ``[B, ≥S]`` does not hide (the last S of it)."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    likeliest = (wide.amax(-1) - wide.logsumexp(-1)).exp().clamp(max=1)
+    if likeliest.ndim == 1:
+        return likeliest
+    tokens = likeliest.shape[1]
+    if mask is None or len(mask) != len(likeliest) or mask.shape[1] < tokens:
+        return likeliest.flatten(1).mean(1)
+    real = mask[:, -tokens:].to(likeliest)
+    return (likeliest * real).sum(1) / real.sum(1).clamp(min=1)
+
+
+@contextmanager
+def heads_over_time(model: nn.Module, early: Any) -> Iterator[None]:
+    """Inside, a forward of ``model`` reads each sequence at the first timestep at which ``early.confidence`` is reached."""
+    if any(isinstance(hook, FoldHook) for hook in model._forward_pre_hooks.values()):
+        raise ConfigError(NO_LOGITS)  # a bare segment
+    plain, own = model.forward, "forward" in vars(model)
+
+    @wraps(plain)  # generate looks at the signature
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        early.trace = []
+        try:
+            output = plain(*args, **kwargs)
+            runs = early.trace
+        finally:
+            early.trace = None
+        if not runs:  # as QCFS model, without time
+            return output
+        for run in runs[:-1]:
+            early.finish(run, early.stops_of(run))
+        silent = {name: value for name, value in kwargs.items() if name != "labels"} | {"return_dict": True}
+        stops = _first_confident(runs, early, partial(plain, *args, **silent))
+        early.finish(runs[-1], stops)
+        with _handing(runs, early, stops):
+            return plain(*args, **kwargs)
+
+    model.forward = forward
+    try:
+        yield
+    finally:
+        if own:
+            model.forward = plain
+        else:
+            del model.forward
+
+
+def _first_confident(runs: list[Any], early: Any, head: Callable[[], Any]) -> Tensor:
+    """Where the sequences of the last of ``runs`` stop ``[sequences]``; ``head`` runs the model on what they hand on."""
+    run = runs[-1]
+    stops = early.stops_of(run)
+    for t in range(1, run.timesteps):
+        if not (stops > t).any():
+            break
+        with _handing(runs, early, torch.full_like(stops, t)):
+            logits = getattr(head(), "logits", None)
+        if logits is None:
+            raise ConfigError(NO_LOGITS)
+        sure = (confidence_of(logits, run.mask) >= early.confidence).to(stops.device)
+        each, shared = divmod(len(stops), len(sure))  # choices of one question stop together
+        sure = sure.all().expand(len(stops)) if shared else sure.repeat_interleave(each)
+        stops = torch.where(sure & (stops > t), t, stops)
+    return stops
+
+
+@contextmanager
+def _handing(runs: list[Any], early: Any, stops: Tensor) -> Iterator[None]:
+    """Inside, segments do not run again but hand on what they told, in turn, the last of ``runs`` its rows at ``stops``."""
+    told = [read(copy.copy(run.output), run.pick(early.stops_of(run))) for run in runs[:-1]]
+    told.append(read(copy.copy(runs[-1].output), runs[-1].pick(stops)))
+    waiting: dict[nn.Module, list[Any]] = {}
+    for run, output in zip(runs, told, strict=True):
+        waiting.setdefault(run.module, []).append(output)
+    before = {module: vars(module).get("forward") for module in waiting}
+    stage, early.clock.stage = early.clock.stage, "qcfs"  # nothing folds
+    for module, outputs in waiting.items():
+        module.forward = lambda *_, _outputs=outputs, **__: _outputs.pop(0)
+    try:
+        yield
+    finally:
+        early.clock.stage = stage
+        for module, forward in before.items():
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward
