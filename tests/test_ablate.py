@@ -78,7 +78,7 @@ def planned(options: AblateOptions) -> dict[tuple[str, str], Any]:
 
 def test_every_group_is_planned_and_an_unknown_one_refused() -> None:
     assert tuple(group.name for group in groups_of(base())) == GROUPS
-    assert [len(group.variants) for group in groups_of(base())] == [4, 4, 3, 4, 2, 5, 16]
+    assert [len(group.variants) for group in groups_of(base())] == [4, 4, 6, 4, 2, 5, 16]
     assert [group.name for group in groups_of(base(groups=("grid", "stages")))] == ["stages", "grid"]
     with pytest.raises(ConfigError, match="group 'stage' is not known; choose among stages, calibration"):
         groups_of(base(groups=("stage",)))
@@ -87,21 +87,22 @@ def test_every_group_is_planned_and_an_unknown_one_refused() -> None:
 def test_what_is_the_same_is_one_cell_and_what_is_not_is_another() -> None:
     cells = planned(base())
     same = [
-        ("stages", "both stages"), ("calibration", "coarse and fine"), ("losses", "both losses"),
+        ("stages", "both stages"), ("calibration", "coarse and fine"), ("losses", "error at the readers of each site"),
         ("coding", "sigma-delta, schedules by site"), ("size", "32 sequences"), ("grid", "L = 8, T = 4"),
     ]  # fmt: skip
     assert len({cells[name] for name in same}) == len({cells[name].key for name in same}) == 1
     assert cells["stages", "Stage 1 only"] == cells["calibration", "no Stage 2"]
-    assert cells["calibration", "coarse only"] == cells["neurons", "each channel"]
-    # 38 variants; of six that are the base five are spared, and two more
-    assert len(cells) == 38
-    assert len(set(cells.values())) == len({cell.key for cell in cells.values()}) == 38 - 5 - 2
+    assert cells["calibration", "coarse only"] == cells["neurons", "each site"]
+    assert cells["losses", "none"] == cells["neurons", "each channel"]
+    # 41 variants; of six that are the base five are spared, and three more
+    assert len(cells) == 41
+    assert len(set(cells.values())) == len({cell.key for cell in cells.values()}) == 41 - 5 - 3
 
 
 def test_a_key_is_of_the_content_and_not_of_seeds_groups_or_the_folder() -> None:
     first, second = planned(base()), planned(base(seeds=(5,), jobs=3))
     assert {name: cell.key for name, cell in first.items()} == {name: cell.key for name, cell in second.items()}
-    for changed in ({"align_steps": 9}, {"global_steps": 9}, {"timesteps": 5}, {"levels": 7}):
+    for changed in ({"fit_steps": 9}, {"timesteps": 5}, {"levels": 7}):
         assert planned(base(**changed))["stages", "both stages"].key != first["stages", "both stages"].key
 
 
@@ -110,7 +111,7 @@ BASE = {
     "stage1": "full", "stage2": DEFAULT, "calibration_sequences": 32, "levels": 8, "timesteps": 4, "rows": "mean",
     "coding": "sigma_delta", "neurons_per_channel": 1,
 }  # fmt: skip
-COARSE = DEFAULT | {"align_steps": 0, "global_steps": 0}
+SEARCH = DEFAULT | {"fit_steps": 0}
 WITHOUT = {"stage2": None, "calibration_sequences": 0}
 
 
@@ -120,15 +121,18 @@ WITHOUT = {"stage2": None, "calibration_sequences": 0}
         ("stages", "neither stage", {"stage1": "none"} | WITHOUT),
         ("stages", "Stage 1 only", WITHOUT),
         ("stages", "Stage 2 only", {"stage1": "none"}),
-        ("calibration", "coarse only", {"stage2": COARSE}),
+        ("calibration", "coarse only", {"stage2": SEARCH | {"per_channel": False}}),
         ("calibration", "fine only", {"stage2": DEFAULT | {"coarse": False, "per_channel": False}}),
         ("calibration", "coarse and fine", {}),
-        ("losses", "activation-align only", {"stage2": DEFAULT | {"global_steps": 0}}),
-        ("losses", "logits only", {"stage2": DEFAULT | {"align_steps": 0}}),
+        ("losses", "none", {"stage2": SEARCH}),
+        ("losses", "error at the readers of each site", {}),
+        ("losses", "activation-align of each layer", {"stage2": SEARCH | {"align_steps": 16}}),
+        ("losses", "logits", {"stage2": SEARCH | {"global_steps": 16}}),
+        ("losses", "all three", {"stage2": DEFAULT | {"align_steps": 16, "global_steps": 16}}),
         ("coding", "rate, step rows (the paper's)", {"coding": "rate", "rows": "step"}),
         ("coding", "rate, mean rows", {"coding": "rate"}),
         ("coding", "sigma-delta, one schedule", {"stage2": DEFAULT | {"search_steps": False}}),
-        ("neurons", "each site", {"stage2": COARSE | {"per_channel": False}}),
+        ("neurons", "each site", {"stage2": SEARCH | {"per_channel": False}}),
         ("size", "64 sequences", {"calibration_sequences": 64}),
         ("grid", "L = 15, T = 3", {"levels": 15, "timesteps": 3}),
     ],
@@ -205,7 +209,7 @@ def test_sequences_of_a_cell_are_those_that_stage_2_gets(
     monkeypatch.setattr(stages, "calibrate", watched)
     options = replace(whole[0], out=tmp_path / "sizes", groups=("size", "neurons"), seeds=(0,))
     run_ablation(options)
-    coarse = CalibrationOptions(align_steps=0, global_steps=0)
+    coarse = CalibrationOptions(fit_steps=0)
     assert [count for count, _ in seen] == [4, 4, 4, 8, 16, 32, 64]  # neurons first, then sizes
     assert [settings for _, settings in seen[:2]] == [replace(coarse, per_channel=False), coarse]
 

@@ -103,6 +103,8 @@ def check_site(site: Site, spikes: Tensor, rows: Tensor) -> bool:
     if not site.clock.folds:
         return _check(spikes, rows.unsqueeze(0), site.scale.detach() / site.levels, 0, _sums_at_end)
     rows = site.over_time(rows)
+    if (constant := site.constant_for(config)) is not None:
+        rows = rows - constant
     if config.coding == "sigma_delta":
         neurons = neurons_each(site, spikes)
         steps = torch.tensor([int(k) for k in site.steps_for(config)]).view(len(spikes), neurons)

@@ -47,6 +47,8 @@ class Choice:
     a_init: Tensor
     steps: tuple[int, ...]
     dead_zone: tuple[float, ...] = ()
+    constant: Tensor | None = None
+    """What the bias of the layers behind adds, in the unit of the rows ``[C]``; None: nothing."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,8 @@ class Search:
     def errors(self, choice: Choice) -> Tensor:
         """Weighted squared error of each channel ``[C]``, over timesteps."""
         rows, spikes = self._fire(choice)
+        if choice.constant is not None:
+            rows = rows + choice.constant
         by_time = (rows - self.target).square().mean(1) * self.importance  # [T, C]
         errors = (by_time * self.weights()[:, None]).sum(0)
         if self.price:
@@ -182,7 +186,8 @@ class Search:
 
     def outputs(self, choice: Choice) -> Tensor:
         """What the site gives ``[T, N, C]`` (step rows: their mean ``[1, N, C]``), with a gradient where ``choice`` has one."""
-        return self._fire(choice)[0]
+        rows = self._fire(choice)[0]
+        return rows if choice.constant is None else rows + choice.constant
 
     def spikes(self, choice: Choice) -> float:
         """Spikes per neuron of ``choice``."""

@@ -20,8 +20,12 @@ class CalibrationOptions:
     """sigma_delta: each site's own step schedule and dead zones, by search; else the configuration's."""
     per_channel: bool = True
     """Then each channel's own best pair of the same candidates (closed form, no gradient)."""
+    corrections: bool = True
+    """Then v₀ and θ of each channel from the mean and the size of its error (closed form)."""
     fit_steps: int = 32
     """Then gradient steps per site on its error as the layers that read it see it (0: none); no layer runs for them."""
+    absorb_bias: bool = False
+    """Then the mean error that is left goes into the bias of the linear layers behind (beyond the paper)."""
     align_steps: int = 0
     """Then gradient steps per layer on the activation-align loss of its readout (0: none)."""
     global_steps: int = 0

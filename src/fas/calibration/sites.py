@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fas.calibration.coarse import Choice, Search
+from fas.calibration.corrections import absorbed, corrected
 from fas.calibration.fit import consumers, fit, reader_of, weight_of
 from fas.calibration.options import CalibrationOptions
 from fas.neurons import Clock, NeuronParameters, Site
@@ -43,7 +44,7 @@ def calibrate_sites(
     to its target, or no further away than `TOLERANCE` and what the spikes that it saves are worth (each, per neuron). Returns
     the error of the readout before and after.
     """
-    searched = sites if options.coarse or options.fit_steps else []
+    searched = sites if options.coarse or options.corrections or options.fit_steps or options.absorb_bias else []
     before, rows = trial(next(iter(searched), None))
     least, price = before, options.spike_price
     for site, following in zip(searched, [*searched[1:], None], strict=bool(searched)):
@@ -71,8 +72,12 @@ def _candidates(search: Search, present: Choice, block: nn.Module, options: Cali
         found.append(visible.coarse())
     if options.per_channel:
         found.append(visible.per_channel(found[-1]))
+    if options.corrections:
+        found.append(corrected(visible, found[-1]))
     if options.fit_steps:
         found.append(fit(visible, found[-1], reader_of(block, search.site, search.importance), options.fit_steps))
+    if options.absorb_bias and search.site.kind == "input":
+        found.append(absorbed(visible, found[-1]))
     yield from reversed(found)
 
 
@@ -80,7 +85,12 @@ def _present(parameters: NeuronParameters) -> Choice:
     steps = tuple(int(k) for k in parameters.steps)
     zones = tuple(parameters.dead_zone.tolist())
     return Choice(
-        parameters.threshold.detach(), parameters.v_init.detach().clone(), parameters.a_init.clone(), steps, zones
+        parameters.threshold.detach(),
+        parameters.v_init.detach().clone(),
+        parameters.a_init.clone(),
+        steps,
+        zones,
+        parameters.constant.clone(),
     )
 
 
@@ -88,6 +98,7 @@ def _put(parameters: NeuronParameters, choice: Choice) -> None:
     parameters.log_threshold.data.copy_(choice.threshold.log())
     parameters.v_init.data.copy_(choice.v_init)
     parameters.a_init.copy_(choice.a_init)
+    parameters.constant.copy_(torch.zeros_like(choice.a_init) if choice.constant is None else choice.constant)
     parameters.steps.copy_(torch.tensor(choice.steps, dtype=torch.float32))
     parameters.dead_zone.copy_(torch.tensor(choice.dead_zone or [0.0] * len(choice.steps)))
 

@@ -24,6 +24,7 @@ PARAMETER_NAMES = (
     "log_threshold",
     "v_init",
     "a_init",
+    "constant",
     "steps",
     "dead_zone",
     "corners",

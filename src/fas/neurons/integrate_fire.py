@@ -58,7 +58,8 @@ class _IntegrateAndFire(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *_gradients(grads[0], *ctx.saved_tensors, ctx.signed, ctx.mean), None, None
+        rows, threshold, v_init = ctx.saved_tensors
+        return *_gradients(grads[0], rows, threshold, v_init, ctx.signed, ctx.mean), None, None
 
 
 def _fire(potential: Tensor, signed: bool) -> Tensor:

@@ -14,8 +14,8 @@ PIECE = 1 << 17
 def pieces(
     flat: Tensor, width: int, constants: Sequence[Tensor], dtype: torch.dtype
 ) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Columns of ``flat`` ``[T, N·C]``, whole channels at a time, with ``constants`` ``[C]`` (or ``[1]``) beside them: as many as stay in a
-    CPU's cache through all timesteps, all of them elsewhere."""
+    """Columns of ``flat`` ``[T, N·C]``, whole channels at a time, with ``constants`` ``[C]`` (or ``[1]``) beside them: as many
+    as stay in a CPU's cache through all timesteps, all of them elsewhere."""
     size = flat.shape[1]
     piece = size if flat.device.type != "cpu" else max(1, PIECE // width) * width
     wide = [c.to(dtype).expand(width).repeat(-(-min(piece, size) // width)) for c in constants]

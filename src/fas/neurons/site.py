@@ -23,7 +23,8 @@ class NeuronParameters(nn.Module):
     """What Stage 2 calibrates for one coding and time: per channel, fp32, positive where it must be.
 
     ``steps`` ``[T]`` is the site's own step schedule, ``dead_zone`` ``[T]`` how reluctantly each of them fires (sigma_delta;
-    empty for rate).
+    empty for rate): the firing threshold of each timestep. ``constant`` ``[C]``, in the unit of the rows, is no spike: the
+    bias of the linear layers that read the site adds it.
     """
 
     def __init__(self, width: int, steps: Sequence[int] = (), device: torch.device | None = None) -> None:
@@ -31,9 +32,11 @@ class NeuronParameters(nn.Module):
         self.log_threshold = nn.Parameter(torch.zeros(width, dtype=torch.float32, device=device))
         self.v_init = nn.Parameter(torch.full((width,), 0.5, dtype=torch.float32, device=device))
         self.register_buffer("a_init", torch.zeros(width, dtype=torch.float32, device=device))
+        self.register_buffer("constant", torch.zeros(width, dtype=torch.float32, device=device))
         self.register_buffer("steps", torch.tensor(steps, dtype=torch.float32, device=device))
         self.register_buffer("dead_zone", torch.zeros(len(steps), dtype=torch.float32, device=device))
         self.a_init: Tensor
+        self.constant: Tensor
         self.steps: Tensor
         self.dead_zone: Tensor
 
@@ -131,6 +134,8 @@ class Site(nn.Module):
         self.require_segment()
         rows = self.over_time(wide)
         out, spikes = self._fire(rows)
+        if (constant := self.constant_for(clock.config)) is not None:
+            out = out + constant
         if clock.early is not None:
             clock.early.see(self, rows.detach(), spikes.detach(), visible)
         if clock.probe is not None:
@@ -195,6 +200,11 @@ class Site(nn.Module):
             return stored.threshold, stored.v_init, stored.a_init
         scale = self.scale
         return scale, torch.full_like(scale, 0.5), torch.zeros_like(scale)
+
+    def constant_for(self, config: SpikingConfig) -> Tensor | None:
+        """What the layers behind add as bias ``[C]``: calibrated for ``config``, else None."""
+        stored = self.parameters_for(config)
+        return None if stored is None or not bool(stored.constant.any()) else stored.constant
 
     def steps_for(self, config: SpikingConfig) -> Sequence[int]:
         """k_1 … k_PT of this site: calibrated for ``config``, else the configuration's."""

@@ -24,7 +24,7 @@ class Variant:
     stage2: Mapping[str, Any] | None = field(default_factory=dict)
     """Fields of `CalibrationOptions` that differ; None: no Stage 2."""
     gradients: tuple[str, ...] = ("fit",)
-    """Of ``fit`` (site by site), ``align`` (layers) and ``global`` (logits): those that are used, with the steps of the options."""
+    """Of ``fit`` (site by site), ``align`` (layers), ``global`` (logits): those that are used, with the options' steps."""
     coding: Coding = "sigma_delta"
     rows: Rows = "mean"
     neurons_per_channel: int = 1
@@ -157,7 +157,9 @@ def cell_of(variant: Variant, options: AblateOptions) -> Cell:
     if variant.stage2 is None:
         return Cell(variant.stage1, target, None, 0)
     asked = {"fit": options.fit_steps, "align": options.align_steps, "global": options.global_steps}
-    steps = {f"{name}_steps": count if name in variant.gradients else 0 for name, count in asked.items()}
+    steps: dict[str, Any] = {
+        f"{name}_steps": count if name in variant.gradients else 0 for name, count in asked.items()
+    }
     settings = CalibrationOptions(**(steps | dict(variant.stage2)))
     return Cell(variant.stage1, target, settings, variant.sequences or options.calibration_sequences)
 

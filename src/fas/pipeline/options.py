@@ -14,8 +14,8 @@ from fas.errors import ConfigError
 _DTYPES = ("float32", "bfloat16", "float16")
 _LEAST = {
     "batch_size": 1, "calibration_sequences": 1, "eval_sequences": 1, "stage1_steps": 1, "length": 2, "seed": 0,
-    "neurons_per_channel": 1, "fit_steps": 0, "align_steps": 0, "global_steps": 0, "lr": 0, "scale_lr": 0, "spikes_per_neuron": 0,
-    "spike_price": 0,
+    "neurons_per_channel": 1, "fit_steps": 0, "align_steps": 0, "global_steps": 0, "lr": 0, "scale_lr": 0,
+    "spikes_per_neuron": 0, "spike_price": 0,
 }  # fmt: skip
 
 

@@ -54,6 +54,7 @@ class _Neuron:
         self.config, self.signed, self.levels, self.time = site.clock.config, site.signed, site.levels, time
         self.block = site.block
         self.threshold, self.v_init, self.a_init = (value.detach() for value in site.neuron_values(self.config))
+        self.constant = site.constant_for(self.config)
         self.steps = [int(k) for k in site.steps_for(self.config)] if self.config.coding == "sigma_delta" else []
         self.zones = list(site.dead_zone_for(self.config)) or [0.0] * len(self.steps)
         self.each = max(1, len(self.steps) // self.config.timesteps)
@@ -144,13 +145,16 @@ class _Consumer:
 
     def __init__(self, module: Any, neuron: _Neuron) -> None:
         self.neuron, self.config, self.time = neuron, neuron.config, neuron.time
+        self.constant: Tensor | float = 0.0
+        if neuron.constant is not None:
+            self.constant = module.forward(neuron.constant.to(module.weight.dtype)[None])[0].detach()
+        elif module.bias is not None:
+            self.constant = module.bias.detach().clone()
         by_channel = neuron.unit.to(module.weight.dtype)
         # Conv1D keeps its weight transposed
         folded = module.weight * (by_channel if isinstance(module, nn.Linear) else by_channel[:, None])
         module.weight = nn.Parameter(folded.detach(), requires_grad=False)
-        self.constant: Tensor | float = 0.0
         if module.bias is not None:
-            self.constant = module.bias.detach().clone()
             module.bias = nn.Parameter(torch.zeros_like(module.bias), requires_grad=False)
         if self.config.coding == "sigma_delta":
             self.constant = self.constant + module.forward(neuron.a_init.to(folded.dtype)[None])[0].detach()
