@@ -21,7 +21,7 @@ def corrected(search: Search, base: Choice) -> Choice:
     helps the channel (weighted squared error over timesteps)."""
     best, least = base, search.errors(base)
     for _ in range(ROUNDS):
-        for change in (_potential, _threshold):
+        for change in (raised_potential, least_squares_threshold):
             found = change(search, best)
             errors = search.errors(found)
             better = errors < least
@@ -34,14 +34,14 @@ def corrected(search: Search, base: Choice) -> Choice:
     return best
 
 
-def _potential(search: Search, base: Choice) -> Choice:
+def raised_potential(search: Search, base: Choice) -> Choice:
     """v₀ + E[b − a]/θ·T of a rate code (an average spike more for each), ·L of a sigma-delta code."""
     count = search.config.timesteps if search.config.coding == "rate" else search.site.levels
     missing = (search.target - search.outputs(base)[-1]).mean(0) / base.threshold * count
     return replace(base, v_init=(base.v_init + missing).clamp(0.0, 1.0))
 
 
-def _threshold(search: Search, base: Choice) -> Choice:
+def least_squares_threshold(search: Search, base: Choice) -> Choice:
     """θ·⟨a, b⟩/⟨a, a⟩: the worth of the spikes that least squares asks for."""
     given = search.outputs(base)[-1]
     power = given.square().sum(0)

@@ -41,6 +41,9 @@ class CalibrationOptions:
             raise ConfigError(f"spike_price={self.spike_price} is not valid: it must be at least 0")
         if self.per_channel and not self.coarse:
             raise ConfigError("per_channel refines the coarse search; set per_channel=False too, or coarse=True")
+        for name in ("fit_steps", "align_steps", "global_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} is not valid: it must be at least 0")
         if self.search_rows < 1:
             raise ConfigError(f"search_rows={self.search_rows} is not valid: candidates need at least one token")
 

@@ -1,0 +1,218 @@
+"""The fine part of Stage 2 for one site: what reads it, closed-form corrections, the fit, absorbed constants."""
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+import fas
+from fas.calibration import CalibrationOptions, calibrate
+from fas.calibration.coarse import Choice, Search
+from fas.calibration.corrections import absorbed, corrected, least_squares_threshold, raised_potential
+from fas.calibration.fine import checkpointed
+from fas.calibration.fit import Reader, consumers, fit, reader_of
+from fas.calibration.replay import blocks_of
+from fas.calibration.sites import observing
+from fas.errors import ConfigError
+from fas.models import find_segments
+from fas.runtime.control import as_qcfs, clock_of, sites_of
+from fas.runtime.events import EventExecutor
+from fas.runtime.spikes import counting
+
+BATCHES = [{"input_ids": tiny.tokens(4, 9, 21)}, {"input_ids": tiny.tokens(4, 9, 22)}]
+
+
+def site_of(**settings):
+    return next(iter(sites_of(tiny.snn("gpt2", **settings)).values()))
+
+
+def present(search: Search) -> Choice:
+    steps = tuple(search.config.step_schedule) if search.config.coding == "sigma_delta" else ()
+    scale = search.scale
+    return Choice(scale.clone(), torch.full_like(scale, 0.5), torch.zeros_like(scale), steps)
+
+
+def searched(seed: int, offset: float = 0.0, **time) -> Search:
+    """A site whose input is constant in time and whose target lies ``offset`` steps above it."""
+    site = site_of(levels=8, **time)
+    made = torch.Generator().manual_seed(seed)
+    value = torch.randn(200, site.width, generator=made) * site.scale.detach() / 2
+    target = value + offset * site.scale.detach() / 8
+    return Search(site, value.expand(site.clock.config.timesteps, -1, -1), target, torch.ones(site.width))
+
+
+# what reads a site
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_readers_have_the_squares_of_what_all_consumers_make_of_an_error(family: str) -> None:
+    model = tiny.snn(family, coverage="linear")
+    (segment,) = find_segments(model)
+    block = blocks_of(segment)[0]
+    grams = set()
+    for site in sites_of(model).values():
+        if not (read_by := consumers(block, site)):
+            continue
+        errors = torch.randn(3, 11, site.width)
+        reader = reader_of(block, site, torch.ones(site.width))
+        grams.add(reader.gram)
+        expected = torch.zeros(3)
+        for layer in read_by:
+            out = nn.functional.linear(errors, layer.weight if isinstance(layer, nn.Linear) else layer.weight.T)
+            expected += out.square().sum((-2, -1))
+        torch.testing.assert_close(reader.power(errors), expected, rtol=1e-4, atol=1e-4)
+    assert grams == {True, False}, "both ways to read are to be met"
+
+
+def test_an_operand_is_read_by_the_importance_of_its_channels() -> None:
+    importance, errors = torch.tensor([0.0, 2.0, 3.0]), torch.randn(2, 5, 3)
+    expected = (errors.square() * importance).sum((1, 2))
+    torch.testing.assert_close(Reader(importance).power(errors), expected)
+
+
+# closed forms
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 99), offset=st.floats(-1, 1), coding=st.sampled_from(["rate", "sigma_delta"]))
+def test_a_correction_makes_no_channel_worse(seed: int, offset: float, coding: str) -> None:
+    search = searched(seed, offset, coding=coding, timesteps=4)
+    base = present(search)
+    assert (search.errors(corrected(search, base)) <= search.errors(base)).all()
+
+
+def test_a_potential_starts_higher_by_the_spikes_that_are_missing() -> None:
+    """T = 4, θ = λ = 8 units: every value is to be .3 of a count (.6 units) higher, on average."""
+    search = searched(0, coding="rate", timesteps=4)
+    base = present(search)
+    search.target = search.outputs(base)[-1] + 0.3 * base.threshold / 4
+    raised = raised_potential(search, base)
+    torch.testing.assert_close(raised.v_init, torch.full_like(base.v_init, 0.8))
+    assert (search.errors(corrected(search, base)) <= torch.minimum(search.errors(base), search.errors(raised))).all()
+
+
+def test_the_worth_of_a_spike_is_least_squares() -> None:
+    search = searched(0, coding="sigma_delta", timesteps=5)
+    base = present(search)
+    search.target = 0.97 * search.outputs(base)[-1]
+    torch.testing.assert_close(least_squares_threshold(search, base).threshold, 0.97 * base.threshold)
+    search.target = 9 * search.outputs(base)[-1]
+    assert torch.equal(least_squares_threshold(search, base).threshold, 2 * base.threshold), (
+        "it moves by a factor of two"
+    )
+
+
+@pytest.mark.parametrize("coding", ["rate", "sigma_delta"])
+def test_an_absorbed_constant_takes_the_mean_error_away(coding: str) -> None:
+    search = searched(3, 0.7, coding=coding, timesteps=3)
+    once = absorbed(search, present(search))
+    assert float(once.constant.abs().max()) > 0
+    error = (search.target - search.outputs(once)[-1]).mean(0)
+    assert float(error.abs().max()) < 1e-5 * float(search.scale.max())
+    again = absorbed(search, once)
+    torch.testing.assert_close(again.constant, once.constant, rtol=1e-4, atol=1e-6)
+
+
+# the fit
+
+
+@pytest.mark.parametrize("coding", ["rate", "sigma_delta"])
+def test_a_fit_lowers_what_errors_add_up_to(coding: str) -> None:
+    """All channels are read by the same row: their mean errors add up, which no channel can see by itself."""
+    search = searched(1, 0.4, coding=coding, timesteps=2)
+    reader = Reader(torch.ones(search.site.width, 1))
+    alone = search.per_channel(search.coarse())
+
+    def error(choice: Choice) -> float:
+        return float((reader.power(search.outputs(choice) - search.target) * search.weights()).sum())
+
+    found = fit(search, alone, reader, 60)
+    assert error(found) < 0.95 * error(alone)
+    assert (found.threshold > 0).all()
+    assert ((found.v_init >= 0) & (found.v_init <= 1)).all()
+    assert found.steps == alone.steps
+    assert torch.equal(fit(search, alone, reader, 60).threshold, found.threshold), "it is deterministic"
+
+
+# in a model
+
+
+@torch.no_grad()
+def test_the_same_tokens_are_kept_of_inputs_and_encodings() -> None:
+    model = tiny.snn("llama", "attention", timesteps=3, levels=4)
+    clock, sites = clock_of(model), [site for site in sites_of(model).values() if site.calibrates]
+    batch = BATCHES[0]["input_ids"]
+
+    def recorded(share: int, outputs: bool) -> dict[str, Tensor]:
+        with observing(sites, clock, share, outputs) as seen:
+            model(batch, use_cache=False)
+        return seen()
+
+    with as_qcfs(model):
+        whole, some = recorded(10**6, True), recorded(5, True)
+        arguments = recorded(5, False)
+    given = recorded(5, False)
+    for site in sites:
+        assert given[site.name].shape == (3, *some[site.name].shape)
+        # without time, what a site is given and gives differ by its grid alone
+        assert float((arguments[site.name][0] - some[site.name]).abs().median()) <= float(site.scale.max())
+        if site.kind == "input":
+            assert len(some[site.name]) == 5
+            places = torch.linspace(0, len(whole[site.name]) - 1, 5).long()
+            assert torch.equal(some[site.name], whole[site.name][places])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("time", [{"timesteps": 2, "coding": "rate"}, {"timesteps": 3, "coding": "sigma_delta"}])
+def test_absorbed_constants_are_biases_for_the_event_executor_the_ledger_and_a_checkpoint(family, time, tmp_path):
+    model = tiny.snn(family, "linear", levels=8, **time)
+    calibrate(model, BATCHES, CalibrationOptions(absorb_bias=True))
+    constants = [site.constant_for(clock_of(model).config) for site in sites_of(model).values()]
+    assert any(constant is not None for constant in constants), "the test needs a site with a constant"
+    ids = tiny.tokens(3, 7)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
+    fas.ledger(model, {"input_ids": ids})  # raises where rows are not what spikes add up to
+    model = model.double()
+    with counting(model) as folded, torch.no_grad():
+        logits = model(input_ids=ids).logits
+    run = EventExecutor(model)(input_ids=ids)
+    torch.testing.assert_close(run.logits, logits, rtol=0, atol=1e-9)
+    assert {n: int(s.count_nonzero()) for n, s in run.spikes.items()} == {
+        n: int(c.by_timestep.sum()) for n, c in folded.sites.items()
+    }
+
+
+def test_checkpointed_blocks_have_the_same_gradients() -> None:
+    model = tiny.snn("llama", "linear", timesteps=3, levels=4)
+    calibrate(model, BATCHES, CalibrationOptions(fit_steps=0))
+    entries = [site.parameters_for(clock_of(model).config) for site in sites_of(model).values()]
+    (segment,) = find_segments(model)
+    blocks = blocks_of(segment)
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        model(BATCHES[0]["input_ids"], use_cache=False).logits.square().mean().backward()
+        return [entry.log_threshold.grad.clone() for entry in entries]
+
+    plain = gradients()
+    ran = []
+    handle = blocks[1].register_forward_hook(lambda *_: ran.append(None))
+    with checkpointed(blocks):
+        again = gradients()
+    handle.remove()
+    assert len(ran) > 0
+    assert all("forward" not in vars(block) for block in blocks)
+    for one, other in zip(plain, again, strict=True):
+        assert one.abs().sum() > 0
+        torch.testing.assert_close(one, other)
+
+
+def test_options_that_make_no_sense_are_refused() -> None:
+    for bad in ({"search_rows": 0}, {"spike_price": -1.0}, {"coarse": False}, {"fit_steps": -1}):
+        with pytest.raises(ConfigError):
+            CalibrationOptions(**bad)
