@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 import fas
-from fas.calibration import CalibrationOptions, calibrate, driver
+from fas.calibration import CalibrationOptions, calibrate
+from fas.calibration import block as stage
 from fas.errors import CheckpointError
 from fas.progress import Silent
 
@@ -76,13 +77,13 @@ def test_finished_layers_are_not_calibrated_again(
     assert len(list(tmp_path.iterdir())) == LAYERS
     (tmp_path / "transformer.3.safetensors").unlink()
     searched: list[int] = []
-    search = driver.calibrate_sites
+    search = stage.calibrate_sites
 
-    def counted(sites: Any, *arguments: Any) -> None:
+    def counted(sites: Any, *arguments: Any) -> Any:
         searched.append(len(sites))
-        search(sites, *arguments)
+        return search(sites, *arguments)
 
-    monkeypatch.setattr(driver, "calibrate_sites", counted)
+    monkeypatch.setattr(stage, "calibrate_sites", counted)
     model = model_of()
     calibrate(model, BATCHES, OPTIONS, resume=tmp_path)
     assert searched == [4]

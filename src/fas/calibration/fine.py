@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fas.calibration.replay import restore_forward
+from fas.calibration.replay import no_caches, restore_forward
 from fas.neurons import NeuronParameters
 from fas.progress import Progress
 
@@ -43,10 +44,15 @@ def only_trainable(model: nn.Module, parameters: Sequence[NeuronParameters]) -> 
 @contextmanager
 def checkpointed(blocks: Iterable[nn.Module]) -> Iterator[None]:
     """Inside, the backward pass computes each of ``blocks`` again instead of keeping what it went through."""
+
+    def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = no_caches(args, kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
     own = [(block, block.__dict__.get("forward"), block.forward) for block in blocks]
     try:
         for block, _, forward in own:
-            block.forward = partial(checkpoint, forward, use_reentrant=False)
+            block.forward = partial(run, forward)
         yield
     finally:
         for block, before, _ in own:

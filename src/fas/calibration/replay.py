@@ -65,10 +65,14 @@ class _Recorder:
         hidden = args[0] if args else kwargs.pop("hidden_states")
         if not self.stream.arguments:
             self.stream.hidden = hidden.detach()
-        # a cache would grow with every replay (some encoders are handed one although they decode nothing)
-        kept = tuple(None if isinstance(value, Cache) else value for value in args[1:])
-        named = {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
-        self.stream.arguments.append((kept, named))
+        self.stream.arguments.append(no_caches(args[1:], kwargs))
+
+
+def no_caches(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a block that will run again: a cache would grow (some encoders are handed one although they decode
+    nothing)."""
+    kept = tuple(None if isinstance(value, Cache) else value for value in args)
+    return kept, {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
 
 
 class StreamOnDisk(Stream):
