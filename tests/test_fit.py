@@ -88,7 +88,7 @@ def test_a_potential_starts_higher_by_the_spikes_that_are_missing() -> None:
     """T = 4, θ = λ = 8 units: every value is to be .3 of a count (.6 units) higher, on average."""
     search = searched(0, coding="rate", timesteps=4)
     base = present(search)
-    search.target = search.outputs(base)[-1] + 0.3 * base.threshold / 4
+    search.target = search.last(base) + 0.3 * base.threshold / 4
     raised = raised_potential(search, base)
     torch.testing.assert_close(raised.v_init, torch.full_like(base.v_init, 0.8))
     assert (search.errors(corrected(search, base)) <= torch.minimum(search.errors(base), search.errors(raised))).all()
@@ -97,9 +97,9 @@ def test_a_potential_starts_higher_by_the_spikes_that_are_missing() -> None:
 def test_the_worth_of_a_spike_is_least_squares() -> None:
     search = searched(0, coding="sigma_delta", timesteps=5)
     base = present(search)
-    search.target = 0.97 * search.outputs(base)[-1]
+    search.target = 0.97 * search.last(base)
     torch.testing.assert_close(least_squares_threshold(search, base).threshold, 0.97 * base.threshold)
-    search.target = 9 * search.outputs(base)[-1]
+    search.target = 9 * search.last(base)
     assert torch.equal(least_squares_threshold(search, base).threshold, 2 * base.threshold), (
         "it moves by a factor of two"
     )
@@ -147,7 +147,7 @@ def test_the_same_tokens_are_kept_of_inputs_and_encodings() -> None:
     batch = BATCHES[0]["input_ids"]
 
     def recorded(share: int, outputs: bool) -> dict[str, Tensor]:
-        with observing(sites, clock, share, outputs) as seen:
+        with observing(sites, clock, 1, share, outputs) as seen:
             model(batch, use_cache=False)
         return seen()
 

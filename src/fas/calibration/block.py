@@ -50,7 +50,7 @@ def calibrate_block(
     few = batches_of((cast(Tensor, stream.hidden) for stream in targets), options.judged_tokens)
     known = kept.load(name, sites) if kept is not None else None
     share = -(-options.search_rows // few)
-    with as_qcfs(model), observing(sites if known is None else [], clock, share, outputs=True) as encodings:
+    with as_qcfs(model), observing(sites if known is None else [], clock, few, share, outputs=True) as encodings:
         _move(block, index, targets[:few], clock)
     with as_qcfs(model):
         _move(block, index, targets[few:], clock)
@@ -67,7 +67,7 @@ def calibrate_block(
     def judged() -> float:
         return sum(float(loss_of(batch)) for batch in range(few)) / few
 
-    trial = Trial(block, clock, judged, share)
+    trial = Trial(block, clock, judged, few, share)
     before, coarse = calibrate_sites(sites, trial, encodings(), options)
     progress.advance(1, f"layer {index} error {before:.4f} → {coarse:.4f}")
     fine = coarse

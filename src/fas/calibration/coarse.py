@@ -8,7 +8,7 @@ timestep counts too, with less weight: layers behind it can only settle once it 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, combinations_with_replacement, pairwise, product
 
@@ -32,6 +32,8 @@ back (docs/log.md, 2026-11-26)."""
 PATIENCE = 0.1
 """Where spikes have a price, waiting for the layers in front to settle must be worth its while."""
 VALUES = 1 << 14
+CHUNK = 1 << 16
+"""Values of all timesteps that are looked at together."""
 MOST_SCHEDULES = 80
 SWEEPS = 3
 MOST_CLIMBED = 24
@@ -156,14 +158,15 @@ class Search:
 
     def errors(self, choice: Choice) -> Tensor:
         """Weighted squared error of each channel ``[C]``, over timesteps."""
-        rows, spikes = self._fire(choice)
-        if choice.constant is not None:
-            rows = rows + choice.constant
-        by_time = (rows - self.target).square().mean(1) * self.importance  # [T, C]
-        errors = (by_time * self.weights()[:, None]).sum(0)
+        by_time, spikes = 0.0, 0.0
+        for part in self.chunks():
+            rows, fired = part._fire(choice)
+            by_time = by_time + (rows - part.target).square_().sum(1)  # [T, C]
+            spikes = spikes + fired.count_nonzero((0, 1)) if self.price else spikes
+        errors = (by_time * self.weights()[:, None]).sum(0) * self.importance / len(self.target)
         if self.price:
             power = (self.target.square().mean(0) * self.importance).mean()
-            errors = errors + self.price * power * _each(spikes)
+            errors = errors + self.price * power * spikes / len(self.target)
         return errors
 
     def weights(self) -> Tensor:
@@ -178,7 +181,7 @@ class Search:
         seen = self.rows[-1].any(-1).nonzero().flatten()
         return self.only(seen[: -(-len(self.target) // 2)]) if len(seen) else self
 
-    def only(self, picked: Tensor) -> Search:
+    def only(self, picked: Tensor | slice) -> Search:
         """The search on some of its rows."""
         some = copy.copy(self)
         some.rows, some.target = self.rows[:, picked], self.target[picked]
@@ -186,14 +189,32 @@ class Search:
 
     def outputs(self, choice: Choice) -> Tensor:
         """What the site gives ``[T, N, C]`` (step rows: their mean ``[1, N, C]``), with a gradient where ``choice`` has one."""
-        rows = self._fire(choice)[0]
-        return rows if choice.constant is None else rows + choice.constant
+        return self._fire(choice)[0]
+
+    def last(self, choice: Choice) -> Tensor:
+        """What the site gives in the end ``[N, C]``."""
+        return torch.cat([part.outputs(choice)[-1] for part in self.chunks()])
+
+    @property
+    def tokens(self) -> int:
+        """How many rows are looked at together."""
+        return max(1, CHUNK // self.rows[:, 0].numel())
+
+    def chunks(self) -> Iterator[Search]:
+        """The search on so many of its rows at a time that what is made of them stays small."""
+        for first in range(0, len(self.target), self.tokens):
+            yield self.only(slice(first, first + self.tokens))
 
     def spikes(self, choice: Choice) -> float:
         """Spikes per neuron of ``choice``."""
-        return float(_each(self._fire(choice)[1]).mean())
+        fired = sum(int(part._fire(choice)[1].count_nonzero()) for part in self.chunks())
+        return fired / self.target.numel()
 
     def _fire(self, choice: Choice) -> tuple[Tensor, Tensor]:
+        rows, spikes = self._neurons(choice)
+        return rows if choice.constant is None else rows + choice.constant, spikes
+
+    def _neurons(self, choice: Choice) -> tuple[Tensor, Tensor]:
         site, config = self.site, self.config
         if config.coding == "sigma_delta":
             return sigma_delta(
@@ -227,11 +248,6 @@ class Search:
         if self.price:
             found += waiting_schedules(len(given), self.site.levels)
         return list(dict.fromkeys(found))
-
-
-def _each(spikes: Tensor) -> Tensor:
-    """Mean number of spikes ``[C]`` of trains ``[T, N, C]``."""
-    return (spikes != 0).sum(0).to(torch.float32).mean(0)
 
 
 def waiting_schedules(timesteps: int, levels: int) -> list[tuple[int, ...]]:

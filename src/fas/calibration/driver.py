@@ -15,7 +15,7 @@ from fas.calibration.block import LayerReport, calibrate_block
 from fas.calibration.fine import GLOBAL_LR, checkpointed, descend, only_trainable
 from fas.calibration.kept import KeptLayers, fingerprint_of
 from fas.calibration.options import CalibrationOptions
-from fas.calibration.replay import batches_of, blocks_of, checked, record
+from fas.calibration.replay import batches_of, blocks_of, checked, streams
 from fas.config import SpikingConfig
 from fas.conversion import describe
 from fas.errors import FasError
@@ -32,12 +32,14 @@ def calibrate(
     options: CalibrationOptions | None = None,
     progress: Progress | None = None,
     resume: Path | str | None = None,
+    activations: Path | str | None = None,
 ) -> list[LayerReport]:
     """Calibrate ``model``'s neurons for its present coding and timesteps (`set_timesteps`), in place.
 
     ``batches`` are keyword arguments of the model (``input_ids`` ``[B, S]`` …), never evaluation data. The target is the
     QCFS model that the SNN was converted from. ``resume``: a folder that keeps every finished layer; a calibration that was
-    killed goes on from there and ends the same, bit for bit. Returns one report a layer. Raises `DataError` without batches and
+    killed goes on from there and ends the same, bit for bit. ``activations``: a folder for the hidden states of both streams,
+    which stay in memory without one. Returns one report a layer. Raises `DataError` without batches and
     `FasError` if the model is no SNN or is in the layerwise schedule, which has no temporal error to calibrate away;
     `CheckpointError` if ``resume`` holds layers of another calibration.
     """
@@ -53,6 +55,9 @@ def calibrate(
     parameters = [site.add_parameters(key) for site in sites]
     fresh = [copy.deepcopy(entry.state_dict()) for entry in parameters]
     reports: list[LayerReport] = []
+    place = None if activations is None else Path(activations)
+    if place is not None:
+        place.mkdir(parents=True, exist_ok=True)
     try:
         kept = (
             None
@@ -63,9 +68,9 @@ def calibrate(
         uncalibrated = target.distance()
         every_block = []
         for segment in find_segments(model):
-            spiking = [record(model, segment, batch) for batch in listed]
+            spiking = streams(model, segment, listed, model.device, place, "spiking")
             with as_qcfs(model):
-                targets = [record(model, segment, batch) for batch in listed]
+                targets = streams(model, segment, listed, model.device, place, "qcfs")
             blocks = blocks_of(segment)
             every_block += blocks
             steps = len(blocks) * (1 + options.align_steps) + options.global_steps
@@ -77,6 +82,8 @@ def calibrate(
             for index, block in enumerate(blocks):
                 name = f"{segment.name}.{index}"
                 reports.append(calibrate_block(model, block, index, name, spiking, targets, options, progress, kept))
+            for stream in (*spiking, *targets):
+                stream.close()
         by_layer = end = target.distance()
         if options.global_steps:
             with only_trainable(model, parameters), checkpointed(every_block):

@@ -15,7 +15,7 @@ from fas.calibration.replay import no_caches, restore_forward
 from fas.neurons import NeuronParameters
 from fas.progress import Progress
 
-LAYER_LR = 2e-3
+LAYER_LR = 5e-3
 GLOBAL_LR = 1e-3
 """Of the last pass: all sites move at once, from where the layers have already been fitted."""
 

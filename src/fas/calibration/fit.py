@@ -66,8 +66,8 @@ def fit(search: Search, start: Choice, reader: Reader, steps: int) -> Choice:
     """``start`` after ``steps`` of Adam on ‖(a_t − b)·W‖², timesteps weighted as in the search, `FIT_ROWS` tokens a step."""
     weights = search.weights()
     order = torch.randperm(len(search.target), generator=torch.Generator().manual_seed(0)).to(search.target.device)
-    parts = [search.only(picked) for picked in order.split(FIT_ROWS)]
-    powers = [reader.power(part.target).clamp(min=torch.finfo(torch.float32).tiny) for part in parts]
+    picks = [picked.split(search.tokens) for picked in order.split(FIT_ROWS)]
+    powers = [sum(float(reader.power(search.target[part])) for part in parts) or 1.0 for parts in picks]
     lowest = (search.scale * LEAST_THRESHOLD).log()
     with torch.enable_grad():
         log_threshold = start.threshold.log().detach().requires_grad_()
@@ -75,11 +75,12 @@ def fit(search: Search, start: Choice, reader: Reader, steps: int) -> Choice:
         optimizer = torch.optim.Adam([log_threshold, v_init], lr=FIT_LR, betas=(0.9, 0.98))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
         for step in range(steps):
-            part = parts[step % len(parts)]
-            given = part.outputs(replace(start, threshold=log_threshold.exp(), v_init=v_init))
-            loss = (reader.power(given - part.target) * weights).sum() / powers[step % len(parts)]
             optimizer.zero_grad()
-            loss.backward()
+            for part in picks[step % len(picks)]:
+                some = search.only(part)
+                given = some.outputs(replace(start, threshold=log_threshold.exp(), v_init=v_init))
+                loss = (reader.power(given - some.target) * weights).sum() / powers[step % len(picks)]
+                loss.backward()
             optimizer.step()
             schedule.step()
             log_threshold.data.clamp_(min=lowest)

@@ -23,7 +23,7 @@ from fas.calibration.block import LayerReport, calibrate_block
 from fas.calibration.driver import described
 from fas.calibration.kept import KeptLayers, file_name, fingerprint_of
 from fas.calibration.options import CalibrationOptions
-from fas.calibration.replay import StreamOnDisk, blocks_of, checked, record
+from fas.calibration.replay import Stream, blocks_of, checked, streams
 from fas.calibration.shelf import Shelf, without_weights
 from fas.conversion import describe
 from fas.errors import CheckpointError, ConfigError, FasError
@@ -113,22 +113,22 @@ def _streams(
     batches: list[dict[str, Any]],
     work: Path,
     device: torch.device,
-) -> tuple[list[StreamOnDisk], list[StreamOnDisk]]:
+) -> tuple[list[Stream], list[Stream]]:
     """The spiking stream and its target before the first block, batch by batch, in files."""
     blocks = blocks_of(segment)
     inside = {id(module) for block in blocks for module in block.modules()}
     front = [module for module in segment.module.modules() if id(module) not in inside]
-    spiking, targets = [], []
     with shelf.loaded(model, [*front, *blocks[0].modules()], device):
         for site in blocks[0].modules():
             if isinstance(site, Site) and site.calibrates:
                 site.add_parameters(clock_of(model).config.neuron_key)
-        for index, batch in enumerate(batches):
-            batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-            spiking.append(record(model, segment, batch, StreamOnDisk(work / f"spiking-{index}.safetensors", device)))
-            with as_qcfs(model):
-                targets.append(record(model, segment, batch, StreamOnDisk(work / f"qcfs-{index}.safetensors", device)))
-    return spiking, targets
+        placed = [
+            {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+            for batch in batches
+        ]
+        spiking = streams(model, segment, placed, device, work, "spiking")
+        with as_qcfs(model):
+            return spiking, streams(model, segment, placed, device, work, "qcfs")
 
 
 def _neurons(shelf: Shelf, model: PreTrainedModel, key: str, device: torch.device) -> dict[str, Tensor]:

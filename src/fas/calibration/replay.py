@@ -30,6 +30,9 @@ class Stream:
     hidden: Tensor | None = None
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
 
+    def close(self) -> None:
+        """Nothing of it lies outside of memory."""
+
 
 def blocks_of(segment: Segment) -> list[nn.Module]:
     """The repeated layers of a segment in order."""
@@ -57,15 +60,30 @@ def batches_of(hidden: Iterable[Tensor], tokens: int) -> int:
 
 
 class _Recorder:
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
+    def __init__(self, stream: Stream, like: Stream | None) -> None:
+        self.stream, self.like = stream, like
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         kwargs = dict(kwargs)
         hidden = args[0] if args else kwargs.pop("hidden_states")
         if not self.stream.arguments:
             self.stream.hidden = hidden.detach()
-        self.stream.arguments.append(no_caches(args[1:], kwargs))
+        arguments = no_caches(args[1:], kwargs)
+        if self.like is not None:
+            arguments = shared(arguments, self.like.arguments[len(self.stream.arguments)])
+        self.stream.arguments.append(arguments)
+
+
+def shared(value: Any, other: Any) -> Any:
+    """``value`` with ``other``'s tensors in place of its own where they are equal: most batches have the same masks."""
+    if isinstance(value, Tensor) and isinstance(other, Tensor):
+        alike = (value.shape, value.dtype, value.device) == (other.shape, other.dtype, other.device)
+        return other if alike and torch.equal(value, other) else value
+    if type(value) is not type(other) or not isinstance(value, dict | list | tuple) or len(value) != len(other):
+        return value
+    if isinstance(value, dict):
+        return {key: shared(entry, other.get(key)) for key, entry in value.items()}
+    return type(value)(shared(entry, its) for entry, its in zip(value, other, strict=True))
 
 
 def no_caches(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -80,6 +98,10 @@ class StreamOnDisk(Stream):
 
     def __init__(self, file: Path, device: torch.device) -> None:
         self.file, self.device, self.arguments = file, device, []
+        self.file.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove the file."""
         self.file.unlink(missing_ok=True)
 
     @property
@@ -100,11 +122,17 @@ class _AllRecorded(Exception):
 
 
 @torch.no_grad()
-def record(model: nn.Module, segment: Segment, batch: Mapping[str, Any], stream: Stream | None = None) -> Stream:
+def record(
+    model: nn.Module,
+    segment: Segment,
+    batch: Mapping[str, Any],
+    stream: Stream | None = None,
+    like: Stream | None = None,
+) -> Stream:
     """What stands before the blocks of ``segment`` for ``batch`` (folded if the clock says so), with every block's arguments.
 
     Runs nothing behind the first block: every block is told the same, but for its hidden states (and what the first one
-    hands on, such as T5's biases of positions).
+    hands on, such as T5's biases of positions). ``like`` is a stream of another batch, whose equal arguments are shared.
     """
     stream = Stream() if stream is None else stream
     blocks, first = blocks_of(segment), []
@@ -123,7 +151,7 @@ def record(model: nn.Module, segment: Segment, batch: Mapping[str, Any], stream:
 
     with ExitStack() as stack:
         for block in blocks:
-            stack.callback(block.register_forward_pre_hook(_Recorder(stream), with_kwargs=True).remove)
+            stack.callback(block.register_forward_pre_hook(_Recorder(stream, like), with_kwargs=True).remove)
         stack.callback(blocks[0].register_forward_hook(learn).remove)
         for block in blocks[1:]:
             stack.callback(restore_forward, block, block.__dict__.get("forward"))
@@ -135,6 +163,23 @@ def record(model: nn.Module, segment: Segment, batch: Mapping[str, Any], stream:
     raise DataError(
         f"the calibration batches do not reach {segment.name}; they hold {', '.join(batch)}, so add what it reads"
     )
+
+
+def streams(
+    model: nn.Module,
+    segment: Segment,
+    batches: Iterable[Mapping[str, Any]],
+    device: torch.device,
+    folder: Path | None,
+    name: str,
+) -> list[Stream]:
+    """One stream a batch, its hidden states in memory or, with a ``folder``, in files called after ``name`` there."""
+    found: list[Stream] = []
+    for index, batch in enumerate(batches):
+        file = None if folder is None else folder / f"{segment.name}-{name}-{index}.safetensors"
+        stream = Stream() if file is None else StreamOnDisk(file, device)
+        found.append(record(model, segment, batch, stream, next(iter(found), None)))
+    return found
 
 
 def restore_forward(block: nn.Module, forward: Any) -> None:

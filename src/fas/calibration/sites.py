@@ -23,13 +23,13 @@ _FACTORS = {"query": "key", "key": "query"}
 class Trial:
     """One block as its sites' neurons are now: ``judged`` gives the relative error of its readout."""
 
-    def __init__(self, block: nn.Module, clock: Clock, judged: Callable[[], float], share: int) -> None:
-        self.block, self.clock, self.judged, self.share = block, clock, judged, share
+    def __init__(self, block: nn.Module, clock: Clock, judged: Callable[[], float], batches: int, share: int) -> None:
+        self.block, self.clock, self.judged, self.batches, self.share = block, clock, judged, batches, share
 
     @torch.no_grad()
     def __call__(self, site: Site | None) -> tuple[float, Tensor | None]:
         """The error, and rows ``[T, N, C]`` of what ``site`` is given."""
-        with observing([site] if site else [], self.clock, self.share, outputs=False) as seen:
+        with observing([site] if site else [], self.clock, self.batches, self.share, outputs=False) as seen:
             error = self.judged()
         return error, seen()[site.name] if site else None
 
@@ -125,20 +125,20 @@ def _importance_in_scores(site: Site, encodings: Mapping[str, Tensor]) -> Tensor
 
 @contextmanager
 def observing(
-    sites: Sequence[Site], clock: Clock, share: int, outputs: bool
+    sites: Sequence[Site], clock: Clock, batches: int, share: int, outputs: bool
 ) -> Iterator[Callable[[], dict[str, Tensor]]]:
-    """Inside, ``share`` tokens of every batch are kept of what each site gives (``outputs``) or is given; the call hands them
-    over: by name, encodings ``[N, C]`` or inputs ``[T, N, C]``, the same tokens of both."""
-    seen: dict[str, list[Tensor]] = {site.name: [] for site in sites}
+    """Inside, ``share`` tokens of each of ``batches`` are kept of what each site gives (``outputs``) or is given; the call
+    hands them over: by name, encodings ``[N, C]`` or inputs ``[T, N, C]``, the same tokens of both."""
+    seen: dict[str, _Kept] = {site.name: _Kept(batches) for site in sites}
 
     def keep(site: Site, args: tuple[Tensor, ...], output: Tensor) -> None:
         value = (output if outputs else args[0]).detach()
         rows = clock.config.timesteps if clock.folds else 1
         value = value.reshape(rows, -1, site.width)
-        seen[site.name].append(value[:, _tokens(site, value.shape[1], share).to(value.device)].float())
+        seen[site.name].add(value[:, _tokens(site, value.shape[1], share).to(value.device)].float())
 
     def handed_over() -> dict[str, Tensor]:
-        joined = {name: torch.cat(values, dim=1) for name, values in seen.items() if values}
+        joined = {name: kept.rows[:, : kept.count] for name, kept in seen.items() if kept.rows is not None}
         return {name: value[0] if outputs else value for name, value in joined.items()}
 
     handles = [site.register_forward_hook(keep) for site in sites]
@@ -147,6 +147,24 @@ def observing(
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Kept:
+    """Rows ``[T, N, C]`` of ``batches`` batches, written into one tensor that is there from the first."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches, self.count = batches, 0
+        self.rows: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        if self.rows is None:
+            self.rows = rows.new_empty(len(rows), self.batches * rows.shape[1], rows.shape[2])
+        end = self.count + rows.shape[1]
+        if end > self.rows.shape[1]:  # batches that hold more than the first
+            self.rows = torch.cat([self.rows[:, : self.count], rows], 1)
+        else:
+            self.rows[:, self.count : end] = rows
+        self.count = end
 
 
 def _tokens(site: Site, count: int, share: int) -> Tensor:
