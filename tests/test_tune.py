@@ -254,21 +254,31 @@ def test_operators_keep_their_geometry_and_other_families_work(family, coverage,
 
 
 def test_what_is_not_calibrated_is_left_as_it_is():
-    model = tiny.snn("gpt2", timesteps=3, levels=4)
-    with pytest.raises(FasError, match=r"sigma_delta_2_1_1 is chosen, and calibrated is nothing"):
+    model = tiny.snn("gpt2", timesteps=4, levels=4)
+    with pytest.raises(FasError, match=r"sigma_delta_2_1_1_1 are not calibrated \(calibrated: none\)"):
         tune_through_time(model, tiny.tokens(), Stage1Options(steps=1))
     calibrated(model)
     model.set_timesteps(4, schedule="layerwise")
-    with pytest.raises(FasError, match="only calibrated neurons"):
+    with pytest.raises(FasError, match=r"simulated time.*synchronous"):
         tune_through_time(model, tiny.tokens(), Stage1Options(steps=1))
-    assert calibrated_keys(sites_of(model).values()) == ["sigma_delta_2_1_1"]
+    assert clock_of(model).config.neuron_key in calibrated_keys(
+        sites_of(model).values()
+    )  # and yet no time is simulated
 
 
-def test_a_bf16_folder_is_trained_in_fp32_and_stays_bf16(place):
+def test_a_bf16_folder_is_trained_in_fp32_and_stays_bf16(place, monkeypatch):
     shutil.copytree(place / "snn", place / "half")
     model, _ = load_spiking(str(place / "half"), dtype="bfloat16")
     model.save_pretrained(place / "half")
+    run, seen = tune.tune_through_time, {}
+
+    def watched(model, *rest):
+        seen["dtype"] = model.dtype
+        return run(model, *rest)
+
+    monkeypatch.setattr(tune, "tune_through_time", watched)
     tune_folder(replace(options(place, "half-tuned", lr=1e-6, steps=2), folder=str(place / "half")), Silent())
+    assert seen["dtype"] == torch.float32
     model, _ = load_spiking(str(place / "half-tuned"))
     assert model.dtype == torch.bfloat16
 
@@ -306,6 +316,14 @@ def test_a_calibrated_folder_keeps_its_control_and_can_be_tuned(place):
     results = tune_folder(mine, Silent())
     assert [row.name for row in results.rows] == ["control", "qcfs", "snn", "qcfs", "snn"]
     assert results.rows[-1].coding == "rate"
+
+
+def test_the_neurons_of_that_coding_and_time_are_found_where_several_share_a_channel(place):
+    config = fas.SpikingConfig(coding="rate", timesteps=4, levels=4)
+    target = tune._target(options(place, "any"), config, ["rate_mean_4", "sigma_delta_x2_2_2_1_1"])
+    assert target.neuron_key == "sigma_delta_x2_2_2_1_1"
+    layerwise = config.replaced(schedule="layerwise")
+    assert tune._target(options(place, "any", coding=None, timesteps=None), layerwise, ["rate_mean_4"]).folds_time
 
 
 @pytest.mark.parametrize(

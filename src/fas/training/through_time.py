@@ -32,9 +32,13 @@ def tune_through_time(
     clock, sites = clock_of(model), sites_of(model).values()
     key = clock.config.neuron_key
     known = calibrated_keys(sites)
-    if not clock.folds or key not in known:
-        found = ", ".join(known) or "nothing"
-        raise FasError(f"only calibrated neurons can be tuned in time: {key} is chosen, and calibrated is {found}")
+    if not clock.folds:
+        raise FasError("tuned is through simulated time: convert the model first and choose schedule='synchronous'")
+    if key not in known:
+        raise FasError(
+            f"the neurons for {key} are not calibrated (calibrated: {', '.join(known) or 'none'}); choose another time, or "
+            "calibrate for this one first"
+        )
     others = [other for other in known if other != key]
     for site in sites:
         for other in others:
