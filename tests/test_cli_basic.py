@@ -27,7 +27,7 @@ from fas.conversion import convert, prepare
 from fas.errors import ConfigError
 from fas.tasks.builtin import model_path
 
-COMMANDS = ("demo", "convert", "eval", "generate", "inspect", "ablate")
+COMMANDS = ("demo", "convert", "tune", "eval", "generate", "inspect", "ablate")
 
 
 @pytest.fixture(scope="module")

@@ -81,6 +81,8 @@ def _in_memory(options: CalibrateOptions, progress: Progress) -> dict[str, list[
     try:
         model.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
+        if (control := Path(options.folder) / "control").exists():  # as from disk: what ratios are against
+            shutil.copytree(control, staged / "control")
         staged.rename(options.out)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(

@@ -17,6 +17,7 @@ from fas.pipeline.load import block_length, load_ann, load_spiking
 from fas.pipeline.measure import (
     EVALUATION_BATCH,
     Stopping,
+    as_tuned,
     dense_row,
     layerwise_target,
     probabilities,
@@ -76,7 +77,7 @@ def evaluate_folder(
     text = {"data": data, "eval_data": eval_data, "length": blocks.shape[1], "sequences": len(blocks)}
     precision = str(model.dtype).removeprefix("torch.")
     same_text = stored is not None and stored.extra.get("evaluation") == text
-    rows = _dense_rows(folder, stored, same_text, blocks, batch, device, precision, progress)
+    rows = dense_rows(folder, stored, same_text, blocks, batch, device, precision, progress)
     rows.append(qcfs_row(model, blocks, batch, progress))
     if layerwise:
         rows.append(spiking_row(model, layerwise_target(config), blocks, batch, progress))
@@ -89,6 +90,8 @@ def evaluate_folder(
             rows.append(spiking_row(model, target, blocks, batch, progress, stopping))
     if diagnosed:
         found.extra["diagnosis"] = _diagnoses(model, targets, spread(blocks, diagnosed), progress)
+    if stored is not None and (tuning := stored.extra.get("tuning")):
+        found.rows, found.extra["tuning"] = [as_tuned(row) for row in rows], tuning
     return found
 
 
@@ -143,7 +146,7 @@ def _targets(
     ]
 
 
-def _dense_rows(
+def dense_rows(
     folder: Path,
     stored: Results | None,
     same_text: bool,

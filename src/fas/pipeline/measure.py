@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -114,6 +114,11 @@ def spiking_row(
     if row.stage2 and not rate:
         row.steps_by_site = {n: [int(k) for k in s.steps_for(target)] for n, s in sites_of(model).items()}
     return _row(row, measured, start)
+
+
+def as_tuned(row: Row) -> Row:
+    """The row of a model whose weights ``fas tune`` has trained; what is not converted has no such weights."""
+    return replace(row, tuned=True) if row.name in ("qcfs", "snn") else row
 
 
 def layerwise_target(config: SpikingConfig) -> SpikingConfig:

@@ -35,6 +35,7 @@ def quality_over_time(results: Results) -> str | None:
     for row in results.rows:
         if row.name in _REFERENCES and row.value is not None:
             style, label = _REFERENCES[row.name]
+            label += " (of the tuned weights)" if row.tuned else ""
             axes.axhline(row.value, linestyle=style, color=INK, linewidth=1, alpha=0.7, label=label)
     times = sorted({row.timesteps for rows in lines.values() for row in rows if row.timesteps})
     axes.set_xscale("log", base=2)
@@ -72,10 +73,12 @@ def spikes_by_layer(row: Row) -> str | None:
 
 
 def _line_name(row: Row, results: Results) -> tuple[str, str]:
-    """Coding (with the coverage, if there are several) and, if both were measured, before or after Stage 2."""
+    """Coding (with the coverage, if there are several; tuned or not) and, if both were measured, before or after Stage 2."""
     several = len({r.coverage for r in results.rows if r.coverage}) > 1
     both = {words.stage2_label(r) for r in results.rows} >= {"before", "after"}
-    name = ", ".join([row.coverage or ""] * several + [words.coding_label(row)])
+    name = ", ".join(
+        [row.coverage or ""] * several + [words.coding_label(row)] + ["weights tuned in time"] * bool(row.tuned)
+    )
     return name, words.stage2_label(row) if both else ""
 
 

@@ -49,6 +49,8 @@ class Row:
     levels: int | None = None
     stage2: bool | None = None
     """Whether the neurons were calibrated by Stage 2."""
+    tuned: bool | None = None
+    """Whether the weights were then trained through simulated time (``fas tune``); the paper freezes them."""
     metric: str | None = None
     """What ``value`` is: ``perplexity``, ``loss`` or ``accuracy``."""
     value: float | None = None

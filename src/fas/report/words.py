@@ -16,6 +16,7 @@ ADAPTIVE_NOTE = (
 )
 STORED_NOTE = "* measured when the model was converted, not in this run."
 
+_TUNED = {"qcfs": "QCFS model (of the tuned weights)", "snn": "SNN (weights tuned in time)"}
 _MODELS = {"ann": "ANN", "qcfs": "QCFS model", "snn": "SNN"}
 
 
@@ -34,7 +35,7 @@ def model_label(row: Row, results: Results) -> str:
         ann = next((r for r in results.rows if r.name == "ann"), None)
         same = ann is not None and ann.value == row.value and ann.metric == row.metric
         return "control (= ANN)" if same else "control (fine-tuned ANN)"
-    return _MODELS.get(row.name, row.name)
+    return (_TUNED if row.tuned else _MODELS).get(row.name, row.name)
 
 
 def coding_label(row: Row) -> str:
@@ -125,13 +126,26 @@ def notes(results: Results) -> list[str]:
     """What a reader needs to know below the table."""
     adaptive = any(row.mean_timesteps is not None for row in results.rows)
     stored = any(row.stored for row in results.rows)
-    return [CAPTION] + [ADAPTIVE_NOTE] * adaptive + [STORED_NOTE] * stored
+    return [CAPTION, *_tuned_notes(results)] + [ADAPTIVE_NOTE] * adaptive + [STORED_NOTE] * stored
+
+
+def _tuned_notes(results: Results) -> list[str]:
+    if not any(row.tuned for row in results.rows):
+        return []
+    steps = results.extra.get("tuning", {}).get("steps")
+    more = f"{steps} more steps of training" if steps else "more training"
+    return [
+        f"Weights tuned in time: after Stage 2 the weights had {more}, through the simulated spiking network. The control had "
+        "none of them, and the paper freezes the weights. The QCFS model of the tuned weights is what they give without time, "
+        "not what Stage 2 calibrated to."
+    ]
 
 
 def describe_snn(row: Row) -> str:
     """A spiking row in a few words, e.g. ``sigma-delta, T = 4``."""
     stops = "" if row.mean_timesteps is None else f", stops when {stopping_label(row)}"
-    return f"{coding_label(row) or schedule_label(row)}, T = {row.timesteps}{stops}"
+    tuned = ", weights tuned in time" if row.tuned else ""
+    return f"{coding_label(row) or schedule_label(row)}, T = {row.timesteps}{tuned}{stops}"
 
 
 def samples(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:

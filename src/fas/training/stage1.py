@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, default_data_collator, set_seed
 
 from fas.losses import logits_kl
-from fas.neurons import Site
+from fas.neurons import NeuronParameters, Site
 from fas.progress import Progress, Silent
 from fas.training.budget import SpikeBudget
 
@@ -26,7 +26,7 @@ class Stage1Options:
     batch_size: int = 16
     lr: float = 3e-4
     scale_lr: float = 3e-3
-    """Learning rate of log λ: Adam moves a scale by about this share of itself per step."""
+    """Learning rate of log λ: Adam moves a scale by about this share of itself per step. Of an SNN: of log θ and v₀."""
     weight_decay: float = 0.0
     warmup: float = 0.05
     """Share of the steps in which the learning rates rise; then they fall as a cosine to 0."""
@@ -36,6 +36,10 @@ class Stage1Options:
     spikes_per_neuron: float | None = None
     """Budget of expected spikes, all sites pooled; None: none. The control has no spikes and ignores it."""
     seed: int = 0
+
+
+_OF_SITES = ("log_scale", "log_threshold", "v_init")
+"""Parameters of sites: relative to their scale, so their learning rate is not that of weights."""
 
 
 class BlockDataset(Dataset[dict[str, Tensor]]):
@@ -71,8 +75,8 @@ class Stage1Trainer(Trainer):
         if self.optimizer is None:
             assert self.model is not None
             named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-            scales = [p for name, p in named if name.endswith("log_scale")]
-            weights = [p for name, p in named if not name.endswith("log_scale")]
+            scales = [p for name, p in named if name.endswith(_OF_SITES)]
+            weights = [p for name, p in named if not name.endswith(_OF_SITES)]
             groups = [{"params": weights, "lr": self.options.lr, "weight_decay": self.options.weight_decay}]
             if scales:
                 groups.append({"params": scales, "lr": self.options.scale_lr, "weight_decay": 0.0})
@@ -105,6 +109,16 @@ class _Report(TrainerCallback):
         note = f"loss {logs['loss']:.4f}" if logs and "loss" in logs else ""
         self.progress.advance(state.global_step - self.seen, note)
         self.seen = state.global_step
+
+
+class _InBounds(TrainerCallback):
+    """Holds v₀ in [0, 1], as Stage 2 does: beyond it a neuron would fire at rest."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
+        assert model is not None
+        for part in model.modules():
+            if isinstance(part, NeuronParameters):
+                part.v_init.data.clamp_(0.0, 1.0)
 
 
 def fine_tune(
@@ -148,7 +162,7 @@ def fine_tune(
             args=arguments,
             train_dataset=BlockDataset(blocks),
             data_collator=default_data_collator,
-            callbacks=[_Report(progress)],
+            callbacks=[_Report(progress), _InBounds()],
             options=options,
             teacher=teacher,
         )
