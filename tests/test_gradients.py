@@ -90,6 +90,7 @@ def test_sigma_delta(seed: int, each: int, signed: bool, start: int, zones: list
     rest = a_init, steps, 5, signed, zones[: 3 * each]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["fas.neurons.pieces"], "PIECE", piece)
+        patch.setattr(sys.modules["fas.neurons.sigma_delta"], "BACKWARD", 41 - piece)
         found = gradients_of(lambda *x: sigma_delta(*x, *rest)[0], leaves, weight)
     for mine, expected in zip(found, gradients_of(lambda *x: tracked(*x, *rest), leaves, weight), strict=True):
         torch.testing.assert_close(mine, expected)
@@ -102,6 +103,7 @@ def test_rate(seed: int, timesteps: int, signed: bool, mean: bool, piece: int) -
     neuron = rate_mean_rows if mean else rate_step_rows
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["fas.neurons.pieces"], "PIECE", piece)
+        patch.setattr(sys.modules["fas.neurons.integrate_fire"], "BACKWARD", 41 - piece)
         found = gradients_of(lambda *x: neuron(*x, signed)[0], leaves, weight)
     expected = gradients_of(lambda *x: integrated(*x, signed, mean), leaves, weight)
     for mine, other in zip(found, expected, strict=True):

@@ -7,11 +7,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+TOKENS = 64
+"""Whose distributions are compared together: those of a whole vocabulary are large."""
+
+
 def logits_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(teacher ‖ student) in nats, times temperature², mean over tokens; logits ``[B, S, V]``."""
-    log_p = F.log_softmax(teacher.float().flatten(0, -2) / temperature, dim=-1)
-    log_q = F.log_softmax(student.float().flatten(0, -2) / temperature, dim=-1)
-    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+    total = torch.zeros((), device=student.device)
+    student, teacher = student.flatten(0, -2), teacher.flatten(0, -2)
+    for given, wanted in zip(student.split(TOKENS), teacher.split(TOKENS), strict=True):
+        log_p, log_q = (F.log_softmax(logits.float() / temperature, dim=-1) for logits in (wanted, given))
+        total = total + F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+    return total / len(student) * temperature**2
 
 
 def alignment(spiking: Tensor, target: Tensor) -> Tensor:

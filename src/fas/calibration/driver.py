@@ -88,8 +88,8 @@ def calibrate(
         if options.global_steps:
             with only_trainable(model, parameters), checkpointed(every_block):
                 end = descend(
-                    parameters, target.loss_of, len(listed), options.global_steps, target.distance, by_layer, GLOBAL_LR,
-                    progress,
+                    parameters, target.loss_of, len(listed), options.global_steps, target.distance, by_layer,
+                    GLOBAL_LR[clock.config.coding], progress,
                 )  # fmt: skip
         summary = f"logits KL {uncalibrated:.4f} uncalibrated → {by_layer:.4f} by layer → {end:.4f} nats"
         if not end < uncalibrated and not options.spike_price:  # with a price, fewer spikes are worth some distance

@@ -16,8 +16,8 @@ from fas.neurons import NeuronParameters
 from fas.progress import Progress
 
 LAYER_LR = 5e-3
-GLOBAL_LR = 1e-3
-"""Of the last pass: all sites move at once, from where the layers have already been fitted."""
+GLOBAL_LR = {"rate": 6e-3, "sigma_delta": 1e-3}
+"""Of the last pass: all sites move at once, from where they have already been fitted (docs/log.md, 2026-11-26)."""
 
 
 def optimizer_for(parameters: Sequence[NeuronParameters], lr: float) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fas.neurons.pieces import pieces
+from fas.neurons.pieces import BACKWARD, pieces
 from fas.neurons.surrogate import ternary_slope
 
 
@@ -87,7 +87,7 @@ def _gradients(
     by_rows = torch.empty(flat.shape, dtype=grad.dtype, device=flat.device)
     by_threshold, by_v_init = (grad.new_zeros(width) for _ in range(2))
     time = running_time(len(flat), grad)
-    for part, (theta, offset) in pieces(flat, width, (threshold, v_init), grad.dtype):
+    for part, (theta, offset) in pieces(flat, width, (threshold, v_init), grad.dtype, BACKWARD):
         charge = _charge(flat[:, part], mean).div_(theta)
         potential = charge + offset
         spikes = _fire(potential, signed)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fas.neurons.pieces import pieces
+from fas.neurons.pieces import BACKWARD, pieces
 from fas.neurons.qcfs import grid
 from fas.neurons.surrogate import ternary_slope
 
@@ -125,7 +125,7 @@ def _gradients(
     by_rows = torch.empty(flat.shape, dtype=grad.dtype, device=flat.device)
     width, each = rows.shape[-1], len(steps) // len(rows)
     by_unit, by_v_init = (grad.new_zeros(width) for _ in range(2))
-    for part, (size, offset, start) in pieces(flat, width, (unit, v_init, a_init), grad.dtype):
+    for part, (size, offset, start) in pieces(flat, width, (unit, v_init, a_init), grad.dtype, BACKWARD):
         ratio = flat[:, part] / size
         targets = ratio.clamp(low, high)
         states, slopes = _states(targets, offset, start, steps, bounds, zones)
