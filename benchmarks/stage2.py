@@ -1,10 +1,10 @@
 """Stage 2 against the paper's recipe: ``python benchmarks/stage2.py --work DIR`` (DIR/ffn: a conversion of the embedded model).
 
 Both see the same sequences, equally often at most (a visit: one sequence through the spiking layers, with or without
-gradient; counted, ours needs fewer), and calibrate the same QCFS model, coverage ``ffn``, rate coding with rows of single timesteps; each in a process of
-its own, once for the time and once for the memory: the most that the process grew during Stage 2, while the allocator hands
-everything back that is freed. Also ours on random models of 6, 12 and 24 layers, in memory and from disk, and the paper's on
-24.
+gradient; counted, ours needs fewer), and calibrate the same QCFS model, coverage ``ffn``, rate coding with rows of single
+timesteps; each in a process of its own, once for the time and once for the memory: the most that the process grew during
+Stage 2, while the allocator hands everything back that is freed. Also ours on random models of 6, 12 and 24 layers, in memory
+and from disk, and the paper's on 24.
 Writes ``benchmarks/results/stage2.json``.
 """
 

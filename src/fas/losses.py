@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
 TOKENS = 64
 """Whose distributions are compared together: those of a whole vocabulary are large."""
 
