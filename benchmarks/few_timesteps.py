@@ -30,6 +30,7 @@ from fas.tasks.text import load_text
 
 RESULTS = Path(__file__).parent / "results" / "few-timesteps.json"
 SEQUENCES = 128
+KEPT = ("note", "options", "control", "seconds")
 
 
 def tracked(*timesteps: int, neurons: int = 1) -> list[dict[str, Any]]:
@@ -98,7 +99,7 @@ def gathered(args: argparse.Namespace) -> Results:
             rows = [row for row in found.rows if row.schedule != "layerwise"]
             total.rows += [replace(row, model=plan, by_site=None, steps_by_site=None) for row in rows]
             total.versions = found.versions
-            total.extra[plan] = {name: found.extra[name] for name in ("options", "control", "seconds")}
+            total.extra[plan] = {"command": found.command, **{name: found.extra.get(name) for name in KEPT}}
     return total
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fas.calibration.block import LayerReport, calibrate_block
-from fas.calibration.fine import GLOBAL_LR, checkpointed, descend, only_trainable
+from fas.calibration.fine import GLOBAL_LR, checkpointed, descend, only_trainable, restore
 from fas.calibration.kept import KeptLayers, fingerprint_of
 from fas.calibration.options import CalibrationOptions
 from fas.calibration.replay import batches_of, blocks_of, checked, streams
@@ -20,7 +20,7 @@ from fas.config import SpikingConfig
 from fas.conversion import describe
 from fas.errors import FasError
 from fas.losses import logits_kl
-from fas.models import find_segments
+from fas.models import Segment, find_segments
 from fas.neurons import Site
 from fas.progress import Progress, Silent
 from fas.runtime.control import as_qcfs, clock_of, sites_of, without_cache
@@ -68,33 +68,20 @@ def calibrate(
         uncalibrated = target.distance()
         every_block = []
         for segment in find_segments(model):
-            spiking = streams(model, segment, listed, model.device, place, "spiking")
-            with as_qcfs(model):
-                targets = streams(model, segment, listed, model.device, place, "qcfs")
-            blocks = blocks_of(segment)
-            every_block += blocks
-            steps = len(blocks) * (1 + options.align_steps) + options.global_steps
-            progress.start(f"Stage 2, {described(clock.config)}", steps)
-            inside = {site for block in blocks for site in block.modules() if isinstance(site, Site)}
-            outside = [site.name for site in sites if site not in inside and site.name.startswith(segment.name)]
-            if outside:
-                progress.note(f"{', '.join(outside)}: outside the layers, calibrated in the global pass only")
-            for index, block in enumerate(blocks):
-                name = f"{segment.name}.{index}"
-                reports.append(calibrate_block(model, block, index, name, spiking, targets, options, progress, kept))
-            for stream in (*spiking, *targets):
-                stream.close()
+            every_block += blocks_of(segment)
+            reports += _segment(model, segment, listed, sites, options, progress, kept, place)
         by_layer = end = target.distance()
+        if not by_layer < uncalibrated and not options.spike_price:  # with a price, silence is worth some distance
+            restore(parameters, fresh)
+            end = uncalibrated
         if options.global_steps:
             with only_trainable(model, parameters), checkpointed(every_block):
                 end = descend(
-                    parameters, target.loss_of, len(listed), options.global_steps, target.distance, by_layer,
+                    parameters, target.loss_of, len(listed), options.global_steps, target.distance, end,
                     GLOBAL_LR[clock.config.coding], progress,
                 )  # fmt: skip
         summary = f"logits KL {uncalibrated:.4f} uncalibrated → {by_layer:.4f} by layer → {end:.4f} nats"
-        if not end < uncalibrated and not options.spike_price:  # with a price, fewer spikes are worth some distance
-            for entry, values in zip(parameters, fresh, strict=True):
-                entry.load_state_dict(values)
+        if not end < uncalibrated and not options.spike_price:
             summary += "; no better, so the uncalibrated neurons stay"
     except BaseException:
         for site, before in zip(sites, earlier, strict=True):  # nothing half-calibrated stays, nothing finished is lost
@@ -107,6 +94,36 @@ def calibrate(
         model.train(training)
     describe(model)
     progress.done(summary)
+    return reports
+
+
+def _segment(
+    model: PreTrainedModel,
+    segment: Segment,
+    batches: Sequence[Mapping[str, Any]],
+    sites: Sequence[Site],
+    options: CalibrationOptions,
+    progress: Progress,
+    kept: KeptLayers | None,
+    place: Path | None,
+) -> list[LayerReport]:
+    """The layers of one segment, one after the other."""
+    config = clock_of(model).config
+    spiking = streams(model, segment, batches, model.device, place, "spiking")
+    with as_qcfs(model):
+        targets = streams(model, segment, batches, model.device, place, "qcfs")
+    blocks = blocks_of(segment)
+    progress.start(f"Stage 2, {described(config)}", len(blocks) * (1 + options.align_steps) + options.global_steps)
+    inside = {site for block in blocks for site in block.modules() if isinstance(site, Site)}
+    outside = [site.name for site in sites if site not in inside and site.name.startswith(segment.name)]
+    if outside:
+        progress.note(f"{', '.join(outside)}: outside the layers, calibrated in the global pass only")
+    reports = [
+        calibrate_block(model, block, index, f"{segment.name}.{index}", spiking, targets, options, progress, kept)
+        for index, block in enumerate(blocks)
+    ]
+    for stream in (*spiking, *targets):
+        stream.close()
     return reports
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -59,6 +59,12 @@ def checkpointed(blocks: Iterable[nn.Module]) -> Iterator[None]:
             restore_forward(block, before)
 
 
+def restore(parameters: Sequence[NeuronParameters], values: Sequence[Mapping[str, Tensor]]) -> None:
+    """Give ``parameters`` the ``values`` that they had at another point."""
+    for entry, its in zip(parameters, values, strict=True):
+        entry.load_state_dict(its)
+
+
 def descend(
     parameters: Sequence[NeuronParameters],
     loss_of: Callable[[int], Tensor],
@@ -95,6 +101,5 @@ def descend(
             now = judged()
             if now < least:
                 least, best = now, present()
-    for entry, values in zip(parameters, best, strict=True):
-        entry.load_state_dict(values)
+    restore(parameters, best)
     return least
