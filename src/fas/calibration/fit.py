@@ -15,7 +15,7 @@ from fas.calibration.coarse import Choice, Search
 from fas.neurons import Site
 
 FIT_LR = 1e-2
-FIT_ROWS = 512
+FIT_ROWS = 128
 """Tokens of one step."""
 LEAST_THRESHOLD = 1e-3
 """Of λ: what a gradient may shrink a threshold to."""
