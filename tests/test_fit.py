@@ -1,5 +1,8 @@
 """The fine part of Stage 2 for one site: what reads it, closed-form corrections, the fit, absorbed constants."""
 
+from pathlib import Path
+
+import folders
 import pytest
 import tiny
 import torch
@@ -9,15 +12,17 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import fas
-from fas.calibration import CalibrationOptions, calibrate
+from fas.calibration import CalibrationOptions, LayerReport, calibrate
 from fas.calibration.coarse import Choice, Search
 from fas.calibration.corrections import absorbed, corrected, least_squares_threshold, raised_potential
 from fas.calibration.fine import checkpointed
 from fas.calibration.fit import Reader, consumers, fit, reader_of
-from fas.calibration.replay import blocks_of
+from fas.calibration.replay import blocks_of, shared
 from fas.calibration.sites import observing
+from fas.cli import main
 from fas.errors import ConfigError
 from fas.models import find_segments
+from fas.neurons import Site
 from fas.runtime.control import as_qcfs, clock_of, sites_of
 from fas.runtime.events import EventExecutor
 from fas.runtime.spikes import counting
@@ -216,3 +221,77 @@ def test_options_that_make_no_sense_are_refused() -> None:
     for bad in ({"search_rows": 0}, {"spike_price": -1.0}, {"coarse": False}, {"fit_steps": -1}):
         with pytest.raises(ConfigError):
             CalibrationOptions(**bad)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_activations_in_files_change_nothing_and_leave_nothing(family: str, tmp_path: Path) -> None:
+    first, second = (tiny.snn(family, "linear", timesteps=3, levels=4) for _ in range(2))
+    options = CalibrationOptions(align_steps=2, global_steps=2)
+    reports = calibrate(first, BATCHES, options)
+    assert calibrate(second, BATCHES, options, activations=tmp_path / "states") == reports
+    for one, other in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    assert list((tmp_path / "states").iterdir()) == []
+
+
+def test_equal_arguments_of_blocks_are_held_once() -> None:
+    mask, other = torch.ones(2, 3), torch.zeros(2, 3)
+    like = ((mask, None), {"cos_sin": (mask, other), "cache": None})
+    value = ((mask.clone(), None), {"cos_sin": (mask.clone(), other + 1), "cache": 5})
+    (first, nothing), named = shared(value, like)
+    assert first is mask
+    assert nothing is None
+    assert named["cos_sin"][0] is mask
+    assert torch.equal(named["cos_sin"][1], other + 1)
+    assert named["cache"] == 5
+    assert shared(mask.double(), mask).dtype == torch.float64
+    assert shared(torch.ones(2, 4), mask).shape == (2, 4)
+
+
+def test_the_global_pass_starts_from_the_uncalibrated_neurons_where_the_layers_made_it_worse(monkeypatch) -> None:
+    """Layers that are told to be bad are forgotten before the last pass, not after it."""
+    from fas.calibration import driver
+
+    model = tiny.snn("gpt2", "ffn", timesteps=2, levels=4, coding="rate")
+    started: list[float] = []
+
+    def spoiled(model, block, *rest):
+        for site in block.modules():
+            if isinstance(site, Site):
+                site.parameters_for(clock_of(model).config).log_threshold.data += 3
+        return LayerReport("", 0.0, 0.0, 0.0)
+
+    def watched(parameters, loss_of, batches, steps, judged, before, *rest):
+        started.append(before - judged())
+        return before
+
+    monkeypatch.setattr(driver, "calibrate_block", spoiled)
+    monkeypatch.setattr(driver, "descend", watched)
+    plain = model(**BATCHES[0]).logits
+    calibrate(model, BATCHES, CalibrationOptions(global_steps=1))
+    assert started == [pytest.approx(0, abs=1e-9)]
+    torch.testing.assert_close(model(**BATCHES[0]).logits, plain, rtol=0, atol=1e-6)
+
+
+def test_commands_have_the_defaults_of_the_library() -> None:
+    from fas.pipeline.ablation_options import AblateOptions
+    from fas.pipeline.calibrate import CalibrateOptions
+    from fas.pipeline.options import ConvertOptions
+
+    defaults = CalibrationOptions()
+    for options in (ConvertOptions("m", "d", Path("o")), CalibrateOptions("m", "d", Path("o"))):
+        for name in ("fit_steps", "absorb_bias", "align_steps", "global_steps"):
+            assert getattr(options, name) == getattr(defaults, name), name
+    assert AblateOptions("m", "d", Path("o")).fit_steps == defaults.fit_steps
+
+
+@pytest.mark.parametrize("absorbs", [True, False])
+def test_fas_convert_absorbs_biases_where_it_is_told_to(absorbs: bool, tmp_path: Path) -> None:
+    model, text = folders.save_ann(tmp_path / "ann"), folders.save_text(tmp_path / "text.txt")
+    command = ["convert", "--model", model, "--data", text, "--out", str(tmp_path / "snn"), "--quiet"]
+    command += ["--timesteps", "2", "--levels", "4", "--stage1", "none", "--length", "16", "--coding", "rate"]
+    command += ["--calibration-sequences", "4", "--eval-sequences", "2", "--device", "cpu"]
+    assert main([*command, *(["--absorb-bias"] if absorbs else [])]) == 0
+    snn = AutoModelForCausalLM.from_pretrained(tmp_path / "snn")
+    config = clock_of(snn).config
+    assert any(site.constant_for(config) is not None for site in sites_of(snn).values()) == absorbs

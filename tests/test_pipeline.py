@@ -13,7 +13,7 @@ from fas.cli import main
 from fas.errors import CheckpointError, ConfigError, DataError, FasError
 from fas.pipeline.convert import run_conversion
 from fas.pipeline.evaluate import evaluate_folder
-from fas.pipeline.load import load_ann, load_spiking
+from fas.pipeline.load import load_ann, load_spiking, pick_device
 from fas.pipeline.options import ConvertOptions
 from fas.progress import Silent
 
@@ -269,3 +269,15 @@ def test_converted_and_plain_folders_are_not_confused(whole, place):
         load_spiking(place["model"])
     with pytest.raises(FasError, match="converted already"):
         load_ann(str(whole[0].out))
+
+
+def test_cuda_without_an_index_is_the_present_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older torch refuses a device without index where it has to be set."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert [pick_device(name) for name in ("cuda", "auto", "cuda:0")] == [
+        torch.device("cuda", 1), torch.device("cuda", 1), torch.device("cuda", 0),
+    ]  # fmt: skip
+    assert all(device.index is not None for device in chosen)

@@ -23,6 +23,9 @@ def command(
     ] = None,
     calibration_sequences: Annotated[int, typer.Option(help="Sequences to calibrate on.", min=1)] = 32,
     fit_steps: Annotated[int, typer.Option(help="Gradient steps a site, on its recorded input.", min=0)] = 32,
+    absorb_bias: Annotated[
+        bool, typer.Option("--absorb-bias", help="Mean errors go into the biases behind (beyond the paper).")
+    ] = False,
     align_steps: Annotated[int, typer.Option(help="Gradient steps a layer, through the layer.", min=0)] = 0,
     global_steps: Annotated[int, typer.Option(help="Gradient steps of the last, global pass.", min=0)] = 0,
     length: Annotated[
@@ -51,6 +54,7 @@ def command(
                 words_in(coding) or (),
                 calibration_sequences,
                 fit_steps,
+                absorb_bias,
                 align_steps,
                 global_steps,
                 length,

@@ -36,6 +36,9 @@ _Coverage = Annotated[str | None, _flag("coverage", "What becomes spikes: ffn, l
 _NeuronsPerChannel = Annotated[
     int | None, _flag("neurons_per_channel", "sigma_delta: neurons that encode a channel together.", _SNN)
 ]
+_AbsorbBias = Annotated[
+    bool | None, _flag("absorb_bias", "Mean errors go into the biases behind (beyond the paper).", _STAGE2)
+]
 _Rotation = Annotated[
     str | None, _flag("rotation", "hadamard rotates the heavy-tailed products of gated FFNs, or none.", _SNN)
 ]
@@ -96,6 +99,7 @@ def command(
     spike_price: _SpikePrice = None,
     calibration_sequences: Annotated[int | None, _flag("calibration_sequences", "Sequences to use.", _STAGE2)] = None,
     fit_steps: Annotated[int | None, _flag("fit_steps", "Gradient steps for each site, no layer run.", _STAGE2)] = None,
+    absorb_bias: _AbsorbBias = None,
     align_steps: Annotated[int | None, _flag("align_steps", "Gradient steps for each layer.", _STAGE2)] = None,
     global_steps: Annotated[int | None, _flag("global_steps", "Gradient steps for the whole network.", _STAGE2)] = None,
     before_stage2: _BeforeStage2 = None,

@@ -36,6 +36,7 @@ class CalibrateOptions:
     codings: tuple[str, ...] = ()
     calibration_sequences: int = 32
     fit_steps: int = 32
+    absorb_bias: bool = False
     align_steps: int = 0
     global_steps: int = 0
     length: int | None = None
@@ -46,7 +47,12 @@ class CalibrateOptions:
     def settings(self) -> CalibrationOptions:
         """What Stage 2 is told."""
         steps = 0 if self.from_disk else self.global_steps
-        return CalibrationOptions(fit_steps=self.fit_steps, align_steps=self.align_steps, global_steps=steps)
+        return CalibrationOptions(
+            fit_steps=self.fit_steps,
+            absorb_bias=self.absorb_bias,
+            align_steps=self.align_steps,
+            global_steps=steps,
+        )
 
 
 def calibrate_again(options: CalibrateOptions, progress: Progress) -> dict[str, list[LayerReport]]:

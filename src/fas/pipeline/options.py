@@ -58,6 +58,8 @@ class ConvertOptions:
     """Relative error of a layer that Stage 2 may pay for one spike a neuron less; None: .003 under a spike budget, else 0."""
     calibration_sequences: int = 32
     fit_steps: int = 32
+    absorb_bias: bool = False
+    """Beyond the paper: what is left of a channel's mean error goes into the bias of the layers behind."""
     align_steps: int = 0
     global_steps: int = 0
     eval_sequences: int | None = None
@@ -76,8 +78,9 @@ class ConvertOptions:
             raise ConfigError(
                 f"distill={self.distill} is not valid: the weight of the distillation loss is between 0 and 1"
             )
-        if not isinstance(self.stage2, bool):
-            raise ConfigError(f"stage2={self.stage2!r} is not valid: choose true or false")
+        for name in ("stage2", "absorb_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}={getattr(self, name)!r} is not valid: choose true or false")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if isinstance(value, bool | str):

@@ -135,6 +135,7 @@ def calibrate_for(run: Run, target: SpikingConfig) -> None:
         return
     settings = CalibrationOptions(
         fit_steps=run.options.fit_steps,
+        absorb_bias=run.options.absorb_bias,
         align_steps=run.options.align_steps,
         global_steps=run.options.global_steps,
         spike_price=run.options.price_of_a_spike,
