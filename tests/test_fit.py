@@ -1,5 +1,6 @@
 """The fine part of Stage 2 for one site: what reads it, closed-form corrections, the fit, absorbed constants."""
 
+import sys
 from pathlib import Path
 
 import folders
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import fas
+from fas.accounting.emission import check_site
 from fas.calibration import CalibrationOptions, LayerReport, calibrate
 from fas.calibration.coarse import Choice, Search
 from fas.calibration.corrections import absorbed, corrected, least_squares_threshold, raised_potential
 from fas.calibration.fine import checkpointed
 from fas.calibration.fit import Reader, consumers, fit, reader_of
 from fas.calibration.replay import blocks_of, shared
-from fas.calibration.sites import observing
+from fas.calibration.sites import _Kept, observing
 from fas.cli import main
 from fas.errors import ConfigError
 from fas.models import find_segments
@@ -295,3 +297,74 @@ def test_fas_convert_absorbs_biases_where_it_is_told_to(absorbs: bool, tmp_path:
     snn = AutoModelForCausalLM.from_pretrained(tmp_path / "snn")
     config = clock_of(snn).config
     assert any(site.constant_for(config) is not None for site in sites_of(snn).values()) == absorbs
+
+
+@pytest.mark.parametrize("coding", ["rate", "sigma_delta"])
+def test_candidates_are_judged_on_all_rows_however_many_are_looked_at_together(coding: str, monkeypatch) -> None:
+    search = searched(2, 0.3, coding=coding, timesteps=3)
+    search.price = 0.1
+    base, coarse = present(search), sys.modules["fas.calibration.coarse"]
+    rows, spikes = search._fire(base)
+    by_time = (rows - search.target).square().mean(1)
+    fired = (spikes != 0).float().sum(0).mean(0)
+    expected = (by_time * search.weights()[:, None]).sum(0) + 0.1 * search.target.square().mean() * fired
+    for size in (1, 7 * 3 * search.site.width, 1 << 20):
+        monkeypatch.setattr(coarse, "CHUNK", size)
+        torch.testing.assert_close(search.errors(base), expected)
+        assert search.spikes(base) == pytest.approx(float(fired.mean()))
+        torch.testing.assert_close(search.last(base), rows[-1])
+
+
+def test_an_early_error_weighs_the_more_the_less_time_is_left_to_take_it_back() -> None:
+    two, eight = (searched(0, coding="rate", timesteps=t) for t in (2, 8))
+    torch.testing.assert_close(two.weights(), torch.tensor([1.2 / 4 / 2, 1.0]))
+    torch.testing.assert_close(eight.weights()[:-1], 1.2 / 64 * torch.arange(1, 8) / 8)
+    eight.price = 0.01
+    torch.testing.assert_close(eight.weights()[:-1], 0.12 / 64 * torch.arange(1, 8) / 8)
+    step = searched(0, coding="rate", timesteps=4, rows="step")
+    assert step.weights().tolist() == [1.0], "of step rows the mean counts"
+
+
+def test_a_potential_stays_between_0_and_1() -> None:
+    search = searched(1, 3.0, coding="rate", timesteps=2)
+    found = fit(search, present(search), Reader(torch.eye(search.site.width)), 120)
+    assert float(found.v_init.max()) == 1.0, "it would go on"
+    assert float(found.v_init.min()) >= 0.0
+
+
+def test_batches_of_different_size_are_kept_whole() -> None:
+    for sizes in ((5, 3), (3, 5), (4, 4)):
+        kept, parts = _Kept(2), [torch.randn(2, size, 3) for size in sizes]
+        for part in parts:
+            kept.add(part)
+        assert torch.equal(kept.rows[:, : kept.count], torch.cat(parts, 1))
+    model = tiny.snn("gpt2", "ffn", timesteps=2)
+    (site, *_), clock = sites_of(model).values(), clock_of(model)
+    with observing([site], clock, 2, 100, outputs=False) as seen, torch.no_grad():
+        model(tiny.tokens(4, 9))
+        model(tiny.tokens(1, 9))
+    assert seen()[site.name].shape == (2, 45, site.width)
+
+
+@pytest.mark.parametrize("time", [{"timesteps": 2, "coding": "rate"}, {"timesteps": 3, "coding": "sigma_delta"}])
+def test_rows_are_the_constant_and_what_spikes_add_up_to(time) -> None:
+    model = tiny.snn("gpt2", "linear", levels=8, **time)
+    calibrate(model, BATCHES, CalibrationOptions(absorb_bias=True))
+    clock, spikes, rows = clock_of(model), {}, {}
+    handles = [
+        site.register_forward_hook(lambda site, _, out: rows.__setitem__(site.name, out))
+        for site in sites_of(model).values()
+    ]
+    clock.probe = spikes.__setitem__
+    with torch.no_grad():
+        model(**BATCHES[0])
+    clock.probe = None
+    for handle in handles:
+        handle.remove()
+    shifted = [site for site in sites_of(model).values() if site.constant_for(clock.config) is not None]
+    assert shifted
+    for site in sites_of(model).values():
+        assert check_site(site, spikes[site.name], rows[site.name]), site.name
+    site = shifted[0]
+    site.parameters_for(clock.config).constant.zero_()
+    assert not check_site(site, spikes[site.name], rows[site.name])
