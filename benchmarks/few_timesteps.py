@@ -48,6 +48,7 @@ PLANS: dict[str, tuple[str, int, list[dict[str, Any]]]] = {
     "linear-8": ("linear", 8, [*tracked(4, 8, 2, 3, 16), *tracked(2, 3, 4, neurons=2), *rate(4, 8, 16)]),
     "linear-7": ("linear", 7, [*tracked(3, 4, 8), *tracked(2, neurons=2), *rate(8)]),
     "linear-4": ("linear", 4, [*rate(4, 8), *tracked(3, 4)]),
+    "linear-3": ("linear", 3, [*tracked(2, 3, 4), *tracked(2, neurons=2)]),
     "ffn-8": ("ffn", 8, [*tracked(4, 2, 3, 8), *tracked(2, neurons=2), *rate(2, 4, 8), *rate(2, 4, 8, rows="step")]),
     "ffn-4": ("ffn", 4, [*rate(4, 2, 8), *rate(4, 2, rows="step"), *tracked(2, 3, 4)]),
     "ffn-2": ("ffn", 2, [*rate(2, 4), *rate(2, rows="step"), *tracked(2)]),

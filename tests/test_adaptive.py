@@ -2,66 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import folders
 import pytest
 import tiny
 import tiny_vl
 import torch
+from adapting import CODINGS, LONG, T, model_of, no_grad, tiny_inputs, trains, ways  # noqa: F401 — the fixture turns gradients off
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_encoder_decoder import inputs_for as t5_inputs
 from test_encoder_decoder import snn as t5_snn
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
 import fas
-from fas.cli import main
 from fas.errors import ConfigError, FasError
 from fas.neurons import sigma_delta
 from fas.neurons.settled import restless
-from fas.report.html import headline_row
-from fas.report.plots import quality_over_time
-from fas.report.results import Results, Row
-from fas.report.words import ADAPTIVE_NOTE, describe_snn, notes
 from fas.runtime.adaptive import Run, rows_at
-from fas.runtime.control import as_qcfs, at_time, clock_of, sites_of
+from fas.runtime.control import as_qcfs, clock_of, sites_of
 from fas.runtime.events import EventExecutor
 from fas.runtime.spikes import counting
 
 settings.register_profile("adaptive", deadline=None, max_examples=300, database=None)
 settings.load_profile("adaptive")
-
-T = 24
-LONG = {"timesteps": T, "levels": 8, "steps": (4, 4, 2, 2, *(1,) * 20)}
-WAYS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "gpt2": ("gpt2", "linear", LONG),
-    "opt": ("opt", "ffn", LONG),
-    "llama": ("llama", "attention", LONG),
-    "gpt2 full": ("gpt2", "full", {"timesteps": 24, "levels": 3, "steps": (1,) * 24}),
-    "two neurons a channel": ("gpt2", "linear", {"timesteps": 12, "levels": 8, "neurons_per_channel": 2}),
-    "classifier": ("bert_sequence", "linear", LONG),
-    "choices": ("bert_choice", "linear", LONG),
-    "images": ("vit_image", "linear", LONG),
-}
-ways = pytest.mark.parametrize("way", WAYS)
-
-
-def model_of(way: str) -> PreTrainedModel:
-    family, coverage, own = WAYS[way]
-    return tiny.exact(tiny.snn(family, coverage, **own))
-
-
-@pytest.fixture(autouse=True)
-def no_grad() -> Iterator[None]:
-    with torch.no_grad():
-        yield
-
 
 # One neuron
 
@@ -119,27 +85,6 @@ def test_what_would_leave_the_grid_is_no_unrest() -> None:
 # Settled
 
 
-class Trains:
-    """Keeps the spikes of all sites."""
-
-    def __init__(self) -> None:
-        self.found: list[tuple[str, Tensor, Tensor | None]] = []
-        self.clock: Any = None
-
-    def __call__(self, name: str, spikes: Tensor) -> None:
-        self.found.append((name, spikes != 0, self.clock.visible))
-
-
-def trains(model: PreTrainedModel, **inputs: Tensor) -> tuple[Any, list[tuple[str, Tensor]]]:
-    """What the full run gives, and its spikes ``[T, B, …]`` by site (masked probabilities never fire)."""
-    probe, clock = Trains(), clock_of(model)
-    probe.clock, clock.probe = clock, probe
-    try:
-        return model(**inputs), [(name, fired) for name, fired, _ in probe.found]
-    finally:
-        clock.probe = None
-
-
 def last_spike(fired: list[tuple[str, Tensor]], batch: int) -> list[int]:
     """The last timestep in which any neuron of each sequence fired (1 if none did)."""
     found = torch.ones(batch, dtype=torch.int64)
@@ -168,10 +113,6 @@ def test_a_settled_run_is_the_full_run_and_stops_with_its_last_spike(way: str) -
     }
     assert count.per_neuron == whole.per_neuron > 0
     assert clock_of(model).early is None
-
-
-def tiny_inputs(model: PreTrainedModel, batch: int = 3, length: int = 3, seed: int = 1) -> dict[str, Tensor]:
-    return {model.main_input_name: tiny.inputs_for(model, batch, length, seed)[model.main_input_name]}
 
 
 def test_calibrated_sites_settle_by_their_own_steps_and_dead_zones() -> None:
@@ -260,107 +201,6 @@ def test_images_and_text(name: str) -> None:
     text = next(reversed(early.by_segment))
     assert any(site.by_timestep.sum() > 0 for n, site in count.sites.items() if not n.startswith(text))
     assert all(site.by_timestep[1:].sum() == 0 for n, site in count.sites.items() if n.startswith(text))
-
-
-# Confident: the network stopped after t is the network that has only t timesteps
-
-CODINGS: dict[str, dict[str, Any]] = {
-    "sigma_delta": {"timesteps": 6, "levels": 8, "steps": (4, 2, 2, 1, 1, 1)},
-    "rate": {"coding": "rate", "timesteps": 6, "levels": 8},
-    "step": {"coding": "rate", "rows": "step", "timesteps": 6, "levels": 8},
-}
-
-
-def shorter(model: PreTrainedModel, coding: str, t: int) -> Any:
-    """``model`` with the first ``t`` of its timesteps alone."""
-    own = {"steps": CODINGS[coding]["steps"][:t]} if coding == "sigma_delta" else {}
-    return at_time(model, timesteps=t, **own)
-
-
-def threshold_for(confidences: Tensor) -> float:
-    """Between two that occur ``[T, rows]``: the one at which most rows stop at different times."""
-    values = confidences.flatten().sort().values
-    middles = ((values[1:] + values[:-1]) / 2)[values.diff() > 1e-4]
-    return max(middles.tolist(), key=lambda p: len(set(first_sure(confidences, p))))
-
-
-def first_sure(confidences: Tensor, threshold: float) -> list[int]:
-    """For each row of ``[T, rows]`` the first timestep at ``threshold``, or T."""
-    return [next((t + 1 for t, p in enumerate(row) if p >= threshold), len(row)) for row in confidences.T.tolist()]
-
-
-@pytest.mark.filterwarnings("ignore:.*constant inputs do not settle")
-@pytest.mark.parametrize("coding", CODINGS)
-@pytest.mark.parametrize("family", ["gpt2", "gemma2", "bert_sequence", "bert_token", "vit_image"])
-def test_a_confident_sequence_says_and_spikes_what_a_shorter_network_does(family: str, coding: str) -> None:
-    model = tiny.snn(family, "linear", **CODINGS[coding])
-    inputs = tiny_inputs(model, 6, 5)
-    said, spikes, sure = [], [], []
-    for t in range(1, 7):
-        with shorter(model, coding, t), counting(model):
-            output, fired = trains(model, **inputs)
-        said.append(output.logits)
-        spikes.append(sum(s.flatten(1).view(t, 6, -1).sum((0, 2)) for _, s in fired))
-        largest = output.logits.softmax(-1).amax(-1)
-        sure.append(largest if largest.ndim == 1 else largest.mean(1))
-    confidences = torch.stack(sure)
-    threshold = threshold_for(confidences)
-    wanted = first_sure(confidences, threshold)
-    with fas.adaptive(model, settled=False, confidence=threshold) as found, counting(model) as count:
-        got = model(**inputs).logits
-    assert found.timesteps == wanted
-    assert len(set(wanted)) > 1
-    torch.testing.assert_close(
-        got, torch.stack([said[t - 1][row] for row, t in enumerate(wanted)]), rtol=1e-4, atol=1e-5
-    )
-    emitted = sum(int(spikes[t - 1][row]) for row, t in enumerate(wanted))
-    assert sum(int(site.by_timestep.sum()) for site in count.sites.values()) == emitted
-    assert found.histogram == [wanted.count(t) for t in range(1, max(wanted) + 1)]
-
-
-def test_thresholds_at_the_ends() -> None:
-    model, ids = tiny.snn("gpt2", **CODINGS["sigma_delta"]), tiny.tokens()
-    full = model(ids).logits
-    with fas.adaptive(model, settled=False, confidence=0.0) as at_once:
-        model(ids)
-    with fas.adaptive(model, settled=False, confidence=1.01) as never:
-        assert torch.equal(model(ids).logits, full)
-    assert at_once.timesteps == [1] * 3
-    assert never.timesteps == [6] * 3
-    assert never.histogram == [0, 0, 0, 0, 0, 3]
-
-
-@pytest.mark.filterwarnings("ignore:.*constant inputs do not settle")
-def test_only_the_tokens_that_get_logits_have_to_be_sure() -> None:
-    model, ids = tiny.snn("gpt2", **CODINGS["sigma_delta"]), tiny.tokens(6)
-    sure = []
-    for t in range(1, 7):
-        with shorter(model, "sigma_delta", t):
-            sure.append(model(ids).logits[:, -1].softmax(-1).amax(-1))
-    threshold = threshold_for(torch.stack(sure))
-    with fas.adaptive(model, settled=False, confidence=threshold) as found:
-        model(ids, logits_to_keep=1)
-    assert found.timesteps == first_sure(torch.stack(sure), threshold)
-    assert len(set(found.timesteps)) > 1
-
-
-def test_the_loss_is_that_of_what_was_said() -> None:
-    model, ids = tiny.snn("gpt2", **CODINGS["sigma_delta"]), tiny.tokens()
-    with fas.adaptive(model, confidence=0.3):
-        got = model(ids, labels=ids)
-        as_tuple = model(ids, labels=ids, return_dict=False)
-    own = torch.nn.functional.cross_entropy(got.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    assert got.loss.item() == pytest.approx(own.item(), rel=1e-5)
-    assert torch.equal(as_tuple[1], got.logits)
-
-
-def test_choices_of_one_question_stop_together() -> None:
-    model = model_of("choices")
-    inputs = tiny_inputs(model)
-    with fas.adaptive(model, settled=False, confidence=0.6) as found:
-        model(**inputs)
-    assert found.timesteps[::2] == found.timesteps[1::2]
-    assert min(found.timesteps) < T
 
 
 # Generation
@@ -545,112 +385,3 @@ def test_an_error_inside_leaves_the_model_as_it_was(confidence: float | None) ->
     assert clock_of(model).depth == 0
     assert clock_of(model).stage == "snn"
     assert torch.equal(model(ids).logits, full)
-
-
-# Reports
-
-
-def test_reports_do_not_take_an_adaptive_row_for_one_of_all_timesteps() -> None:
-    common: dict[str, Any] = {
-        "metric": "perplexity",
-        "coding": "sigma_delta",
-        "schedule": "synchronous",
-        "timesteps": 8,
-    }
-    early = Row("snn", value=9.9, settled=True, confidence=0.9, mean_timesteps=3.0, stopped_early=1.0, **common)
-    full = Row("snn", value=10.1, **common)
-    ann = Row("ann", metric="perplexity", value=10.0)
-    results = Results.from_dict(Results("model", "data", 0, [ann, early, full]).to_dict())
-    assert headline_row(results) == full
-    assert describe_snn(full) == "sigma-delta, T = 8"
-    assert describe_snn(early) == "sigma-delta, T = 8, stops when settled or 0.9 confident"
-    assert quality_over_time(Results("model", "data", 0, [ann, early])) is None
-    assert ADAPTIVE_NOTE in notes(results)
-    assert ADAPTIVE_NOTE not in notes(Results("model", "data", 0, [ann, full]))
-
-
-# Command line
-
-
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    root = tmp_path_factory.mktemp("adaptive")
-    model, text = folders.save_ann(root / "ann"), folders.save_text(root / "text.txt")
-    with torch.enable_grad():
-        assert main([
-            "convert", "--model", model, "--data", text, "--out", str(root / "snn"), "--stage1", "none", "--no-stage2",
-            "--levels", "8", "--timesteps", "24", "--length", "4", "--eval-sequences", "4", "--quiet",
-        ]) == 0  # fmt: skip
-    return str(root / "snn"), text
-
-
-def test_eval_reports_mean_timesteps(converted: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    folder, text = converted
-    arguments = ["eval", folder, "--data", text, "--adaptive", "--confidence", "0,1", "--quiet"]
-    assert main([*arguments, "--json"]) == 0
-    rows = [row for row in json.loads(capsys.readouterr().out)["rows"] if row["name"] == "snn"]
-    full, settled, at_once, sure = rows
-    assert settled["perplexity"] == full["perplexity"]
-    assert settled["spikes_per_neuron"] == full["spikes_per_neuron"]
-    assert 1 < settled["mean_timesteps"] < 24
-    assert settled["stopped_early"] > 0
-    assert "mean_timesteps" not in full
-    assert (at_once["mean_timesteps"], at_once["confidence"], at_once["stopped_early"]) == (1, 0, 1)
-    assert at_once["spikes_per_neuron"] < full["spikes_per_neuron"]
-    assert sure["mean_timesteps"] == settled["mean_timesteps"]
-    assert main(arguments) == 0
-    shown = capsys.readouterr().out
-    assert "settled or 0 confident" in shown
-    assert f"{settled['mean_timesteps']:.2f}" in shown
-    assert "In simulation all T are" in shown
-
-
-def test_eval_of_rate_needs_a_confidence(converted: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    folder, text = converted
-    arguments = ["eval", folder, "--data", text, "--timesteps", "4"]
-    assert main([*arguments, "--coding", "rate", "--adaptive"]) == 2
-    captured = capsys.readouterr()
-    assert "never settle" in captured.err
-    assert "evaluating" not in captured.err
-    assert main([*arguments, "--adaptive", "--confidence", "1.5"]) == 2
-    assert "no probability" in capsys.readouterr().err
-    assert main([*arguments, "--confidence", "high"]) == 2
-    assert "not a list of numbers" in capsys.readouterr().err
-    assert main([*arguments, "--coding", "rate,sigma_delta", "--adaptive", "--json"]) == 0
-    captured = capsys.readouterr()
-    assert "rate_mean_4 never settles" in captured.err
-    assert [r["coding"] for r in json.loads(captured.out)["rows"] if "mean_timesteps" in r] == ["sigma_delta"]
-    assert main([*arguments, "--coding", "rate", "--confidence", "0,1", "--json"]) == 0
-    *_, at_once, never = json.loads(capsys.readouterr().out)["rows"]
-    assert (at_once["mean_timesteps"], at_once["stopped_early"]) == (1, 1)
-    assert (never["mean_timesteps"], never["stopped_early"]) == (4, 0)
-
-
-def test_generate_reports_mean_timesteps(converted: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    folder, _ = converted
-    arguments = ["generate", folder, "--prompt", "w3 w4", "--max-new-tokens", "3"]
-
-    def answer(*more: str) -> tuple[dict[str, Any], str]:
-        assert main([*arguments, *more, "--json"]) == 0
-        captured = capsys.readouterr()
-        return json.loads(captured.out), captured.err
-
-    full, _ = answer()
-    settled, said = answer("--adaptive")
-    assert settled["text"] == full["text"]
-    assert settled["spikes_per_neuron"] == full["spikes_per_neuron"]
-    assert 1 < settled["mean_timesteps"] < 24
-    assert f"T = 24 ({settled['mean_timesteps']:.2f} a token)" in said
-    assert "mean_timesteps" not in full
-    assert answer("--confidence", "0")[0]["mean_timesteps"] == 1
-    assert answer("--coding", "rate", "--confidence", "0")[0]["mean_timesteps"] == 1
-    assert main([*arguments, "--coding", "rate", "--adaptive"]) == 2
-    assert "running means" in capsys.readouterr().err
-    assert main([*arguments, "--confidence", "2"]) == 2
-    assert "no probability" in capsys.readouterr().err
-
-
-def test_the_page_of_adaptive_time_is_linked() -> None:
-    root = Path(__file__).parents[1]
-    assert "docs/adaptive.md" in (root / "README.md").read_text()
-    assert (root / "docs" / "adaptive.md").exists()

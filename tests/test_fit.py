@@ -22,7 +22,8 @@ from fas.calibration.fit import Reader, consumers, fit, reader_of
 from fas.calibration.replay import blocks_of, shared
 from fas.calibration.sites import _Kept, observing
 from fas.cli import main
-from fas.errors import ConfigError
+from fas.errors import CheckpointError, ConfigError
+from fas.losses import logits_kl
 from fas.models import find_segments
 from fas.neurons import Site
 from fas.runtime.control import as_qcfs, clock_of, sites_of
@@ -368,3 +369,70 @@ def test_rows_are_the_constant_and_what_spikes_add_up_to(time) -> None:
     site = shifted[0]
     site.parameters_for(clock.config).constant.zero_()
     assert not check_site(site, spikes[site.name], rows[site.name])
+
+
+def test_a_threshold_may_shrink_as_far_as_it_helps() -> None:
+    search = searched(1, coding="rate", timesteps=2)
+    search.target = search.target * 0.05
+    found = fit(search, present(search), Reader(torch.eye(search.site.width)), 300)
+    assert float((found.threshold / search.scale).min()) < 0.5
+
+
+def test_a_folder_for_activations_that_cannot_be_made_costs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    model = tiny.snn("gpt2", "ffn", timesteps=2)
+    with pytest.raises(CheckpointError, match="activations could not be written"):
+        calibrate(model, BATCHES, activations=tmp_path / "file")
+    assert all(len(site.neurons) == 0 for site in sites_of(model).values())
+
+
+def test_an_interruption_leaves_no_activations(tmp_path: Path, monkeypatch) -> None:
+    from fas.calibration import driver
+
+    def interrupted(*_):
+        assert len(list(tmp_path.iterdir())) == 2 * len(BATCHES)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver, "calibrate_block", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(tiny.snn("gpt2", "ffn", timesteps=2), BATCHES, activations=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_kl_is_the_mean_of_all_tokens_however_many_are_compared_together() -> None:
+    student, teacher = (torch.randn(3, 50, 7, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    p, q = (logits.double().div(2).softmax(-1) for logits in (teacher, student))
+    expected = 4 * (p * (p / q).log()).sum(-1).mean()
+    torch.testing.assert_close(logits_kl(student, teacher, 2.0).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_ledger_adds_a_constant_where_there_was_no_bias(monkeypatch) -> None:
+    """Mistral's layers have none: what is absorbed is one more addition for every output (and mean) of theirs."""
+    model, ids = tiny.snn("mistral", "linear", levels=8, timesteps=2, coding="rate"), tiny.tokens(2, 5)
+    calibrate(model, BATCHES, CalibrationOptions(absorb_bias=True))
+    config = clock_of(model).config
+    outputs = 0
+    for block in blocks_of(find_segments(model)[0]):
+        for site in sites_of(model).values():
+            if site.constant_for(config) is not None:
+                outputs += sum(layer.out_features for layer in consumers(block, site))
+
+    def picojoules() -> float:
+        table = fas.ledger(model, {"input_ids": ids}, decode=False).forward.energy
+        return table.picojoules["snn_strict"][table.columns[0]]
+
+    whole = picojoules()
+    monkeypatch.setattr(Site, "adds_constant", lambda *_: False)
+    assert outputs > 0
+    # rows that carry means are divided by t, so the constant enters at each of two timesteps: .9 pJ (45 nm, fp32)
+    assert whole - picojoules() == pytest.approx(0.9 * outputs * ids.numel() * 2, rel=1e-6)
+
+
+def test_a_start_is_a_constant_too_and_none_is_none() -> None:
+    model = tiny.snn("gpt2", "ffn", timesteps=3, levels=4)
+    (site, *_), config = sites_of(model).values(), clock_of(model).config
+    assert not site.adds_constant(config)
+    entry = site.add_parameters(config.neuron_key)
+    assert not site.adds_constant(config)
+    entry.a_init[0] = 1
+    assert site.adds_constant(config)

@@ -246,7 +246,7 @@ def test_the_command_adds_a_time(tmp_path: Path, where: list[str], capsys: pytes
     assert main([*command, *where]) == 0
     (found,) = json.loads(capsys.readouterr().out)["calibrated"].values()
     assert len(found) == 2
-    assert all(layer["coarse"] <= layer["before"] + 1e-3 for layer in found)
+    assert all(layer["by_site"] <= layer["before"] + 1e-3 for layer in found)
     options = ["--max-new-tokens", "2", "--timesteps", "3", "--quiet"]
     assert main(["generate", str(tmp_path / "out"), "--prompt", "w1 w2", *options]) == 0
     capsys.readouterr()

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fas.neurons import Held, codes, integrate_and_fire, ones_first, qcfs, rate_mean_rows, rate_step_rows, sigma_delta
+from fas.neurons import Held, codes, ones_first, qcfs, rate_mean_rows, rate_step_rows, sigma_delta
 from fas.neurons.held import dtype_for
 from fas.neurons.rotation import block_of, rotate
 from fas.neurons.sigma_delta import dead_zones
@@ -100,7 +100,7 @@ def test_qcfs_gradient_of_a_shared_scale_is_summed() -> None:
 def test_integrate_and_fire_follows_its_voltage(seed: int, steps: int, signed: bool) -> None:
     """The trace v ← v + x_t − θ·s_t, and its closed form v₀ + q_t − θ·N_t."""
     x, threshold, v_init = normal(seed, steps, 7), positive(seed, 7), normal(seed + 3, 7).sigmoid()
-    spikes = integrate_and_fire(x.cumsum(0), threshold, v_init, signed)
+    _, spikes = rate_step_rows(x, threshold, v_init, signed)
     v = v_init * threshold
     for t in range(steps):
         v = v + x[t]
@@ -122,7 +122,7 @@ def test_integrate_and_fire_equals_qcfs_for_varying_charge(seed: int, levels: in
     total = charge.sum(0) / threshold
     charge[0] += (far_from_ties(total) - total) * threshold
     assume(bool((charge[0].abs() <= threshold).all()))
-    spikes = integrate_and_fire(charge.cumsum(0), threshold, HALF, signed)
+    _, spikes = rate_step_rows(charge, threshold, HALF, signed)
     assert torch.equal(spikes.sum(0), codes(charge.mean(0), threshold, levels, signed))
     assert set(spikes.unique().tolist()) <= ({-1.0, 0.0, 1.0} if signed else {0.0, 1.0})
 

@@ -39,7 +39,9 @@ def test_stage2_comes_closer_to_the_qcfs_model_and_freezes_weights(family, time)
     reports = calibrate(model, BATCHES, CalibrationOptions(align_steps=6, global_steps=6))
     assert kl(model) < 0.97 * before
     assert all(torch.equal(value, frozen[name]) for name, value in weights(model).items())
-    assert all(report.coarse <= report.before + 1e-6 and report.fine <= report.coarse + 1e-6 for report in reports)
+    assert all(
+        report.by_site <= report.before + 1e-6 and report.by_layer <= report.by_site + 1e-6 for report in reports
+    )
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 

@@ -22,6 +22,8 @@ class Events:
     """Accumulates that one of them causes."""
     shifted: float = 0
     """Spikes among them that are worth 2, 4 …"""
+    constant: bool = False
+    """Whether the site's start or absorbed errors add a constant to what is made of them: a bias, where there was none."""
 
 
 @dataclass
@@ -85,7 +87,7 @@ class Product:
         work = Work(
             acs=acs,
             shifts=share * self.shifts,
-            adds=outputs * self.bias_times if self.bias else 0,
+            adds=outputs * self.bias_times if self.bias or any(entry.constant for entry in self.events) else 0,
             events=share * sum(sum(entry.by_timestep) for entry in self.events),
             state_words=2 * outputs * steps,
         )

@@ -94,7 +94,7 @@ class Counter:
             return None
         copies = tensor.numel() / (self.timesteps if timed else 1) / emission.elements
         by_timestep = [count * copies for count in emission.by_timestep]
-        return Events(emission.site, by_timestep, fan_out, emission.shifted * copies)
+        return Events(emission.site, by_timestep, fan_out, emission.shifted * copies, emission.constant)
 
     def _product(self, rule: Rule, name: str, args: Any, out: Tensor, timed: bool) -> None:
         times = self.timesteps if timed else 1

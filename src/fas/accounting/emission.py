@@ -40,6 +40,8 @@ class Emission:
     """Neuron updates: neurons × timesteps."""
     by_channel: Tensor | None = None
     """Non-zero spikes of each channel ``[C]``."""
+    constant: bool = False
+    """Whether its consumers add a constant beside the spikes."""
 
     @property
     def spikes(self) -> int:
@@ -59,6 +61,7 @@ def emission_of(site: Site, spikes: Tensor, neurons: int, elements: int, counted
         _shifted(site, counts, neurons),
         updated * len(spikes),
         counts.sum(0).unflatten(0, (-1, neurons)).sum(1),
+        site.adds_constant(site.clock.config),
     )
 
 

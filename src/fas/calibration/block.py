@@ -28,8 +28,8 @@ class LayerReport:
 
     name: str
     before: float
-    coarse: float
-    fine: float
+    by_site: float
+    by_layer: float
 
 
 def calibrate_block(
@@ -68,14 +68,14 @@ def calibrate_block(
         return sum(float(loss_of(batch)) for batch in range(few)) / few
 
     trial = Trial(block, clock, judged, few, share)
-    before, coarse = calibrate_sites(sites, trial, encodings(), options)
-    progress.advance(1, f"layer {index} error {before:.4f} → {coarse:.4f}")
-    fine = coarse
+    before, by_site = calibrate_sites(sites, trial, encodings(), options)
+    progress.advance(1, f"layer {index} error {before:.4f} → {by_site:.4f}")
+    by_layer = by_site
     if options.align_steps and sites:
         chosen = [entry for site in sites if (entry := site.parameters_for(clock.config)) is not None]
         with only_trainable(model, chosen):
-            fine = descend(chosen, loss_of, len(spiking), options.align_steps, judged, coarse, progress=progress)
-    report = LayerReport(name, before, coarse, fine)
+            by_layer = descend(chosen, loss_of, len(spiking), options.align_steps, judged, by_site, progress=progress)
+    report = LayerReport(name, before, by_site, by_layer)
     if kept is not None:
         kept.store(name, sites, asdict(report))
     _move(block, index, spiking, clock)

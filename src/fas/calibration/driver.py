@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from fas.calibration.options import CalibrationOptions
 from fas.calibration.replay import batches_of, blocks_of, checked, streams
 from fas.config import SpikingConfig
 from fas.conversion import describe
-from fas.errors import FasError
+from fas.errors import CheckpointError, FasError
 from fas.losses import logits_kl
 from fas.models import Segment, find_segments
 from fas.neurons import Site
@@ -41,12 +42,13 @@ def calibrate(
     killed goes on from there and ends the same, bit for bit. ``activations``: a folder for the hidden states of both streams,
     which stay in memory without one. Returns one report a layer. Raises `DataError` without batches and
     `FasError` if the model is no SNN or is in the layerwise schedule, which has no temporal error to calibrate away;
-    `CheckpointError` if ``resume`` holds layers of another calibration.
+    `CheckpointError` if ``resume`` holds layers of another calibration or a folder cannot be written.
     """
     options, progress = options or CalibrationOptions(), progress or Silent()
     clock, listed = clock_of(model), checked(batches)
     if not clock.folds:
         raise FasError("Stage 2 calibrates time: convert the model first and choose schedule='synchronous'")
+    place = _folder(activations)
     key = clock.config.neuron_key
     sites = [site for site in sites_of(model).values() if site.calibrates]
     training = model.training
@@ -55,9 +57,6 @@ def calibrate(
     parameters = [site.add_parameters(key) for site in sites]
     fresh = [copy.deepcopy(entry.state_dict()) for entry in parameters]
     reports: list[LayerReport] = []
-    place = None if activations is None else Path(activations)
-    if place is not None:
-        place.mkdir(parents=True, exist_ok=True)
     try:
         kept = (
             None
@@ -108,23 +107,32 @@ def _segment(
     place: Path | None,
 ) -> list[LayerReport]:
     """The layers of one segment, one after the other."""
-    config = clock_of(model).config
-    spiking = streams(model, segment, batches, model.device, place, "spiking")
-    with as_qcfs(model):
-        targets = streams(model, segment, batches, model.device, place, "qcfs")
-    blocks = blocks_of(segment)
+    config, blocks = clock_of(model).config, blocks_of(segment)
     progress.start(f"Stage 2, {described(config)}", len(blocks) * (1 + options.align_steps) + options.global_steps)
     inside = {site for block in blocks for site in block.modules() if isinstance(site, Site)}
     outside = [site.name for site in sites if site not in inside and site.name.startswith(segment.name)]
     if outside:
         progress.note(f"{', '.join(outside)}: outside the layers, calibrated in the global pass only")
-    reports = [
-        calibrate_block(model, block, index, f"{segment.name}.{index}", spiking, targets, options, progress, kept)
-        for index, block in enumerate(blocks)
-    ]
-    for stream in (*spiking, *targets):
-        stream.close()
-    return reports
+    with ExitStack() as stack:
+        spiking = stack.enter_context(streams(model, segment, batches, model.device, place, "spiking"))
+        with as_qcfs(model):
+            targets = stack.enter_context(streams(model, segment, batches, model.device, place, "qcfs"))
+        return [
+            calibrate_block(model, block, index, f"{segment.name}.{index}", spiking, targets, options, progress, kept)
+            for index, block in enumerate(blocks)
+        ]
+
+
+def _folder(path: Path | str | None) -> Path | None:
+    if path is None:
+        return None
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} for activations could not be written ({error}); choose another folder"
+        ) from error
+    return Path(path)
 
 
 def described(config: SpikingConfig) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,11 @@ def calibrate_folder(
     """Calibrate the converted model in ``folder`` for ``time`` (arguments of `set_timesteps`) into the new folder ``out``.
 
     As `calibrate` without its global pass; in memory are the weights of one block, what runs in front of the first one (the
-    embedding) while that is recorded, and the QCFS model's outputs of one block. ``auto_class`` is the class that loads the
-    folder. Finished layers are kept in ``out``.work; the same call goes on after an interruption and ends the same, bit
-    for bit. Raises `CheckpointError` for a folder that cannot be read a block at a time, `ConfigError` if ``out`` exists or
-    the model is calibrated for that time already, `DataError` without batches, and `FasError` for a model of several parts.
+    embedding) while that is recorded, one batch of hidden states, and the tokens that sites are fitted on. ``auto_class`` is
+    the class that loads the folder. Finished layers are kept in ``out``.work; the same call goes on after an interruption and
+    ends the same, bit for bit. Raises `CheckpointError` for a folder that cannot be read a block at a time, `ConfigError` if
+    ``out`` exists or the model is calibrated for that time already, `DataError` without batches, and `FasError` for
+    a model of several parts.
     """
     options, progress = options or CalibrationOptions(), progress or Silent()
     out, device, listed = Path(out), torch.device(device), checked(batches)
@@ -74,16 +76,17 @@ def calibrate_folder(
     kept = KeptLayers(work / "layers", fingerprint_of(shelf.tensors(), listed, options, key))
     blocks = blocks_of(segment)
     progress.start(f"Stage 2 from disk, {described(clock.config)}", len(blocks) * (1 + options.align_steps))
-    spiking, targets = _streams(model, segment, shelf, listed, work, device)
     reports = []
-    for index, block in enumerate(blocks):
-        with shelf.loaded(model, block.modules(), device):
-            for site in block.modules():
-                if isinstance(site, Site) and site.calibrates:
-                    site.add_parameters(key)
-            name = f"{segment.name}.{index}"
-            reports.append(calibrate_block(model, block, index, name, spiking, targets, options, progress, kept))
-        return_freed_memory()
+    with ExitStack() as stack:
+        spiking, targets = _streams(stack, model, segment, shelf, listed, work, device)
+        for index, block in enumerate(blocks):
+            with shelf.loaded(model, block.modules(), device):
+                for site in block.modules():
+                    if isinstance(site, Site) and site.calibrates:
+                        site.add_parameters(key)
+                name = f"{segment.name}.{index}"
+                reports.append(calibrate_block(model, block, index, name, spiking, targets, options, progress, kept))
+            return_freed_memory()
     values = _neurons(shelf, model, key, device)
     clock.config = converted_for
     _write(shelf, model, key, values, out)
@@ -107,6 +110,7 @@ def _require(model: PreTrainedModel, key: str) -> None:
 
 
 def _streams(
+    stack: ExitStack,
     model: PreTrainedModel,
     segment: Segment,
     shelf: Shelf,
@@ -126,9 +130,9 @@ def _streams(
             {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
             for batch in batches
         ]
-        spiking = streams(model, segment, placed, device, work, "spiking")
+        spiking = stack.enter_context(streams(model, segment, placed, device, work, "spiking"))
         with as_qcfs(model):
-            return spiking, streams(model, segment, placed, device, work, "qcfs")
+            return spiking, stack.enter_context(streams(model, segment, placed, device, work, "qcfs"))
 
 
 def _neurons(shelf: Shelf, model: PreTrainedModel, key: str, device: torch.device) -> dict[str, Tensor]:

@@ -165,6 +165,7 @@ def record(
     )
 
 
+@contextmanager
 def streams(
     model: nn.Module,
     segment: Segment,
@@ -172,14 +173,19 @@ def streams(
     device: torch.device,
     folder: Path | None,
     name: str,
-) -> list[Stream]:
-    """One stream a batch, its hidden states in memory or, with a ``folder``, in files called after ``name`` there."""
+) -> Iterator[list[Stream]]:
+    """One stream a batch, its hidden states in memory or, with a ``folder``, in files called after ``name`` there that are
+    removed in the end."""
     found: list[Stream] = []
-    for index, batch in enumerate(batches):
-        file = None if folder is None else folder / f"{segment.name}-{name}-{index}.safetensors"
-        stream = Stream() if file is None else StreamOnDisk(file, device)
-        found.append(record(model, segment, batch, stream, next(iter(found), None)))
-    return found
+    try:
+        for index, batch in enumerate(batches):
+            file = None if folder is None else folder / f"{segment.name}-{name}-{index}.safetensors"
+            stream = Stream() if file is None else StreamOnDisk(file, device)
+            found.append(record(model, segment, batch, stream, next(iter(found), None)))
+        yield found
+    finally:
+        for stream in found:
+            stream.close()
 
 
 def restore_forward(block: nn.Module, forward: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ def calibrate_sites(
     searched = sites if options.coarse or options.corrections or options.fit_steps or options.absorb_bias else []
     before, rows = trial(next(iter(searched), None))
     least, price = before, options.spike_price
-    for site, following in zip(searched, [*searched[1:], None], strict=bool(searched)):
+    for site, following in zip_longest(searched, searched[1:]):
         parameters = site.parameters_for(site.clock.config)
         assert parameters is not None
         assert rows is not None
@@ -64,8 +65,8 @@ def calibrate_sites(
     return before, least
 
 
-def _candidates(search: Search, present: Choice, block: nn.Module, options: CalibrationOptions) -> Iterator[Choice]:
-    """What a site may become, the most refined first, what it is now last; each is made when its turn comes."""
+def _candidates(search: Search, present: Choice, block: nn.Module, options: CalibrationOptions) -> list[Choice]:
+    """What a site may become, the most refined first, what it is now last; each is made from the one behind it."""
     visible = search.visible() if search.site.kind in ("operand", "cross") else search
     found = [present]
     if options.coarse:
@@ -78,7 +79,7 @@ def _candidates(search: Search, present: Choice, block: nn.Module, options: Cali
         found.append(fit(visible, found[-1], reader_of(block, search.site, search.importance), options.fit_steps))
     if options.absorb_bias and search.site.kind == "input":
         found.append(absorbed(visible, found[-1]))
-    yield from reversed(found)
+    return found[::-1]
 
 
 def _present(parameters: NeuronParameters) -> Choice:

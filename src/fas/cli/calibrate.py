@@ -68,7 +68,7 @@ def command(
         print_json({"calibrated": {key: [vars(entry) for entry in found] for key, found in reports.items()}})
         return
     for key, found in reports.items():
-        print(f"{key}: relative error of each layer, uncalibrated → coarse → fine")
+        print(f"{key}: relative error of each layer, uncalibrated → by site → by layer")
         for entry in found:
-            print(f"  {entry.name:<24} {entry.before:.4f} → {entry.coarse:.4f} → {entry.fine:.4f}")
+            print(f"  {entry.name:<24} {entry.before:.4f} → {entry.by_site:.4f} → {entry.by_layer:.4f}")
     print(f"written to {out}")

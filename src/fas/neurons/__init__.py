@@ -2,7 +2,7 @@
 
 from fas.neurons.clock import Clock
 from fas.neurons.held import Held
-from fas.neurons.integrate_fire import integrate_and_fire, rate_mean_rows, rate_step_rows
+from fas.neurons.integrate_fire import rate_mean_rows, rate_step_rows
 from fas.neurons.layerwise import ones_first
 from fas.neurons.qcfs import codes, qcfs
 from fas.neurons.sigma_delta import sigma_delta
@@ -14,7 +14,6 @@ __all__ = [
     "NeuronParameters",
     "Site",
     "codes",
-    "integrate_and_fire",
     "ones_first",
     "qcfs",
     "rate_mean_rows",

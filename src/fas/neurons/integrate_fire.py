@@ -31,11 +31,6 @@ def rate_step_rows(rows: Tensor, threshold: Tensor, v_init: Tensor, signed: bool
     return _IntegrateAndFire.apply(rows, threshold, v_init, signed, False)
 
 
-def integrate_and_fire(charge: Tensor, threshold: Tensor, v_init: Tensor, signed: bool) -> Tensor:
-    """Spikes ``[T, …, C]`` for the accumulated charge ``charge`` ``[T, …, C]``, without a gradient."""
-    return _fire((charge / threshold).add_(v_init), signed)
-
-
 class _IntegrateAndFire(torch.autograd.Function):
     """Keeps its input alone: what a neuron went through is computed again where a gradient asks for it."""
 

@@ -206,6 +206,11 @@ class Site(nn.Module):
         stored = self.parameters_for(config)
         return None if stored is None or not bool(stored.constant.any()) else stored.constant
 
+    def adds_constant(self, config: SpikingConfig) -> bool:
+        """Whether the layers behind add something that is no spike: where tracking starts, or an absorbed error."""
+        stored = self.parameters_for(config) if self.clock.folds else None
+        return stored is not None and bool(stored.a_init.any() | stored.constant.any())
+
     def steps_for(self, config: SpikingConfig) -> Sequence[int]:
         """k_1 … k_PT of this site: calibrated for ``config``, else the configuration's."""
         if (stored := self.parameters_for(config)) is not None:

@@ -63,7 +63,7 @@ def run_conversion(
         "data": options.data, "eval_data": options.eval_data, "length": run.evaluation.shape[1],
         "sequences": len(run.evaluation),
     }  # fmt: skip
-    if options.stage2:  # relative error of each layer's readout: uncalibrated, after coarse, after fine
+    if options.stage2:  # relative error of each layer's readout: uncalibrated, by site, by layer
         results.extra["layer_errors"] = {
             t.neuron_key: workspace.read_json(stage_of(t)) for t in options.configurations()
         }

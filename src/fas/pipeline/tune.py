@@ -29,7 +29,7 @@ from fas.training import Stage1Options, tune_through_time
 SMALL_MODEL, LR_OF_SMALL, LR = 20_000_000, 1e-4, 1e-5
 """Half of Stage 1's learning rates, by the number of parameters."""
 NEURONS_LR = 10
-"""θ and v₀ move so many times as fast as the weights: at 1e-4 as fast as in Stage 2's global pass."""
+"""θ and v₀ move so many times as fast as the weights: at 1e-4 as fast as sigma-delta neurons in Stage 2's global pass."""
 
 
 @dataclass(frozen=True)
