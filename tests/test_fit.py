@@ -407,8 +407,11 @@ def test_kl_is_the_mean_of_all_tokens_however_many_are_compared_together() -> No
 
 
 def test_the_ledger_adds_a_constant_where_there_was_no_bias(monkeypatch) -> None:
-    """Mistral's layers have none: what is absorbed is one more addition for every output (and mean) of theirs."""
-    model, ids = tiny.snn("mistral", "linear", levels=8, timesteps=2, coding="rate"), tiny.tokens(2, 5)
+    """What is absorbed is one more addition for every output (and timestep, of a mean) of layers that have no bias."""
+    model, ids = tiny.snn("llama", "linear", levels=8, timesteps=2, coding="rate"), tiny.tokens(2, 5)
+    for layer in model.model.layers.modules():
+        if isinstance(layer, nn.Linear):
+            layer.bias = None
     calibrate(model, BATCHES, CalibrationOptions(absorb_bias=True))
     config = clock_of(model).config
     outputs = 0
