@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 TOKENS = 64
-"""Whose distributions are compared together: those of a whole vocabulary are large."""
+"""Whose distributions are there together: those of a whole vocabulary are large, so the way back computes them again."""
 
 
 def logits_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -15,9 +16,13 @@ def logits_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Ten
     total = torch.zeros((), device=student.device)
     student, teacher = student.flatten(0, -2), teacher.flatten(0, -2)
     for given, wanted in zip(student.split(TOKENS), teacher.split(TOKENS), strict=True):
-        log_p, log_q = (F.log_softmax(logits.float() / temperature, dim=-1) for logits in (wanted, given))
-        total = total + F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+        total = total + checkpoint(_summed_kl, given, wanted, temperature, use_reentrant=False)
     return total / len(student) * temperature**2
+
+
+def _summed_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    log_p, log_q = (F.log_softmax(logits.float() / temperature, dim=-1) for logits in (teacher, student))
+    return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
 
 
 def alignment(spiking: Tensor, target: Tensor) -> Tensor:

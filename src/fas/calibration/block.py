@@ -60,25 +60,35 @@ def calibrate_block(
         return LayerReport(**known)
 
     def loss_of(batch: int) -> Tensor:
-        given = readout(run_block(block, index, spiking[batch], clock), clock)
-        return alignment(given, cast(Tensor, targets[batch].hidden))
+        return error_of(batch, run_block(block, index, spiking[batch], clock))
+
+    def error_of(batch: int, rows: Tensor) -> Tensor:
+        return alignment(readout(rows, clock), cast(Tensor, targets[batch].hidden))
+
+    def tried(batch: int) -> float:
+        rows = run_block(block, index, spiking[batch], clock)
+        spiking[batch].ahead = rows
+        return float(error_of(batch, rows))
 
     @torch.no_grad()
     def judged() -> float:
-        return sum(float(loss_of(batch)) for batch in range(few)) / few
+        return sum(tried(batch) for batch in range(few)) / few
 
     trial = Trial(block, clock, judged, few, share)
     before, by_site = calibrate_sites(sites, trial, encodings(), options)
     progress.advance(1, f"layer {index} error {before:.4f} → {by_site:.4f}")
-    by_layer = by_site
+    by_layer, done = by_site, few  # the sites' last trial was of what they have now
     if options.align_steps and sites:
         chosen = [entry for site in sites if (entry := site.parameters_for(clock.config)) is not None]
+        done = 0
         with only_trainable(model, chosen):
             by_layer = descend(chosen, loss_of, len(spiking), options.align_steps, judged, by_site, progress=progress)
     report = LayerReport(name, before, by_site, by_layer)
     if kept is not None:
         kept.store(name, sites, asdict(report))
-    _move(block, index, spiking, clock)
+    for stream in spiking[:done]:
+        stream.step()
+    _move(block, index, spiking[done:], clock)
     return report
 
 

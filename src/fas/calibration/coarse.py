@@ -32,7 +32,7 @@ back (docs/log.md, 2026-11-26)."""
 PATIENCE = 0.1
 """Where spikes have a price, waiting for the layers in front to settle must be worth its while."""
 VALUES = 1 << 14
-CHUNK = 1 << 16
+CHUNK = 1 << 17
 """Values of all timesteps that are looked at together."""
 MOST_SCHEDULES = 80
 SWEEPS = 3
@@ -86,7 +86,8 @@ class Search:
         self.search_steps = search_steps
         self.config = site.clock.config
         self.scale = site.scale.detach()
-        self.start = codes(target, self.scale, site.levels, site.signed).mean(0).round()
+        typical = (codes(part.target, self.scale, site.levels, site.signed).sum(0) for part in self.chunks())
+        self.start = (sum(typical, torch.zeros_like(self.scale)) / len(target)).round()
 
     def coarse(self) -> Choice:
         """One schedule, one start, one factor and one potential for the whole site, judged on `VALUES` random values."""
@@ -190,10 +191,6 @@ class Search:
     def outputs(self, choice: Choice) -> Tensor:
         """What the site gives ``[T, N, C]`` (step rows: their mean ``[1, N, C]``), with a gradient where ``choice`` has one."""
         return self._fire(choice)[0]
-
-    def last(self, choice: Choice) -> Tensor:
-        """What the site gives in the end ``[N, C]``."""
-        return torch.cat([part.outputs(choice)[-1] for part in self.chunks()])
 
     @property
     def tokens(self) -> int:

@@ -37,19 +37,28 @@ def corrected(search: Search, base: Choice) -> Choice:
 def raised_potential(search: Search, base: Choice) -> Choice:
     """v₀ + E[b − a]/θ·T of a rate code (an average spike more for each), ·L of a sigma-delta code."""
     count = search.config.timesteps if search.config.coding == "rate" else search.site.levels
-    missing = (search.target - search.last(base)).mean(0) / base.threshold * count
-    return replace(base, v_init=(base.v_init + missing).clamp(0.0, 1.0))
+    return replace(base, v_init=(base.v_init + missing(search, base) / base.threshold * count).clamp(0.0, 1.0))
 
 
 def least_squares_threshold(search: Search, base: Choice) -> Choice:
     """θ·⟨a, b⟩/⟨a, a⟩: the worth of the spikes that least squares asks for."""
-    given = search.last(base)
-    power = given.square().sum(0)
-    ratio = torch.where(power > 0, (given * search.target).sum(0) / power.clamp(min=torch.finfo(torch.float32).tiny), 1)
+    power = product = torch.zeros_like(base.threshold)
+    for part in search.chunks():
+        given = part.outputs(base)[-1]
+        power, product = power + given.square().sum(0), product + (given * part.target).sum(0)
+    ratio = torch.where(power > 0, product / power.clamp(min=torch.finfo(torch.float32).tiny), 1)
     return replace(base, threshold=base.threshold * ratio.clamp(0.5, 2.0))
 
 
 def absorbed(search: Search, base: Choice) -> Choice:
     """``base`` and the constant that takes each channel's mean error away: W·constant belongs to the bias behind it."""
-    missing: Tensor = (search.target - search.last(base)).mean(0)
-    return replace(base, constant=missing if base.constant is None else base.constant + missing)
+    constant = missing(search, base)
+    return replace(base, constant=constant if base.constant is None else base.constant + constant)
+
+
+def missing(search: Search, base: Choice) -> Tensor:
+    """E[b − a] of each channel ``[C]`` in the end."""
+    total = torch.zeros_like(base.threshold)
+    for part in search.chunks():
+        total = total + (part.target - part.outputs(base)[-1]).sum(0)
+    return total / len(search.target)

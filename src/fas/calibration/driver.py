@@ -16,7 +16,7 @@ from fas.calibration.block import LayerReport, calibrate_block
 from fas.calibration.fine import GLOBAL_LR, checkpointed, descend, only_trainable, restore
 from fas.calibration.kept import KeptLayers, fingerprint_of
 from fas.calibration.options import CalibrationOptions
-from fas.calibration.replay import batches_of, blocks_of, checked, streams
+from fas.calibration.replay import batches_of, blocks_of, both_streams, checked
 from fas.config import SpikingConfig
 from fas.conversion import describe
 from fas.errors import CheckpointError, FasError
@@ -114,9 +114,7 @@ def _segment(
     if outside:
         progress.note(f"{', '.join(outside)}: outside the layers, calibrated in the global pass only")
     with ExitStack() as stack:
-        spiking = stack.enter_context(streams(model, segment, batches, model.device, place, "spiking"))
-        with as_qcfs(model):
-            targets = stack.enter_context(streams(model, segment, batches, model.device, place, "qcfs"))
+        spiking, targets = both_streams(stack, model, segment, batches, model.device, place, options.walked_tokens)
         return [
             calibrate_block(model, block, index, f"{segment.name}.{index}", spiking, targets, options, progress, kept)
             for index, block in enumerate(blocks)

@@ -24,14 +24,14 @@ from fas.calibration.block import LayerReport, calibrate_block
 from fas.calibration.driver import described
 from fas.calibration.kept import KeptLayers, file_name, fingerprint_of
 from fas.calibration.options import CalibrationOptions
-from fas.calibration.replay import Stream, blocks_of, checked, streams
+from fas.calibration.replay import Stream, blocks_of, both_streams, checked
 from fas.calibration.shelf import Shelf, without_weights
 from fas.conversion import describe
 from fas.errors import CheckpointError, ConfigError, FasError
 from fas.models import Segment, find_segments
 from fas.neurons import Site
 from fas.progress import Progress, Silent
-from fas.runtime.control import as_qcfs, calibrated_keys, clock_of, sites_of
+from fas.runtime.control import calibrated_keys, clock_of, sites_of
 from fas.runtime.memory import return_freed_memory
 
 
@@ -78,7 +78,7 @@ def calibrate_folder(
     progress.start(f"Stage 2 from disk, {described(clock.config)}", len(blocks) * (1 + options.align_steps))
     reports = []
     with ExitStack() as stack:
-        spiking, targets = _streams(stack, model, segment, shelf, listed, work, device)
+        spiking, targets = _streams(stack, model, segment, shelf, listed, work, device, options.walked_tokens)
         for index, block in enumerate(blocks):
             with shelf.loaded(model, block.modules(), device):
                 for site in block.modules():
@@ -117,6 +117,7 @@ def _streams(
     batches: list[dict[str, Any]],
     work: Path,
     device: torch.device,
+    tokens: int | None,
 ) -> tuple[list[Stream], list[Stream]]:
     """The spiking stream and its target before the first block, batch by batch, in files."""
     blocks = blocks_of(segment)
@@ -130,9 +131,7 @@ def _streams(
             {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
             for batch in batches
         ]
-        spiking = stack.enter_context(streams(model, segment, placed, device, work, "spiking"))
-        with as_qcfs(model):
-            return spiking, stack.enter_context(streams(model, segment, placed, device, work, "qcfs"))
+        return both_streams(stack, model, segment, placed, device, work, tokens)
 
 
 def _neurons(shelf: Shelf, model: PreTrainedModel, key: str, device: torch.device) -> dict[str, Tensor]:

@@ -51,3 +51,8 @@ class CalibrationOptions:
     def judged_tokens(self) -> int:
         """How many tokens the batches that candidates are judged on hold, if there are as many."""
         return JUDGED * self.search_rows
+
+    @property
+    def walked_tokens(self) -> int | None:
+        """How many tokens go through the layers; None: all, where each layer descends on all batches."""
+        return None if self.align_steps else self.judged_tokens

@@ -5,7 +5,7 @@ Only the hidden states of one block are held, of the spiking stream (T·B rows) 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache
 from fas.errors import CheckpointError, DataError
 from fas.models import Segment
 from fas.neurons import Clock
-from fas.runtime.control import without_cache
+from fas.runtime.control import as_qcfs, without_cache
 
 
 @dataclass
@@ -29,6 +29,12 @@ class Stream:
 
     hidden: Tensor | None = None
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    ahead: Tensor | None = None
+    """What the next block makes of ``hidden`` with the neurons that it had when it was last tried."""
+
+    def step(self) -> None:
+        """Move to ``ahead``."""
+        self.hidden, self.ahead = self.ahead, None
 
     def close(self) -> None:
         """Nothing of it lies outside of memory."""
@@ -94,27 +100,48 @@ def no_caches(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any,
 
 
 class StreamOnDisk(Stream):
-    """A stream whose hidden states lie in ``file``."""
+    """A stream whose hidden states lie in ``file``, those ahead beside it."""
 
     def __init__(self, file: Path, device: torch.device) -> None:
         self.file, self.device, self.arguments = file, device, []
-        self.file.unlink(missing_ok=True)
+        self.next = file.with_suffix(".ahead")
+        self.close()
 
     def close(self) -> None:
-        """Remove the file."""
+        """Remove the files."""
         self.file.unlink(missing_ok=True)
+        self.next.unlink(missing_ok=True)
+
+    def step(self) -> None:
+        """Move to ``ahead``."""
+        self.next.replace(self.file)
 
     @property
     def hidden(self) -> Tensor | None:
         """Read anew each time it is asked for."""
-        return load_file(self.file, str(self.device))["hidden"] if self.file.exists() else None
+        return self._read(self.file)
 
     @hidden.setter
     def hidden(self, value: Tensor) -> None:
+        self._write(value, self.file)
+
+    @property
+    def ahead(self) -> Tensor | None:
+        """As ``hidden``."""
+        return self._read(self.next)
+
+    @ahead.setter
+    def ahead(self, value: Tensor) -> None:
+        self._write(value, self.next)
+
+    def _read(self, file: Path) -> Tensor | None:
+        return load_file(file, str(self.device))["hidden"] if file.exists() else None
+
+    def _write(self, value: Tensor, file: Path) -> None:
         try:
-            save_file({"hidden": value.detach().cpu().contiguous()}, self.file)
+            save_file({"hidden": value.detach().cpu().contiguous()}, file)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"hidden states could not be written to {self.file} ({error}); make room") from error
+            raise CheckpointError(f"hidden states could not be written to {file} ({error}); make room") from error
 
 
 class _AllRecorded(Exception):
@@ -173,19 +200,41 @@ def streams(
     device: torch.device,
     folder: Path | None,
     name: str,
+    tokens: int | None = None,
 ) -> Iterator[list[Stream]]:
-    """One stream a batch, its hidden states in memory or, with a ``folder``, in files called after ``name`` there that are
-    removed in the end."""
+    """One stream a batch, from the first until they hold ``tokens`` rows (None: all), hidden states in memory or, with a
+    ``folder``, in files called after ``name`` there that are removed in the end."""
     found: list[Stream] = []
+    held = 0
     try:
         for index, batch in enumerate(batches):
             file = None if folder is None else folder / f"{segment.name}-{name}-{index}.safetensors"
             stream = Stream() if file is None else StreamOnDisk(file, device)
             found.append(record(model, segment, batch, stream, next(iter(found), None)))
+            held += 0 if stream.hidden is None else stream.hidden[..., 0].numel()
+            if tokens is not None and held >= tokens:
+                break
         yield found
     finally:
         for stream in found:
             stream.close()
+
+
+def both_streams(
+    stack: ExitStack,
+    model: nn.Module,
+    segment: Segment,
+    batches: Sequence[Mapping[str, Any]],
+    device: torch.device,
+    folder: Path | None,
+    tokens: int | None,
+) -> tuple[list[Stream], list[Stream]]:
+    """The spiking stream and its target before the first block, until ``stack`` closes, of as many batches as hold
+    ``tokens`` tokens."""
+    with as_qcfs(model):
+        targets = stack.enter_context(streams(model, segment, batches, device, folder, "qcfs", tokens))
+    same = batches[: len(targets)]
+    return stack.enter_context(streams(model, segment, same, device, folder, "spiking")), targets
 
 
 def restore_forward(block: nn.Module, forward: Any) -> None:
