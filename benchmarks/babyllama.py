@@ -20,7 +20,7 @@ from fas.pipeline.convert import run_conversion
 from fas.pipeline.load import load_ann
 from fas.pipeline.options import ConvertOptions
 from fas.report.table import print_results
-from fas.tasks.language_modeling import encode_blocks, spread
+from fas.tasks.language_modeling import Blocks, encode_blocks, spread
 from fas.tasks.text import load_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -62,7 +62,7 @@ def measure(coverage: str, args: argparse.Namespace, progress: Lines) -> None:
         text = load_text(str(training), str(evaluation))
         calibration, measured = (encode_blocks(tokenizer, part, LENGTH) for part in (text.training, text.evaluation))
         results.rows += extra_rows(
-            settings.out, [TWO_NEURONS], spread(calibration, settings.calibration_sequences),
+            settings.out, [TWO_NEURONS], spread(calibration, settings.calibration_sequences or Blocks.CALIBRATION),
             spread(measured, args.sequences), progress, CalibrationOptions(global_steps=settings.global_steps),
         )  # fmt: skip
     results.write(RESULTS / f"babyllama-{coverage}.json")

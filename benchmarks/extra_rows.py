@@ -14,6 +14,7 @@ from fas.pipeline.load import load_spiking
 from fas.pipeline.measure import spiking_row
 from fas.report.results import Row
 from fas.runtime.control import clock_of
+from fas.tasks.language_modeling import Blocks
 
 CALIBRATION_BATCH = 4
 
@@ -33,8 +34,8 @@ def extra_rows(
     for time in times:
         model.set_timesteps(**time)
         target = clock_of(model).config
-        rows.append(spiking_row(model, target, evaluation, batch_size, progress))
+        rows.append(spiking_row(model, target, Blocks(evaluation), batch_size, progress))
         batches = [{"input_ids": batch.to(model.device)} for batch in calibration.split(CALIBRATION_BATCH)]
         fas.calibrate(model, batches, options, progress)
-        rows.append(spiking_row(model, target, evaluation, batch_size, progress))
+        rows.append(spiking_row(model, target, Blocks(evaluation), batch_size, progress))
     return rows

@@ -25,7 +25,7 @@ from fas.pipeline.convert import run_conversion
 from fas.pipeline.load import load_ann
 from fas.pipeline.options import ConvertOptions
 from fas.report.results import Results
-from fas.tasks.language_modeling import encode_blocks, spread
+from fas.tasks.language_modeling import Blocks, encode_blocks, spread
 from fas.tasks.text import load_text
 
 RESULTS = Path(__file__).parent / "results" / "few-timesteps.json"
@@ -84,7 +84,10 @@ def run(plan: str, args: argparse.Namespace) -> None:
     training, evaluation = (
         encode_blocks(tokenizer, part, settings.length or 0) for part in (text.training, text.evaluation)
     )
-    calibration, measured = spread(training, settings.calibration_sequences), spread(evaluation, SEQUENCES)
+    calibration, measured = (
+        spread(training, settings.calibration_sequences or Blocks.CALIBRATION),
+        spread(evaluation, SEQUENCES),
+    )
     for time in PLANS[plan][2][1:]:
         results.write(place.with_suffix(".part"))
         results.rows += extra_rows(settings.out, [time], calibration, measured, progress)

@@ -37,6 +37,7 @@ from fas.progress import Silent
 from fas.report.results import Results
 from fas.runtime.control import clock_of
 from fas.runtime.spikes import counting
+from fas.tasks.language_modeling import Blocks
 from fas.training import Stage1Options, fine_tune
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -279,7 +280,7 @@ def test_a_budget_is_kept() -> None:
     for budget in (None, 0.4):
         model = tiny.qcfs_model("gpt2", "linear", levels=4, timesteps=4, coding="rate")
         options = Stage1Options(steps=120, batch_size=8, lr=2e-3, scale_lr=5e-2, spikes_per_neuron=budget)
-        fine_tune(model, ids, options)
+        fine_tune(model, Blocks(ids), options)
         assert clock_of(model).meter is None
         found[budget] = spikes_of(model, ids)
     assert found[None] > 0.7
@@ -290,7 +291,8 @@ def test_the_control_ignores_the_budget() -> None:
     ids = tiny.tokens(8, 12)
     options: dict[str, Any] = {"steps": 2, "batch_size": 4, "lr": 1e-3}
     tuned = [
-        fine_tune(tiny.ann("gpt2"), ids, Stage1Options(**options, spikes_per_neuron=budget)) for budget in (None, 0.1)
+        fine_tune(tiny.ann("gpt2"), Blocks(ids), Stage1Options(**options, spikes_per_neuron=budget))
+        for budget in (None, 0.1)
     ]
     for first, second in zip(*(model.parameters() for model in tuned), strict=True):
         assert torch.equal(first, second)

@@ -14,6 +14,7 @@ from fas.errors import DataError, FasError
 from fas.losses import logits_kl
 from fas.neurons.rotation import rotate
 from fas.runtime.control import as_qcfs, sites_of
+from fas.tasks.language_modeling import Blocks
 from fas.training import Stage1Options, fine_tune
 from fas.training.stage1 import Stage1Trainer
 
@@ -90,14 +91,14 @@ def test_stage1_learns():
     model = tiny.qcfs_model("llama", levels=4)
     ids = BLOCKS[:8]
     before = model(input_ids=ids, labels=ids).loss.item()
-    fine_tune(model, ids, Stage1Options(steps=30, batch_size=4, lr=3e-3, distill=0.0))
+    fine_tune(model, Blocks(ids), Stage1Options(steps=30, batch_size=4, lr=3e-3, distill=0.0))
     assert model(input_ids=ids, labels=ids).loss.item() < before - 0.3
 
 
 def test_scales_have_their_own_learning_rate():
     model = tiny.qcfs_model("gpt2")
     start = copy.deepcopy(model.state_dict())
-    fine_tune(model, BLOCKS, Stage1Options(steps=3, batch_size=4, lr=0.0, scale_lr=1e-2, distill=0.0))
+    fine_tune(model, Blocks(BLOCKS), Stage1Options(steps=3, batch_size=4, lr=0.0, scale_lr=1e-2, distill=0.0))
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, start[name])}
     assert changed
     assert all(name.endswith("log_scale") for name in changed)
@@ -112,7 +113,7 @@ def test_distillation_alone_ignores_the_labels_and_pulls_towards_the_ann():
             return float(logits_kl(model(input_ids=BLOCKS).logits, ann(input_ids=BLOCKS).logits))
 
     before = distance()
-    fine_tune(model, BLOCKS, options, teacher=ann)
+    fine_tune(model, Blocks(BLOCKS), options, teacher=ann)
     assert distance() < 0.85 * before
     assert not any(parameter.requires_grad for parameter in ann.parameters())
 
@@ -127,8 +128,8 @@ def test_control_sees_the_same_data_in_the_same_order(monkeypatch):
 
     monkeypatch.setattr(Stage1Trainer, "compute_loss", spy)
     options = Stage1Options(steps=4, batch_size=4)
-    fine_tune(tiny.ann("gpt2"), BLOCKS, options)
-    fine_tune(tiny.qcfs_model("gpt2"), BLOCKS, options, teacher=tiny.ann("gpt2"))
+    fine_tune(tiny.ann("gpt2"), Blocks(BLOCKS), options)
+    fine_tune(tiny.qcfs_model("gpt2"), Blocks(BLOCKS), options, teacher=tiny.ann("gpt2"))
     assert len(seen) == 8
     assert all(torch.equal(a, b) for a, b in zip(seen[:4], seen[4:], strict=True))
 

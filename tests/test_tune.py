@@ -30,7 +30,7 @@ from fas.report.html import render
 from fas.report.results import Results
 from fas.report.table import plain_table
 from fas.runtime.control import calibrated_keys, clock_of, sites_of
-from fas.tasks.language_modeling import encode_blocks, evaluate
+from fas.tasks.language_modeling import Blocks, encode_blocks, evaluate
 from fas.tasks.text import load_text
 from fas.training import Stage1Options, tune_through_time
 from fas.training.stage1 import Stage1Trainer
@@ -206,7 +206,7 @@ def test_only_training_text_is_trained_on(place, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         tune_folder(options(place, "text"), Silent())
     _, tokenizer = load_spiking(str(place / "snn"))
-    assert torch.equal(seen["blocks"], blocks_of(place, tokenizer))
+    assert torch.equal(seen["blocks"].tokens, blocks_of(place, tokenizer))
     assert not (place / "text").exists()
     assert not (place / "text.new").exists()
 
@@ -222,7 +222,7 @@ def test_the_optimizer_has_weights_and_neurons_but_no_scale(monkeypatch):
 
     monkeypatch.setattr(Stage1Trainer, "create_optimizer", watched)
     frozen = [site.log_scale.clone() for site in sites_of(model).values()]
-    tune_through_time(model, tiny.tokens(4, 8), Stage1Options(steps=2, batch_size=2, lr=1e-3, scale_lr=1e-2))
+    tune_through_time(model, Blocks(tiny.tokens(4, 8)), Stage1Options(steps=2, batch_size=2, lr=1e-3, scale_lr=1e-2))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     weights, neurons = ({names[id(p)] for p in group["params"]} for group in held["optimizer"].param_groups)
     assert weights == {name for name in names.values() if ".sites." not in name}
@@ -247,7 +247,7 @@ def test_operators_keep_their_geometry_and_other_families_work(family, coverage,
     assert bool(groups) == (coverage == "full")
     blocks = tiny.tokens(8, 8)
     before = evaluate(model, blocks).loss
-    assert tune_through_time(model, blocks, Stage1Options(steps=15, batch_size=4, lr=2e-3, scale_lr=2e-2)) == []
+    assert tune_through_time(model, Blocks(blocks), Stage1Options(steps=15, batch_size=4, lr=2e-3, scale_lr=2e-2)) == []
     assert evaluate(model, blocks).loss < before
     sites = sites_of(model)
     assert all(torch.equal(sites[name].log_scale, value) for name, value in groups.items())
@@ -256,11 +256,11 @@ def test_operators_keep_their_geometry_and_other_families_work(family, coverage,
 def test_what_is_not_calibrated_is_left_as_it_is():
     model = tiny.snn("gpt2", timesteps=4, levels=4)
     with pytest.raises(FasError, match=r"sigma_delta_2_1_1_1 are not calibrated \(calibrated: none\)"):
-        tune_through_time(model, tiny.tokens(), Stage1Options(steps=1))
+        tune_through_time(model, Blocks(tiny.tokens()), Stage1Options(steps=1))
     calibrated(model)
     model.set_timesteps(4, schedule="layerwise")
     with pytest.raises(FasError, match=r"simulated time.*synchronous"):
-        tune_through_time(model, tiny.tokens(), Stage1Options(steps=1))
+        tune_through_time(model, Blocks(tiny.tokens()), Stage1Options(steps=1))
     assert clock_of(model).config.neuron_key in calibrated_keys(
         sites_of(model).values()
     )  # and yet no time is simulated

@@ -11,8 +11,15 @@ TOKENS = 64
 """Whose distributions are there together: those of a whole vocabulary are large, so the way back computes them again."""
 
 
+def logits_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """`logits_kl`, or the mean squared error of a regression, which has one logit."""
+    if student.shape[-1] == 1:
+        return F.mse_loss(student.float(), teacher.float())
+    return logits_kl(student, teacher, temperature)
+
+
 def logits_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(teacher ‖ student) in nats, times temperature², mean over tokens; logits ``[B, S, V]``."""
+    """KL(teacher ‖ student) in nats, times temperature², mean over tokens or examples; logits ``[…, V]``."""
     total = torch.zeros((), device=student.device)
     student, teacher = student.flatten(0, -2), teacher.flatten(0, -2)
     for given, wanted in zip(student.split(TOKENS), teacher.split(TOKENS), strict=True):

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from fas.calibration.replay import blocks_of, checked
 from fas.errors import FasError
-from fas.losses import alignment, logits_kl
+from fas.losses import alignment, logits_loss
 from fas.models import find_segments
 from fas.neurons import Site, qcfs
 from fas.runtime.control import as_qcfs, clock_of, sites_of, without_cache
@@ -213,7 +213,7 @@ def _settled(site: Site, args: tuple[Any, ...], out: Tensor) -> Tensor:
 
 def _distance(model: PreTrainedModel, batches: Sequence[Mapping[str, Any]], targets: Sequence[Tensor]) -> float:
     found = (
-        float(logits_kl(model(**inputs, **without_cache(model)).logits, target))
+        float(logits_loss(model(**inputs, **without_cache(model)).logits, target))
         for inputs, target in zip(batches, targets, strict=True)
     )
     return sum(found) / len(batches)

@@ -20,7 +20,7 @@ from fas.calibration.replay import batches_of, blocks_of, both_streams, checked
 from fas.config import SpikingConfig
 from fas.conversion import describe
 from fas.errors import CheckpointError, FasError
-from fas.losses import logits_kl
+from fas.losses import logits_loss
 from fas.models import Segment, find_segments
 from fas.neurons import Site
 from fas.progress import Progress, Silent
@@ -155,7 +155,7 @@ class _Target:
         inputs = {**self.batches[index], **without_cache(self.model)}
         with as_qcfs(self.model), torch.no_grad():
             wanted = self.model(**inputs).logits
-        return logits_kl(self.model(**inputs).logits, wanted, self.temperature)
+        return logits_loss(self.model(**inputs).logits, wanted, self.temperature)
 
     @torch.no_grad()
     def distance(self) -> float:

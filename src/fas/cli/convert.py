@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from fas.cli.options import AsJson, Quiet, numbers_in, words_in
+from fas.cli.options import AsJson, LabelColumn, PairColumn, Quiet, TextColumn, numbers_in, words_in
 from fas.errors import ConfigError
 from fas.pipeline.options import ConvertOptions
+from fas.tasks.glue import GLUE
 
 NAME = "convert"
 EXAMPLE = "fas convert --model openai-community/gpt2 --data notes.txt --out gpt2-snn --timesteps 4"
@@ -74,6 +75,10 @@ def command(
     data: Annotated[str | None, _flag("data", "Training text: files, a hub data set, or builtin.")] = None,
     out: Annotated[Path | None, _flag("out", "Folder to write; an interrupted conversion goes on.")] = None,
     eval_data: Annotated[str | None, _flag("eval_data", "Evaluation text; else the last 10 % of --data.")] = None,
+    task: Annotated[str | None, _flag("task", "language-modeling, sst2, mrpc … (GLUE), text-classification.")] = None,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
     recipe: Annotated[Path | None, _flag("recipe", "YAML file with options by name; flags overrule it.")] = None,
     coverage: _Coverage = None,
     levels: Annotated[int | None, _flag("levels", "L: grid points on each side of zero.", _SNN)] = None,
@@ -89,7 +94,7 @@ def command(
     ignore: Annotated[list[str] | None, _flag("ignore", "These sites stay analog; named like targets.", _SNN)] = None,
     stage1: Annotated[str | None, _flag("stage1", "full, or none: a training-free conversion.", _STAGE1)] = None,
     stage1_steps: Annotated[int | None, _flag("stage1_steps", "Optimizer steps; else by model size.", _STAGE1)] = None,
-    batch_size: Annotated[int | None, _flag("batch_size", "Sequences in a batch.", _STAGE1)] = None,
+    batch_size: Annotated[int | None, _flag("batch_size", "Sequences in a batch; else by task.", _STAGE1)] = None,
     length: Annotated[int | None, _flag("length", "Tokens in a sequence; else min(context, 256).", _STAGE1)] = None,
     lr: Annotated[float | None, _flag("lr", "Learning rate of the weights.", _STAGE1)] = None,
     scale_lr: Annotated[float | None, _flag("scale_lr", "Learning rate of the neurons' scales.", _STAGE1)] = None,
@@ -97,7 +102,9 @@ def command(
     spikes_per_neuron: _SpikesPerNeuron = None,
     stage2: Annotated[bool | None, _flag("stage2", "Calibrate the neurons.", _STAGE2, "--stage2/--no-stage2")] = None,
     spike_price: _SpikePrice = None,
-    calibration_sequences: Annotated[int | None, _flag("calibration_sequences", "Sequences to use.", _STAGE2)] = None,
+    calibration_sequences: Annotated[
+        int | None, _flag("calibration_sequences", "Sequences; else by task.", _STAGE2)
+    ] = None,
     fit_steps: Annotated[int | None, _flag("fit_steps", "Gradient steps for each site, no layer run.", _STAGE2)] = None,
     absorb_bias: _AbsorbBias = None,
     align_steps: Annotated[int | None, _flag("align_steps", "Gradient steps for each layer.", _STAGE2)] = None,
@@ -112,7 +119,7 @@ def command(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Convert a causal language model: fine-tune its quantized form, turn it into a spiking network, calibrate that.
+    """Convert a language model, or a classifier of texts: fine-tune its quantized form, make it spike, calibrate that.
 
     Writes the spiking model, the fine-tuned original (the control) and results.json to --out, and prints their quality
     side by side. Killed at any moment and started again with the same options, it goes on from the last finished stage.
@@ -166,6 +173,9 @@ def options_from(flags: dict[str, Any], recipe: Path | None) -> ConvertOptions:
     known = [field.name for field in fields(ConvertOptions)]
     values = _read_recipe(recipe, known) if recipe else {}
     values |= {name: flags[name] for name in known if flags.get(name) is not None}
+    task = GLUE.get(values.get("task", ""))
+    if task is not None and task.hub is not None:
+        values.setdefault("data", task.hub)
     missing = [f"--{name}" for name in ("model", "data", "out") if name not in values]
     if missing:
         raise ConfigError(f"{' and '.join(missing)} must be given as option or in the recipe; see fas convert --help")

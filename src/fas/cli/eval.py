@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from fas.cli.options import Adaptive, AsJson, Converted, Device, DType, Quiet, Seed, fractions_in, numbers_in, words_in
+from fas.cli.options import (
+    Adaptive,
+    AsJson,
+    Converted,
+    Device,
+    DType,
+    LabelColumn,
+    PairColumn,
+    Quiet,
+    Seed,
+    TextColumn,
+    fractions_in,
+    numbers_in,
+    words_in,
+)
 
 NAME = "eval"
 DIAGNOSED = 16
@@ -16,10 +30,16 @@ EXAMPLE = "fas eval gpt2-snn --data notes.txt --timesteps 2,4,8"
 
 def command(
     folder: Converted,
-    data: Annotated[str, typer.Option(help="The text that it was converted with: files, hub data set, or builtin.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Files, a hub data set, or builtin.", show_default="as converted"),
+    ] = None,
     eval_data: Annotated[
         str | None, typer.Option(help="Evaluation text; else the held-out last 10 % of --data.", show_default=False)
     ] = None,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
     timesteps: Annotated[
         list[str] | None, typer.Option(help="T, one or several: 2,4,8; default as converted.", show_default=False)
     ] = None,
@@ -60,6 +80,7 @@ def command(
             folder,
             data,
             eval_data=eval_data,
+            columns=(text_column, pair_column, label_column),
             timesteps=numbers_in(timesteps, "--timesteps"),
             codings=words_in(coding),
             layerwise=layerwise,

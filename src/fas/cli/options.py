@@ -33,6 +33,12 @@ DType = Annotated[
 Adaptive = Annotated[
     bool, typer.Option("--adaptive", help="Each sequence stops when nothing changes any more; report mean timesteps.")
 ]
+TextColumn = Annotated[
+    str | None,
+    typer.Option(help="Labelled texts: column of the text, by name or number from 0.", show_default="by task"),
+]
+PairColumn = Annotated[str | None, typer.Option(help="Column of its pair, if there is one.", show_default="by task")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of the label or score.", show_default="by task")]
 Converted = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that fas convert wrote.", show_default=False)]
 
 

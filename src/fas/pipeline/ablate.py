@@ -33,12 +33,12 @@ def run_ablation(options: AblateOptions, progress: Progress | None = None) -> Re
     bench = Bench.of(options)
     if len(options.seeds) < ENOUGH_SEEDS:
         progress.note(f"{len(options.seeds)} seed(s): a spread that means something needs three")
-    wanted, there = max(cell.sequences for cell in cells.values()), len(loaded(options).training)
+    wanted, there = max(cell.sequences for cell in cells.values()), len(loaded(options).source.training)
     if wanted > there:
         progress.note(f"the training text has {there} sequences; variants that calibrate on more have these")
     failures = _compute(bench, list(dict.fromkeys(cells.values())), progress)
     results = Results(options.model, options.data, options.seeds[0], _rows(bench, cells, failures))
-    evaluation = loaded(options).evaluation
+    evaluation = loaded(options).source.evaluation
     loaded.cache_clear()
     results.extra = {
         "seeds": list(options.seeds),
@@ -46,8 +46,7 @@ def run_ablation(options: AblateOptions, progress: Progress | None = None) -> Re
         "variants": _described(groups, cells),
         "options": {**asdict(options), "out": str(options.out)},
         "evaluation": {
-            "data": options.data, "eval_data": options.eval_data, "length": evaluation.shape[1],
-            "sequences": len(evaluation),
+            "data": options.data, "eval_data": options.eval_data, **evaluation.about(),
         },
         "seconds": round(time.time() - start, 1),
     }  # fmt: skip

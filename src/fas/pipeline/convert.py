@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from fas.pipeline.load import load_ann
 from fas.pipeline.measure import EVALUATION_BATCH, dense_row, layerwise_target, qcfs_row, spiking_row
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.prepared import prepared
@@ -39,7 +38,7 @@ def run_conversion(
     `FasError` kinds for bad input before anything is computed, and keeps finished stages if it is interrupted.
     """
     progress, start = progress or Silent(), time.time()
-    ready = prepared(options)
+    ready = prepared(options, progress)
     workspace = Workspace(options.out, ready.fingerprint(options))
     if workspace.finished:
         workspace.clear()
@@ -60,8 +59,7 @@ def run_conversion(
     results.extra = {"control": decision, "seconds": round(time.time() - start, 1), "peak_memory_gib": round(peak, 2)}
     results.extra["options"] = {**asdict(options), "out": str(options.out)}
     results.extra["evaluation"] = {
-        "data": options.data, "eval_data": options.eval_data, "length": run.evaluation.shape[1],
-        "sequences": len(run.evaluation),
+        "data": options.data, "eval_data": options.eval_data, **run.evaluation.about(),
     }  # fmt: skip
     if options.stage2:  # relative error of each layer's readout: uncalibrated, by site, by layer
         results.extra["layer_errors"] = {
@@ -79,7 +77,9 @@ def _dense_rows(run: Run, decision: dict[str, Any]) -> list[Row]:
     def measure(name: str, model: PreTrainedModel) -> Row:
         return dense_row(name, model.to(dtype), run.evaluation, EVALUATION_BATCH, run.progress)
 
-    ann = kept_row(run.workspace, "row-ann", lambda: measure("ann", load_ann(run.options.model, run.options.device)[0]))
+    if run.source.new_head:  # the ANN has not learnt the task
+        return [kept_row(run.workspace, "row-control", lambda: measure("control", run.load("control")))]
+    ann = kept_row(run.workspace, "row-ann", lambda: measure("ann", run.source.fresh()))
     if decision["chosen"] == "ann":
         return [ann, replace(ann, name="control")]
     return [ann, kept_row(run.workspace, "row-control", lambda: measure("control", run.load("control")))]
@@ -111,8 +111,8 @@ def _spiking_rows(run: Run) -> list[Row]:
 
 def _assemble(run: Run, results: Results, folder: Path) -> None:
     spiking_model(run, calibrated=True).save_pretrained(folder)
-    run.tokenizer.save_pretrained(folder)
+    run.source.tokenizer.save_pretrained(folder)
     control = run.load("control").to(getattr(torch, run.options.dtype))
     control.save_pretrained(folder / "control")
-    run.tokenizer.save_pretrained(folder / "control")
+    run.source.tokenizer.save_pretrained(folder / "control")
     results.write(folder / "results.json")

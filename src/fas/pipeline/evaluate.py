@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from fas.calibration import diagnose
 from fas.config import SpikingConfig
 from fas.errors import ConfigError, FasError
-from fas.pipeline.load import block_length, load_ann, load_spiking
+from fas.pipeline.load import load_ann, load_spiking
 from fas.pipeline.measure import (
     EVALUATION_BATCH,
     Stopping,
@@ -25,20 +24,23 @@ from fas.pipeline.measure import (
     spiking_row,
     stoppings,
 )
+from fas.pipeline.options import ConvertOptions
+from fas.pipeline.source import evaluation_of
 from fas.progress import Progress, Silent
 from fas.report.results import Results, Row
 from fas.runtime.control import at_time, calibrated_keys, clock_of, sites_of
-from fas.tasks.language_modeling import encode_blocks, spread
-from fas.tasks.text import evaluation_text
+from fas.tasks.examples import Examples
 
 DIAGNOSIS_BATCH = 4
+_COLUMNS = ("text_column", "pair_column", "label_column")
 
 
 def evaluate_folder(
     folder: Path,
-    data: str,
+    data: str | None = None,
     *,
     eval_data: str | None = None,
+    columns: Sequence[str | None] = (None, None, None),
     timesteps: Sequence[int] | None = None,
     codings: Sequence[str] | None = None,
     layerwise: bool = False,
@@ -53,7 +55,9 @@ def evaluate_folder(
     confidences: Sequence[float] = (),
     progress: Progress | None = None,
 ) -> Results:
-    """Measure every form of ``folder`` on the evaluation part of ``data``.
+    """Measure every form of ``folder`` on the evaluation part of ``data`` (None: what it was converted with).
+
+    ``columns``: text, pair and label of labelled texts, where they are not those of the conversion.
 
     Without ``timesteps`` and ``codings`` all that the folder was calibrated for is measured; else each timestep is crossed
     with each coding. On the text of the conversion the same blocks are measured as then. The ANN is measured if the
@@ -63,36 +67,52 @@ def evaluate_folder(
     ``folder`` is not a converted model and `DataError` for too little text.
     """
     progress, batch, folder = progress or Silent(), batch_size or EVALUATION_BATCH, Path(folder)
-    model, tokenizer = load_spiking(str(folder), device, dtype)
+    model, tokenizer = load_spiking(str(folder), device, dtype, any_task=True)
     config = clock_of(model).config
     targets = _targets(model, config, timesteps, codings)
     plan = _adaptive_plan(targets, confidences, progress) if adaptive or confidences else {}
     stored = Results.read(folder / "results.json") if (folder / "results.json").exists() else None
-    then = stored.extra.get("options", {}) if stored else {}
-    if data == then.get("data"):  # the text of the conversion: its evaluation part, not what it was trained on
-        eval_data = eval_data or then.get("eval_data")
-        length, eval_sequences = length or then.get("length"), eval_sequences or then.get("eval_sequences")
-    blocks = encode_blocks(tokenizer, evaluation_text(data, eval_data), block_length(model, length), "evaluation text")
-    blocks = spread(blocks, eval_sequences)
-    text = {"data": data, "eval_data": eval_data, "length": blocks.shape[1], "sequences": len(blocks)}
+    asked = {"data": data, "eval_data": eval_data, "length": length, "eval_sequences": eval_sequences}
+    options = _options(folder, stored, asked, columns)
+    examples = evaluation_of(options, model, tokenizer)
+    text = {"data": options.data, "eval_data": options.eval_data, **examples.about()}
     precision = str(model.dtype).removeprefix("torch.")
     same_text = stored is not None and stored.extra.get("evaluation") == text
-    rows = dense_rows(folder, stored, same_text, blocks, batch, device, precision, progress)
-    rows.append(qcfs_row(model, blocks, batch, progress))
+    rows = dense_rows(folder, stored, same_text, examples, batch, device, precision, progress)
+    rows.append(qcfs_row(model, examples, batch, progress))
     if layerwise:
-        rows.append(spiking_row(model, layerwise_target(config), blocks, batch, progress))
-    found = Results(str(folder), eval_data or data, seed, rows, extra={"evaluation": text, "dtype": precision})
+        rows.append(spiking_row(model, layerwise_target(config), examples, batch, progress))
+    found = Results(
+        str(folder), options.eval_data or options.data, seed, rows, extra={"evaluation": text, "dtype": precision}
+    )
     for target in targets:
         if target.neuron_key not in _calibrated(model):
             progress.note(f"no calibrated neurons for {target.neuron_key}; uncalibrated ones are measured")
-        rows.append(spiking_row(model, target, blocks, batch, progress))
+        rows.append(spiking_row(model, target, examples, batch, progress))
         for stopping in plan.get(target, ()):
-            rows.append(spiking_row(model, target, blocks, batch, progress, stopping))
+            rows.append(spiking_row(model, target, examples, batch, progress, stopping))
     if diagnosed:
-        found.extra["diagnosis"] = _diagnoses(model, targets, spread(blocks, diagnosed), progress)
+        found.extra["diagnosis"] = _diagnoses(model, targets, examples.some(diagnosed), progress)
     if stored is not None and (tuning := stored.extra.get("tuning")):
         found.rows, found.extra["tuning"] = [as_tuned(row) for row in rows], tuning
     return found
+
+
+def _options(
+    folder: Path, stored: Results | None, asked: dict[str, Any], columns: Sequence[str | None]
+) -> ConvertOptions:
+    """What to measure on: as ``asked``, else as the conversion said, if it is its data; its evaluation part, never what it
+    was trained on."""
+    then: dict[str, Any] = stored.extra.get("options", {}) if stored else {}
+    data = asked["data"] or then.get("data")
+    if data is None:
+        raise ConfigError(f"{folder} does not say what it was converted with; give --data")
+    if data != then.get("data"):
+        then = {name: then[name] for name in ("task", *_COLUMNS) if name in then}
+    then |= {name: value for name, value in asked.items() if value is not None}
+    then |= {name: column for name, column in zip(_COLUMNS, columns, strict=True) if column is not None}
+    known = ("eval_data", "length", "eval_sequences", "task", *_COLUMNS)
+    return ConvertOptions(str(folder), data, folder, **{name: then[name] for name in known if name in then})
 
 
 def _adaptive_plan(
@@ -113,10 +133,13 @@ def _adaptive_plan(
 
 
 def _diagnoses(
-    model: PreTrainedModel, targets: Sequence[SpikingConfig], blocks: Tensor, progress: Progress
+    model: PreTrainedModel, targets: Sequence[SpikingConfig], examples: Examples, progress: Progress
 ) -> dict[str, Any]:
     progress.start("diagnosing", len(targets))
-    batches, found = [{"input_ids": part.to(model.device)} for part in blocks.split(DIAGNOSIS_BATCH)], {}
+    found: dict[str, Any] = {}
+    batches = [
+        {name: value.to(model.device) for name, value in batch.items()} for batch in examples.unpadded(DIAGNOSIS_BATCH)
+    ]
     for target in targets:
         if not target.folds_time:
             progress.note(f"{target.neuron_key} is layerwise: it has no temporal error")
@@ -150,24 +173,27 @@ def dense_rows(
     folder: Path,
     stored: Results | None,
     same_text: bool,
-    blocks: Tensor,
+    examples: Examples,
     batch: int,
     device: str,
     precision: str,
     progress: Progress,
 ) -> list[Row]:
-    """The ANN, measured where it can be loaded, else as stored if that was on the same text; and the control."""
+    """The ANN, measured where it can be loaded, else as stored if that was on the same text; and the control.
+
+    An ANN that had yet to learn its task has no row.
+    """
     rows: list[Row] = []
-    if stored is not None:
+    if stored is not None and any(row.name == "ann" for row in stored.rows):
         try:
-            ann, _ = load_ann(stored.model, device, precision)
-            rows.append(dense_row("ann", ann, blocks, batch, progress))
+            ann, _ = load_ann(stored.model, device, precision, any_task=True)
+            rows.append(dense_row("ann", ann, examples, batch, progress))
         except FasError as error:
             progress.note(f"the original model is not at hand ({error})")
             rows += [replace(row, stored=True) for row in stored.rows if row.name == "ann" and same_text]
     if (folder / "control").exists():
-        control, _ = load_ann(str(folder / "control"), device, precision)
-        rows.append(dense_row("control", control, blocks, batch, progress))
+        control, _ = load_ann(str(folder / "control"), device, precision, any_task=True)
+        rows.append(dense_row("control", control, examples, batch, progress))
     else:
         progress.note(f"{folder} has no control beside it; ratios are against the ANN")
     return rows

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from fas.errors import CheckpointError, ConfigError, FasError
 from fas.neurons import Site
 from fas.runtime.memory import keep_freed_memory
 from fas.tasks.builtin import model_path
+
+_HEADS: dict[str, Any] = {
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForCausalLM": AutoModelForCausalLM,
+    "LMHeadModel": AutoModelForCausalLM,
+}
 
 
 def resolve(model: str) -> str:
@@ -51,24 +65,90 @@ def _matmul_precision() -> str:
 
 
 def load_ann(
-    model: str, device: str = "auto", dtype: str = "float32"
+    model: str, device: str = "auto", dtype: str = "float32", any_task: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The original model and its tokenizer. Raises `FasError` for a missing folder, or what is no causal language model."""
+    """The original model and its tokenizer. Raises `FasError` for a missing folder, or what is no causal language model
+    (``any_task``: nor any other with a head)."""
     config = _config(model)
     if getattr(config, "quantization_config", None) is not None:
         raise FasError(f"{model} is quantized or converted already; FAS starts from the original model")
-    architectures = config.architectures or []
-    if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
-        raise FasError(f"{model} is not a causal language model: its architectures are {architectures}")
-    return _load(model, device, dtype)
+    cls = auto_class_of(config)
+    if cls is None or (cls is not AutoModelForCausalLM and not any_task):
+        raise FasError(f"{model} is not a causal language model: its architectures are {config.architectures or []}")
+    return _load(model, device, dtype, cls)
+
+
+def load_classifier(
+    model: str, head: Head, device: str = "auto", dtype: str = "float32"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
+    """The original model with a head for ``head``'s classes, its tokenizer, and whether the head is new (random, by the
+    seed of `torch`). Raises `FasError` for a missing folder or a head for other classes."""
+    config = _config(model)
+    if getattr(config, "quantization_config", None) is not None:
+        raise FasError(f"{model} is quantized or converted already; FAS starts from the original model")
+    has_head = auto_class_of(config) is AutoModelForSequenceClassification
+    if has_head and config.num_labels != head.size:
+        raise FasError(
+            f"{model} has a head for {config.num_labels} classes and the data has {head.size}; give the model that it was "
+            "made from, or the data that it was trained on"
+        )
+    more: dict[str, Any] = {} if has_head else head.settings()
+    loaded, tokenizer, missing = _loaded(model, device, dtype, AutoModelForSequenceClassification, more)
+    prefix = f"{loaded.base_model_prefix}."
+    lacking = [name for name in missing if name.startswith(prefix) and ".pooler." not in name]
+    if lacking or (has_head and missing):
+        raise CheckpointError(f"{model} lacks {len(missing)} weights, first {min(lacking or missing)}")
+    if loaded.config.pad_token_id is None:
+        loaded.config.pad_token_id = tokenizer.pad_token_id
+    if loaded.config.pad_token_id is None:
+        raise FasError(f"{model} has no padding token, so texts of different length cannot be one batch")
+    return loaded, tokenizer, not has_head
+
+
+@dataclass(frozen=True)
+class Head:
+    """What is told apart: names of classes, or None for one real value."""
+
+    names: tuple[str, ...] | None
+
+    @property
+    def size(self) -> int:
+        """Numbers that the head gives."""
+        return 1 if self.names is None else len(self.names)
+
+    def settings(self) -> dict[str, Any]:
+        """What transformers is told about it."""
+        if self.names is None:
+            return {"num_labels": 1, "problem_type": "regression"}
+        by_number = dict(enumerate(self.names))
+        return {
+            "num_labels": self.size, "problem_type": "single_label_classification", "id2label": by_number,
+            "label2id": {name: number for number, name in by_number.items()},
+        }  # fmt: skip
+
+
+def auto_class_of(config: Any) -> Any:
+    """The class that loads a model as what it was saved as; None for a model without a head that FAS knows."""
+    names = config.architectures or []
+    return next((cls for ending, cls in _HEADS.items() if any(name.endswith(ending) for name in names)), None)
+
+
+def load_saved(place: Path | str, device: torch.device) -> PreTrainedModel:
+    """A model that FAS saved, in fp32, as what it was saved as."""
+    cls = auto_class_of(AutoConfig.from_pretrained(place))
+    return cls.from_pretrained(place, dtype=torch.float32).to(device).eval()
 
 
 def load_spiking(
-    model: str, device: str = "auto", dtype: str | None = None
+    model: str, device: str = "auto", dtype: str | None = None, any_task: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A converted model and its tokenizer; never the ANN: raises `CheckpointError` unless ``model`` holds neurons."""
-    spiking_config_of(model)
-    loaded, tokenizer = _load(model, device, dtype)
+    """A converted model and its tokenizer; never the ANN: raises `CheckpointError` unless ``model`` holds neurons, and
+    `FasError` if it is no causal language model, unless ``any_task`` will do."""
+    cls = auto_class_of(spiking_config_of(model))
+    if cls is not AutoModelForCausalLM and not any_task:
+        names = _config(model).architectures
+        raise FasError(f"{model} is no causal language model but {', '.join(names or ['of an unknown class'])}")
+    loaded, tokenizer = _load(model, device, dtype, cls)
     if not any(isinstance(module, Site) for module in loaded.modules()):
         raise CheckpointError(f"{model} says that it is converted, but loaded without neurons; upgrade fas-snn")
     return loaded, tokenizer
@@ -107,17 +187,27 @@ def _config(model: str) -> Any:
         raise FasError(f"{model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
 
 
-def _load(model: str, device: str, dtype: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(
+    model: str, device: str, dtype: str | None, cls: Any = AutoModelForCausalLM
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    loaded, tokenizer, missing = _loaded(model, device, dtype, cls, {})
+    if missing:  # transformers would go on with random weights
+        raise CheckpointError(f"{model} lacks {len(missing)} weights, first {min(missing)}")
+    return loaded, tokenizer
+
+
+def _loaded(
+    model: str, device: str, dtype: str | None, cls: Any, more: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
+    """Model, tokenizer, and the names of weights that the checkpoint lacks."""
     place = resolve(model)
     target = pick_device(device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
-        loaded, found = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or "auto", output_loading_info=True)
+        loaded, found = cls.from_pretrained(place, dtype=dtype or "auto", output_loading_info=True, **more)
         loaded = loaded.to(target).eval()
     except FasError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise FasError(f"{model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
-    if found["missing_keys"]:  # transformers would go on with random weights
-        raise CheckpointError(f"{model} lacks {len(found['missing_keys'])} weights, first {min(found['missing_keys'])}")
-    return loaded, cast(PreTrainedTokenizerBase, tokenizer)
+    return loaded, cast(PreTrainedTokenizerBase, tokenizer), list(found["missing_keys"])

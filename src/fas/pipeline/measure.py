@@ -1,4 +1,4 @@
-"""Rows of the result: one model in one form, measured on the evaluation blocks."""
+"""Rows of the result: one model in one form, measured on the evaluation examples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from fas.config import SpikingConfig
@@ -16,7 +15,7 @@ from fas.progress import Progress
 from fas.report.results import Row
 from fas.runtime.adaptive import Adaptive, adaptive
 from fas.runtime.control import as_qcfs, at_time, calibrated_keys, clock_of, sites_of
-from fas.tasks.language_modeling import Evaluation, evaluate, evaluate_spiking
+from fas.tasks.examples import Evaluation, Examples
 
 EVALUATION_BATCH = 16
 
@@ -61,24 +60,24 @@ def stops_early(model: PreTrainedModel, stopping: Stopping | None) -> AbstractCo
     return adaptive(model, settled=stopping.settled, confidence=stopping.confidence)
 
 
-def dense_row(name: str, model: PreTrainedModel, blocks: Tensor, batch_size: int, progress: Progress) -> Row:
+def dense_row(name: str, model: PreTrainedModel, examples: Examples, batch_size: int, progress: Progress) -> Row:
     """The ANN or the control."""
     start = time.time()
-    return _row(Row(name), evaluate(model, blocks, batch_size, progress, f"evaluating {name}"), start)
+    return _row(Row(name), examples.evaluate(model, batch_size, progress, f"evaluating {name}"), start)
 
 
-def qcfs_row(model: PreTrainedModel, blocks: Tensor, batch_size: int, progress: Progress) -> Row:
+def qcfs_row(model: PreTrainedModel, examples: Examples, batch_size: int, progress: Progress) -> Row:
     """The QCFS model inside a prepared or converted model."""
     config, start = clock_of(model).config, time.time()
     with as_qcfs(model):
-        measured = evaluate(model, blocks, batch_size, progress, "evaluating QCFS model")
+        measured = examples.evaluate(model, batch_size, progress, "evaluating QCFS model")
     return _row(Row("qcfs", coverage=config.coverage, levels=config.levels), measured, start)
 
 
 def spiking_row(
     model: PreTrainedModel,
     target: SpikingConfig,
-    blocks: Tensor,
+    examples: Examples,
     batch_size: int,
     progress: Progress,
     stopping: Stopping | None = None,
@@ -92,7 +91,7 @@ def spiking_row(
     label = "layerwise" if not target.folds_time else f"{target.coding} T={target.timesteps}"
     label += "" if stopping is None else f", {stopping.label}"
     with at_time(model, **target.model_dump()), stops_early(model, stopping) as early:
-        measured = evaluate_spiking(model, blocks, batch_size, progress, f"evaluating SNN, {label}")
+        measured = examples.evaluate_spiking(model, batch_size, progress, f"evaluating SNN, {label}")
     row = Row(
         "snn",
         coding=target.coding if target.folds_time else None,
@@ -127,8 +126,9 @@ def layerwise_target(config: SpikingConfig) -> SpikingConfig:
 
 
 def _row(row: Row, measured: Evaluation, start: float) -> Row:
-    row.metric, row.value = "perplexity", measured.perplexity
-    row.perplexity, row.loss, row.tokens = measured.perplexity, measured.loss, measured.tokens
+    row.metric, row.value, row.loss, row.tokens = measured.metric, measured.value, measured.loss, measured.tokens
+    row.metrics = measured.metrics or None
+    row.perplexity = None if measured.metrics else measured.perplexity
     row.seconds = round(time.time() - start, 2)
     if measured.spikes is not None:
         row.spikes_per_neuron = measured.spikes.per_neuron

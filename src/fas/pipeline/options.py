@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from fas.config import Activation, Coding, Coverage, Rotation, Rows, Scales, SpikingConfig
 from fas.errors import ConfigError
+from fas.tasks.glue import LANGUAGE_MODELING, TextTask, text_task
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _LEAST = {
@@ -31,6 +32,12 @@ class ConvertOptions:
     data: str
     out: Path
     eval_data: str | None = None
+    """What is evaluated on; of labelled texts several files after commas."""
+    task: str = LANGUAGE_MODELING
+    text_column: str | None = None
+    """Labelled texts: the column of the text, by name or by number from 0; the same for the next two."""
+    pair_column: str | None = None
+    label_column: str | None = None
     coverage: Coverage = "linear"
     levels: int = 15
     codings: tuple[Coding, ...] = ("sigma_delta",)
@@ -45,7 +52,8 @@ class ConvertOptions:
     ignore: tuple[str, ...] = ()
     stage1: Literal["full", "none"] = "full"
     stage1_steps: int | None = None
-    batch_size: int = 8
+    batch_size: int | None = None
+    """Of Stage 1; None: 8 blocks of text, or 32 labelled texts."""
     length: int | None = None
     lr: float | None = None
     scale_lr: float | None = None
@@ -56,7 +64,8 @@ class ConvertOptions:
     stage2: bool = True
     spike_price: float | None = None
     """Relative error of a layer that Stage 2 may pay for one spike a neuron less; None: .003 under a spike budget, else 0."""
-    calibration_sequences: int = 32
+    calibration_sequences: int | None = None
+    """None: 32 blocks of text, or 256 labelled texts."""
     fit_steps: int = 32
     absorb_bias: bool = False
     """Beyond the paper: what is left of a channel's mean error goes into the bias of the layers behind."""
@@ -78,6 +87,12 @@ class ConvertOptions:
             raise ConfigError(
                 f"distill={self.distill} is not valid: the weight of the distillation loss is between 0 and 1"
             )
+        if self.task == LANGUAGE_MODELING:
+            given = [name for name in ("text_column", "pair_column", "label_column") if getattr(self, name)]
+            if given:
+                raise ConfigError(f"{given[0]} belongs to labelled texts; choose --task, such as text-classification")
+        else:
+            self.text_task()
         for name in ("stage2", "absorb_bias"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not valid: choose true or false")
@@ -106,6 +121,10 @@ class ConvertOptions:
                 f"{len(self.steps) / each:g}"
             )
         self.configurations()  # validates every combination
+
+    def text_task(self) -> TextTask:
+        """The task on labelled texts, with the user's columns."""
+        return text_task(self.task, (self.text_column, self.pair_column, self.label_column))
 
     @property
     def price_of_a_spike(self) -> float:

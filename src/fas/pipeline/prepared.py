@@ -1,4 +1,4 @@
-"""What a conversion starts from: the model, and its text as blocks; and the fingerprint of both."""
+"""A conversion before its first stage: model and examples, checked, and the fingerprint of both."""
 
 from __future__ import annotations
 
@@ -7,29 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from fas.errors import ConfigError
 from fas.models import planned
-from fas.pipeline.load import block_length, load_ann
 from fas.pipeline.options import ConvertOptions
+from fas.pipeline.source import Source, source_of
 from fas.pipeline.stages import Run
 from fas.pipeline.workspace import Workspace
-from fas.progress import Progress
+from fas.progress import Progress, Silent
 from fas.report.results import versions
-from fas.tasks.language_modeling import encode_blocks, spread
-from fas.tasks.text import load_text
+from fas.tasks.examples import Examples
 
 
 @dataclass
 class Prepared:
-    """Loaded and checked, nothing computed yet. Blocks are ``[N, S]``."""
+    """Loaded and checked, nothing computed yet."""
 
     model: PreTrainedModel | None
-    tokenizer: PreTrainedTokenizerBase
-    training: Tensor
-    held_out: Tensor
-    evaluation: Tensor
+    source: Source
     device: torch.device
 
     @property
@@ -44,28 +40,24 @@ class Prepared:
 
     def run(self, options: ConvertOptions, workspace: Workspace, progress: Progress) -> Run:
         """What the stages of one conversion share."""
-        return Run(
-            options, workspace, progress, self.tokenizer, self.training, self.held_out, self.evaluation, self.device
-        )
+        return Run(options, workspace, progress, self.source, self.device)
 
     def fingerprint(self, options: ConvertOptions, **more: Any) -> str:
         """Hash of the options, the weights, the text and the versions: what a resumed run must share."""
-        text = _text_digest(self.training, self.held_out, self.evaluation)
+        text = _digest_of(self.source.training, self.source.held_out, self.source.evaluation)
         return options.fingerprint(**({"weights": _digest(self.ann), "text": text, "versions": _versions()} | more))
 
 
-def prepared(options: ConvertOptions) -> Prepared:
-    """Load model and text; raises `FasError` kinds for what cannot be converted, before anything is computed."""
-    ann, tokenizer = load_ann(options.model, options.device)
+def prepared(options: ConvertOptions, progress: Progress | None = None) -> Prepared:
+    """Load model and data; raises `FasError` kinds for what cannot be converted, before anything is computed."""
+    ann, source = source_of(options, progress or Silent())
     planned(ann, options.configurations()[0])  # an unsupported model is refused before anything is trained
-    text = load_text(options.data, options.eval_data)
-    length = block_length(ann, options.length)
-    training, held_out = (
-        encode_blocks(tokenizer, documents, length, what)
-        for documents, what in ((text.training, "training text"), (text.held_out, "held-out training text"))
-    )
-    evaluation = spread(encode_blocks(tokenizer, text.evaluation, length, "evaluation text"), options.eval_sequences)
-    return Prepared(ann, tokenizer, training, held_out, evaluation, ann.device)
+    if source.new_head and options.stage1 == "none":
+        raise ConfigError(
+            f"{options.model} has no head for {options.task} yet, so stage1='none' would convert a random one; fine-tune it "
+            "first, or choose stage1='full'"
+        )
+    return Prepared(ann, source, ann.device)
 
 
 def _digest(model: PreTrainedModel) -> str:
@@ -81,5 +73,5 @@ def _versions() -> dict[str, str]:
     return {name: version for name, version in versions().items() if name != "platform"}
 
 
-def _text_digest(*blocks: Tensor) -> str:
-    return hashlib.sha256(b"".join(block.numpy().tobytes() for block in blocks)).hexdigest()
+def _digest_of(*examples: Examples) -> str:
+    return hashlib.sha256(b"".join(some.digest() for some in examples)).hexdigest()

@@ -16,22 +16,25 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from fas.calibration import CalibrationOptions, LayerReport, calibrate
 from fas.config import SpikingConfig
 from fas.conversion import convert, prepare
-from fas.pipeline.load import load_ann
+from fas.pipeline.load import load_saved
 from fas.pipeline.measure import EVALUATION_BATCH
 from fas.pipeline.options import ConvertOptions
+from fas.pipeline.source import Source
 from fas.pipeline.workspace import Workspace
 from fas.progress import Progress
 from fas.report.results import Row
 from fas.runtime.control import sites_of
-from fas.tasks.language_modeling import evaluate, spread
+from fas.tasks.examples import Evaluation, Examples
+from fas.tasks.glue import LANGUAGE_MODELING
 from fas.training import Stage1Options, fine_tune
 
-HELD_OUT_BLOCKS = 256
+EPOCHS, LABELLED_BATCH, LABELLED_LR = 3, 32, 5e-5
+"""Of labelled texts, as BERT is usually fine-tuned on GLUE (Devlin et al. 2019)."""
 
 
 @dataclass
@@ -41,43 +44,47 @@ class Run:
     options: ConvertOptions
     workspace: Workspace
     progress: Progress
-    tokenizer: PreTrainedTokenizerBase
-    training: Tensor
-    held_out: Tensor
-    evaluation: Tensor
+    source: Source
     device: torch.device
 
+    @property
+    def evaluation(self) -> Examples:
+        """What reported figures are measured on."""
+        return self.source.evaluation
+
     def calibration_batches(self, size: int = 4) -> list[dict[str, Tensor]]:
-        """Evenly spaced training blocks, in batches small enough for T·B rows."""
-        picked = spread(self.training, self.options.calibration_sequences)
-        return [{"input_ids": batch.to(self.device)} for batch in picked.split(size)]
+        """Evenly spaced training examples, in batches small enough for T·B rows."""
+        training = self.source.training
+        picked = training.some(self.options.calibration_sequences or training.CALIBRATION)
+        return [{name: value.to(self.device) for name, value in batch.items()} for batch in picked.unpadded(size)]
 
     def load(self, stage: str) -> PreTrainedModel:
-        place = self.workspace.path(stage)
-        return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).to(self.device).eval()
+        return load_saved(self.workspace.path(stage), self.device)
 
 
 def train_control(run: Run, ann: PreTrainedModel) -> dict[str, Any]:
     """Fine-tune the ANN as Stage 1 does, without sites and with the task loss only; keep the better of it and the ANN."""
-    workspace, options = run.workspace, run.options
+    workspace, options, training = run.workspace, run.options, run.source.training
     if workspace.has("control-decision"):
         return workspace.read_json("control-decision")
-    held_out = spread(run.held_out, HELD_OUT_BLOCKS)
-    ann_loss = evaluate(ann, held_out, EVALUATION_BATCH, run.progress, "ANN on held-out text").loss
-    decision: dict[str, Any] = {"chosen": "ann", "ann_held_out_loss": ann_loss}
+    held_out = run.source.held_out.some(training.HELD_OUT)
+    before = held_out.evaluate(ann, EVALUATION_BATCH, run.progress, "ANN on held-out data")
+    decision: dict[str, Any] = {"chosen": "ann", "ann_held_out_loss": before.loss, **_held_out("ann", before)}
     best = ann
     if options.stage1 == "full":
-        tuned, _ = load_ann(options.model, options.device)
-        fine_tune(
-            tuned, run.training, _stage1_options(options, ann), None, run.progress, "control: fine-tuning the ANN"
-        )
-        tuned_loss = evaluate(tuned, held_out, EVALUATION_BATCH, run.progress, "fine-tuned ANN on held-out text").loss
-        decision["fine_tuned_held_out_loss"] = tuned_loss
-        if tuned_loss < ann_loss:
+        tuned = run.source.fresh()
+        fine_tune(tuned, training, _stage1_options(run, ann), None, run.progress, "control: fine-tuning the ANN")
+        after = held_out.evaluate(tuned, EVALUATION_BATCH, run.progress, "fine-tuned ANN on held-out data")
+        decision |= {"fine_tuned_held_out_loss": after.loss, **_held_out("fine_tuned", after)}
+        if after.badness < before.badness or run.source.new_head:
             best, decision["chosen"] = tuned, "fine-tuned"
-    run.progress.note(f"control = {decision['chosen']} (better on held-out text)")
+    run.progress.note(f"control = {decision['chosen']} (better on held-out data)")
     workspace.store("control", best.save_pretrained)
     return workspace.store_json("control-decision", decision)
+
+
+def _held_out(name: str, found: Evaluation) -> dict[str, float]:
+    return {f"{name}_held_out_{found.metric}": found.value} if found.metrics else {}
 
 
 def adopt_control(workspace: Workspace, finished: Path) -> None:
@@ -90,31 +97,37 @@ def adopt_control(workspace: Workspace, finished: Path) -> None:
 
 
 def train_qcfs(run: Run, ann: PreTrainedModel, decision: dict[str, Any]) -> None:
-    """Stage 1: QCFS units with fitted scales, then full-parameter fine-tuning with the ANN as teacher.
+    """Stage 1: QCFS units with fitted scales, then full-parameter fine-tuning with the ANN as teacher, or the control where
+    the ANN has yet to learn the task.
 
-    Where the task loss on this text made the control worse than the ANN, it would do the same here: distil only.
+    Where the task loss on this data made the control worse than the ANN, it would do the same here: distil only.
     """
     if run.workspace.has("qcfs"):
         return
-    options = run.options
+    options, source = run.options, run.source
     set_seed(options.seed)
-    model, _ = load_ann(options.model, options.device)
+    model = source.fresh()
     prepare(model, options.configurations()[0], run.calibration_batches(size=16))
     if options.stage1 == "full":
-        settings = _stage1_options(options, ann)
+        settings = _stage1_options(run, ann)
         if options.distill is None:
             settings = replace(settings, distill=0.5 if decision["chosen"] == "fine-tuned" else 1.0)
-        run.progress.note(f"Stage 1: {settings.distill:g} of the loss is KL to the ANN, the rest the task's")
-        fine_tune(model, run.training, settings, ann, run.progress, "Stage 1: fine-tuning the QCFS model")
+        teacher, name = (run.load("control"), "control") if source.new_head else (ann, "ANN")
+        run.progress.note(f"Stage 1: {settings.distill:g} of the loss is distance to the {name}, the rest the task's")
+        fine_tune(model, source.training, settings, teacher, run.progress, "Stage 1: fine-tuning the QCFS model")
     run.workspace.store("qcfs", model.save_pretrained)
 
 
-def _stage1_options(options: ConvertOptions, ann: PreTrainedModel) -> Stage1Options:
+def _stage1_options(run: Run, ann: PreTrainedModel) -> Stage1Options:
+    options, labelled = run.options, run.options.task != LANGUAGE_MODELING
     small = ann.num_parameters() < 20_000_000  # small models stand, and need, larger steps (docs/log.md)
-    lr = options.lr if options.lr is not None else (2e-4 if small else 2e-5)
+    usual = LABELLED_LR if labelled else 2e-5
+    batch = options.batch_size or (LABELLED_BATCH if labelled else 8)
+    steps = -(-EPOCHS * len(run.source.training) // batch) if labelled else 600 if small else 1000
+    lr = options.lr if options.lr is not None else (2e-4 if small else usual)
     return Stage1Options(
-        steps=options.stage1_steps or (600 if small else 1000),
-        batch_size=options.batch_size,
+        steps=options.stage1_steps or steps,
+        batch_size=batch,
         lr=lr,
         scale_lr=options.scale_lr if options.scale_lr is not None else 10 * lr,
         distill=0.5 if options.distill is None else options.distill,

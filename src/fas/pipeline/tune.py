@@ -22,7 +22,7 @@ from fas.pipeline.measure import EVALUATION_BATCH, as_tuned, dense_row, qcfs_row
 from fas.progress import Progress
 from fas.report.results import Results, Row
 from fas.runtime.control import calibrated_keys, clock_of, sites_of
-from fas.tasks.language_modeling import encode_blocks, spread
+from fas.tasks.language_modeling import Blocks, encode_blocks, spread
 from fas.tasks.text import load_text
 from fas.training import Stage1Options, tune_through_time
 
@@ -96,7 +96,7 @@ def tune_folder(options: TuneOptions, progress: Progress) -> Results:
     model, dtype = ready.model, ready.model.dtype
     rows = [*_references(ready, progress), *_rows(ready, progress)]
     model.to(torch.float32)  # type: ignore[arg-type]  # small steps are lost in bf16
-    dropped = tune_through_time(model, ready.training, ready.settings, ready.teacher, progress)
+    dropped = tune_through_time(model, Blocks(ready.training), ready.settings, ready.teacher, progress)
     if dropped:
         progress.note(
             f"neurons of {', '.join(dropped)} are left out: they were calibrated to the weights before tuning"
@@ -188,22 +188,23 @@ def _teacher(options: TuneOptions, model: PreTrainedModel, stored: Results | Non
 
 def _references(ready: _Ready, progress: Progress) -> list[Row]:
     """ANN and control as ``fas eval`` measures them, and a teacher that is neither."""
-    options, blocks = ready.options, ready.evaluation
+    options, examples = ready.options, Blocks(ready.evaluation)
     precision = str(ready.model.dtype).removeprefix("torch.")
     same = ready.stored is not None and ready.stored.extra.get("evaluation") == _evaluation(ready)
     rows = dense_rows(
-        Path(options.folder), ready.stored, same, blocks, EVALUATION_BATCH, options.device, precision, progress
+        Path(options.folder), ready.stored, same, examples, EVALUATION_BATCH, options.device, precision, progress
     )
     if options.teacher is not None and ready.teacher is not None:
-        rows.append(dense_row("teacher", ready.teacher, blocks, EVALUATION_BATCH, progress))
+        rows.append(dense_row("teacher", ready.teacher, examples, EVALUATION_BATCH, progress))
     return rows
 
 
 def _rows(ready: _Ready, progress: Progress) -> list[Row]:
     """The model as it is now, without time and in its time."""
+    examples = Blocks(ready.evaluation)
     return [
-        qcfs_row(ready.model, ready.evaluation, EVALUATION_BATCH, progress),
-        spiking_row(ready.model, ready.target, ready.evaluation, EVALUATION_BATCH, progress),
+        qcfs_row(ready.model, examples, EVALUATION_BATCH, progress),
+        spiking_row(ready.model, ready.target, examples, EVALUATION_BATCH, progress),
     ]
 
 

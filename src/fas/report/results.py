@@ -25,6 +25,8 @@ class Row:
 
     name: str
     """``ann``, ``control``, ``qcfs`` or ``snn``."""
+    task: str | None = None
+    """What it was measured at, where that is no language modelling."""
     coding: str | None = None
     rows: str | None = None
     """rate only: ``mean`` or ``step``."""
@@ -52,8 +54,10 @@ class Row:
     tuned: bool | None = None
     """Whether the weights were then trained through simulated time (``fas tune``); the paper freezes them."""
     metric: str | None = None
-    """What ``value`` is: ``perplexity``, ``loss`` or ``accuracy``."""
+    """What ``value`` is: ``perplexity``, ``accuracy``, ``f1``, …"""
     value: float | None = None
+    metrics: dict[str, float] | None = None
+    """All metrics of the task by name, where it has others than the perplexity."""
     perplexity: float | None = None
     loss: float | None = None
     """Nats per token."""

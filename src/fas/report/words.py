@@ -117,9 +117,13 @@ def ratio(row: Row, results: Results) -> float | None:
 
 
 def ratio_label(row: Row, results: Results) -> str:
-    """``×1.013``; empty for the reference itself."""
-    found = ratio(row, results)
-    return "" if found is None or row is reference_row(results) else f"×{found:.3f}"
+    """``×1.013``, or ``-0.4`` points of a metric that is a share; empty for the reference itself."""
+    found, reference = ratio(row, results), reference_row(results)
+    if found is None or reference is None or row is reference:
+        return ""
+    if row.metrics and row.value is not None and reference.value is not None:
+        return f"{100 * (row.value - reference.value):+.1f}"
+    return f"×{found:.3f}"
 
 
 def notes(results: Results) -> list[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -12,20 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fas.errors import DataError
 from fas.progress import Progress, Silent
-from fas.runtime.spikes import SpikeCount
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Mean loss (nats a token) over the predicted tokens, and the spikes where the model was a spiking one."""
-
-    loss: float
-    tokens: int
-    spikes: SpikeCount | None = None
-
-    @property
-    def perplexity(self) -> float:
-        return math.exp(min(self.loss, 700.0))
+from fas.tasks.examples import Evaluation, Examples
 
 
 def encode_blocks(
@@ -78,11 +65,37 @@ def evaluate_spiking(
     model: PreTrainedModel, blocks: Tensor, batch_size: int = 16, progress: Progress | None = None, title: str = ""
 ) -> Evaluation:
     """`evaluate`, with the spikes of all sites counted. The batch is divided by T, so that memory is that of one batch."""
-    from fas.runtime.control import clock_of
-    from fas.runtime.spikes import counting
+    return Blocks(blocks).evaluate_spiking(model, batch_size, progress, title)
 
-    clock = clock_of(model)
-    rows = max(1, batch_size // clock.config.timesteps) if clock.folds else batch_size
-    with counting(model) as spikes:
-        measured = evaluate(model, blocks, rows, progress, title)
-    return Evaluation(measured.loss, measured.tokens, spikes)
+
+@dataclass(frozen=True)
+class Blocks(Examples):
+    """Blocks of tokens ``[N, S]`` of causal language modelling: every token but the first of a block is predicted."""
+
+    tokens: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"input_ids": self.tokens[index], "labels": self.tokens[index]}
+
+    def picked(self, numbers: Sequence[int]) -> Self:
+        return replace(self, tokens=self.tokens[list(numbers)])
+
+    def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
+
+    def unpadded(self, size: int) -> list[dict[str, Tensor]]:
+        return [{"input_ids": batch} for batch in self.tokens.split(size)]
+
+    def evaluate(
+        self, model: PreTrainedModel, batch_size: int, progress: Progress | None = None, title: str = ""
+    ) -> Evaluation:
+        return evaluate(model, self.tokens, batch_size, progress, title)
+
+    def digest(self) -> bytes:
+        return self.tokens.numpy().tobytes()
+
+    def about(self) -> dict[str, Any]:
+        return {"length": self.tokens.shape[1], "sequences": len(self)}

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, default_data_collator, set_seed
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from fas.losses import logits_kl
+from fas.losses import logits_loss
 from fas.neurons import NeuronParameters, Site
 from fas.progress import Progress, Silent
 from fas.training.budget import SpikeBudget
@@ -38,21 +38,24 @@ class Stage1Options:
     seed: int = 0
 
 
+class TrainingSet(Protocol):
+    """Examples by number, keyword arguments of the model each, and how they become a batch."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """A batch, padded where they differ in length."""
+        ...
+
+    def lengths(self) -> list[int] | None:
+        """Tokens of each, so that those of a batch can be alike; None: all are."""
+        ...
+
+
 _OF_SITES = ("log_scale", "log_threshold", "v_init")
 """Parameters of sites: relative to their scale, so their learning rate is not that of weights."""
-
-
-class BlockDataset(Dataset[dict[str, Tensor]]):
-    """Blocks ``[N, S]`` as examples of causal language modelling."""
-
-    def __init__(self, blocks: Tensor) -> None:
-        self.blocks = blocks
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self.blocks[index], "labels": self.blocks[index]}
 
 
 class Stage1Trainer(Trainer):
@@ -96,7 +99,7 @@ class Stage1Trainer(Trainer):
         if self.teacher is not None and weight > 0:
             with torch.no_grad():
                 target = self.teacher(**{k: v for k, v in inputs.items() if k != "labels"}).logits
-            loss = loss + weight * logits_kl(outputs.logits, target, self.options.temperature)
+            loss = loss + weight * logits_loss(outputs.logits, target, self.options.temperature)
         return (loss, outputs) if return_outputs else loss
 
 
@@ -123,13 +126,13 @@ class _InBounds(TrainerCallback):
 
 def fine_tune(
     model: PreTrainedModel,
-    blocks: Tensor,
+    examples: TrainingSet,
     options: Stage1Options,
     teacher: PreTrainedModel | None = None,
     progress: Progress | None = None,
     title: str = "fine-tuning",
 ) -> PreTrainedModel:
-    """Train ``model`` in place on ``blocks`` ``[N, S]`` for ``options.steps`` steps and return it in eval mode.
+    """Train ``model`` in place on ``examples`` for ``options.steps`` steps and return it in eval mode.
 
     The same function trains the QCFS model (with a ``teacher`` to distil from) and its control (without one): same data
     in the same order, steps, schedule and seed.
@@ -153,15 +156,16 @@ def fine_tune(
             report_to=[],
             disable_tqdm=True,
             use_cpu=model.device.type == "cpu",
-            dataloader_drop_last=len(blocks) >= options.batch_size,
+            dataloader_drop_last=len(examples) >= options.batch_size,
+            train_sampling_strategy="random" if examples.lengths() is None else "group_by_length",
         )
         # several GPUs in one process would mean DataParallel, whose replicas share one site: use one
         arguments._n_gpu = min(arguments.n_gpu, 1)
         trainer = Stage1Trainer(
             model=model,
             args=arguments,
-            train_dataset=BlockDataset(blocks),
-            data_collator=default_data_collator,
+            train_dataset=examples,
+            data_collator=examples.collate,
             callbacks=[_Report(progress), _InBounds()],
             options=options,
             teacher=teacher,

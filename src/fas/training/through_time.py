@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from fas.conversion import describe
 from fas.errors import FasError
 from fas.progress import Progress
 from fas.runtime.control import calibrated_keys, clock_of, sites_of
-from fas.training.stage1 import Stage1Options, fine_tune
+from fas.training.stage1 import Stage1Options, TrainingSet, fine_tune
 
 
 def tune_through_time(
     model: PreTrainedModel,
-    blocks: Tensor,
+    examples: TrainingSet,
     options: Stage1Options,
     teacher: PreTrainedModel | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Train the SNN ``model`` in place on ``blocks`` ``[N, S]``, at its present coding and timesteps.
+    """Train the SNN ``model`` in place on ``examples``, at its present coding and timesteps.
 
     All weights move, and θ and v₀ of the calibrated neurons (at ``options.scale_lr``), by the surrogate gradient through all
     T·B rows; λ of calibrated sites does not, for their neurons do not read it. Neurons of other codings and times no longer
@@ -46,7 +45,12 @@ def tune_through_time(
                 del site.neurons[other]
     with _scales_frozen(model), _without_cache(model):
         fine_tune(
-            model, blocks, options, teacher, progress, f"tuning the weights through {clock.config.timesteps} timesteps"
+            model,
+            examples,
+            options,
+            teacher,
+            progress,
+            f"tuning the weights through {clock.config.timesteps} timesteps",
         )
     describe(model)
     return others

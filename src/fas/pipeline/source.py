@@ -1,0 +1,112 @@
+"""What a conversion starts from, by task: the original model, as often as it is asked for, and the task's examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from fas.errors import FasError
+from fas.pipeline.load import Head, auto_class_of, block_length, load_ann, load_classifier
+from fas.pipeline.options import ConvertOptions
+from fas.progress import Progress
+from fas.tasks.examples import Examples
+from fas.tasks.glue import LANGUAGE_MODELING
+from fas.tasks.labelled import class_names, evaluation_rows, load_labelled
+from fas.tasks.language_modeling import Blocks, encode_blocks
+from fas.tasks.text import evaluation_text, load_text
+from fas.tasks.text_classification import encode_labelled
+
+
+@dataclass(frozen=True)
+class Source:
+    """Loaded and checked, nothing computed yet."""
+
+    fresh: Callable[[], PreTrainedModel]
+    """The original model, each time the same."""
+    tokenizer: PreTrainedTokenizerBase
+    training: Examples
+    held_out: Examples
+    evaluation: Examples
+    new_head: bool = False
+    """Whether the original model has yet to learn the task."""
+
+
+def source_of(options: ConvertOptions, progress: Progress) -> tuple[PreTrainedModel, Source]:
+    """The original model of ``options``, and what it is trained and measured on.
+
+    Raises `FasError` kinds for what cannot be loaded, or a model whose head does not fit the data.
+    """
+    if options.task == LANGUAGE_MODELING:
+        return _of_text(options)
+    return _of_labelled_texts(options, progress)
+
+
+def _of_text(options: ConvertOptions) -> tuple[PreTrainedModel, Source]:
+    ann, tokenizer = load_ann(options.model, options.device)
+    text, length = load_text(options.data, options.eval_data), block_length(ann, options.length)
+    training, held_out, evaluation = (
+        Blocks(encode_blocks(tokenizer, documents, length, what))
+        for documents, what in (
+            (text.training, "training text"), (text.held_out, "held-out training text"), (text.evaluation, "evaluation text"),
+        )
+    )  # fmt: skip
+    evaluation = evaluation.some(options.eval_sequences)
+    return ann, Source(lambda: load_ann(options.model, options.device)[0], tokenizer, training, held_out, evaluation)
+
+
+def _of_labelled_texts(options: ConvertOptions, progress: Progress) -> tuple[PreTrainedModel, Source]:
+    task = options.text_task()
+    rows = load_labelled(task, options.data, options.eval_data)
+    if rows.removed:
+        progress.note(f"{rows.removed} training texts stand in the evaluation data too and are left out")
+    names = None if task.regression else class_names(task, rows.training, options.data)
+    head = Head(names)
+
+    def fresh() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
+        set_seed(options.seed)  # for a new head, which is random
+        return load_classifier(options.model, head, options.device)
+
+    ann, tokenizer, new_head = fresh()
+    length = block_length(ann, options.length)
+    names = _in_order_of(ann, names)
+    training, held_out, evaluation = (
+        encode_labelled(tokenizer, task, names, some, length)
+        for some in (rows.training, rows.held_out, rows.evaluation)
+    )
+    cut = training.truncated + held_out.truncated + evaluation.truncated
+    if cut:
+        progress.note(f"{cut} of {sum(map(len, (training, held_out, evaluation)))} texts are cut at {length} tokens")
+    evaluation = evaluation.some(options.eval_sequences)
+    return ann, Source(lambda: fresh()[0], tokenizer, training, held_out, evaluation, new_head)
+
+
+def evaluation_of(options: ConvertOptions, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Examples:
+    """What ``options`` evaluates on, as ``model``, which has a head for it, reads it. Raises `FasError` kinds for another head
+    or data that cannot be read."""
+    labelled = options.task != LANGUAGE_MODELING
+    if labelled is not (auto_class_of(model.config) is AutoModelForSequenceClassification):
+        raise FasError(f"{options.model} is a {type(model).__name__}, which is not measured by {options.task}")
+    if not labelled:
+        documents = evaluation_text(options.data, options.eval_data)
+        blocks = encode_blocks(tokenizer, documents, block_length(model, options.length), "evaluation text")
+        return Blocks(blocks).some(options.eval_sequences)
+    task = options.text_task()
+    rows = evaluation_rows(task, options.data, options.eval_data)
+    names = () if task.regression else _names_of(model)
+    examples = encode_labelled(tokenizer, task, names, rows, block_length(model, options.length))
+    return examples.some(options.eval_sequences)
+
+
+def _in_order_of(model: PreTrainedModel, names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """``names`` of classes in the order of the model's head, where it knows them by these names."""
+    if names is None:
+        return ()
+    own = _names_of(model)
+    return own if set(own) == set(names) else names
+
+
+def _names_of(model: PreTrainedModel) -> tuple[str, ...]:
+    """The classes of the model's head in their order."""
+    return tuple(str(name) for _, name in sorted((model.config.id2label or {}).items()))
