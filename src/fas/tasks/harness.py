@@ -96,7 +96,8 @@ class HarnessLM(HFLM):
         return found
 
     def _asked_of(self, request: Instance) -> int:
-        return normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"]
+        _, asked = request.args  # type: ignore[bad-unpacking]
+        return normalize_gen_kwargs(asked, self.max_gen_toks)["max_gen_toks"]
 
     def _loglikelihood_tokens(
         self, requests: list[Pair], disable_tqdm: bool = True, override_bs: int | None = None

@@ -59,7 +59,8 @@ class HarnessTask(Scored):
         """Score ``model``; what goes wrong inside is the result's ``error``, so that other tasks keep theirs."""
         from lm_eval.evaluator import evaluate
 
-        lm = HarnessLM(model, self.tokenizer, batch_size, self.asked.length, progress, f"{title}, {self.name}")
+        with quietly():
+            lm = HarnessLM(model, self.tokenizer, batch_size, self.asked.length, progress, f"{title}, {self.name}")
         try:
             with quietly():
                 set_seed(self.asked.seed)
