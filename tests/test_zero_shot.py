@@ -29,6 +29,7 @@ from fas.tasks.zero_shot import Asked, HarnessTask, figures, load_tasks
 SHARED = Path(__file__).parents[1] / ".." / "shared"
 FIVE = ("piqa", "arc_easy", "openbook_qa", "copa", "winogrande")
 WORDS = folders.WORDS
+BATCH = {"input_ids": tiny.tokens(2, 9)}
 
 
 def log_likelihood(model: PreTrainedModel, tokenizer: Any, context: str, continuation: str) -> tuple[float, bool]:
@@ -211,7 +212,19 @@ metric_list:
   - {{metric: word_perplexity, aggregation: weighted_perplexity, higher_is_better: false}}
   - {{metric: bits_per_byte, aggregation: bits_per_byte, higher_is_better: false}}
 """
-GROUP = "group: both\ntask: [rolled, wrote]\naggregate_metric_list: [{metric: none, weight_by_size: true}]\n"
+CHOICE = """
+task: {name}
+tag: parts
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: query
+doc_to_choice: choices
+doc_to_target: gold
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+GROUP = "group: both\ntask: [first, second]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +234,45 @@ def yaml(place) -> Path:
     (folder / "wrote.yaml").write_text(GENERATED.format(name="wrote", data=place["cloze"], count=3))
     (folder / "greedy.yaml").write_text(GENERATED.format(name="greedy", data=place["cloze"], count=64))
     (folder / "rolled.yaml").write_text(ROLLING.format(data=place["questions"]))
+    few = write(place["root"] / "few.jsonl", questions()[:5])
+    for name, data in (("first", place["questions"]), ("second", few)):
+        (folder / f"{name}.yaml").write_text(CHOICE.format(name=name, data=data))
+    (folder / "both.yaml").write_text(GROUP)
     return folder
+
+
+def test_a_group_has_one_row_and_a_tag_one_for_each_task(place, yaml) -> None:
+    model = tiny.ann("gpt2")
+    first, second = load_tasks(["parts"], place["tokenizer"], Asked(), [yaml])
+    (both,) = load_tasks(["both"], place["tokenizer"], Asked(), [yaml])
+    assert [task.name for task in (first, second, both)] == ["first", "second", "both"]
+    parts, whole = [task.evaluate(model, 4) for task in (first, second)], both.evaluate(model, 4)
+    assert [part.items for part in parts] == [12, 5]
+    assert (whole.items, whole.truncated, whole.tokens) == (17, 2, sum(part.tokens for part in parts))
+    assert whole.value == pytest.approx(sum(part.value * part.items for part in parts) / 17)
+    with pytest.raises(ConfigError, match="two of the tasks are called first"):
+        load_tasks(["parts", str(yaml / "first.yaml")], place["tokenizer"], Asked(), [yaml])
+    (limited,) = load_tasks(["both"], place["tokenizer"], Asked(limit=3), [yaml])
+    assert limited.evaluate(model, 4).items == 6
+
+
+def test_examples_in_front_as_the_task_or_the_user_says(place, yaml) -> None:
+    (yaml / "none.yaml").write_text(CHOICE.format(name="none", data=place["questions"]) + "num_fewshot: 0\n")
+    (yaml / "two.yaml").write_text(CHOICE.format(name="two", data=place["questions"]) + "num_fewshot: 2\n")
+    for asked, counts in ((None, [0, 2, 0]), (1, [0, 1, 1])):
+        tasks = load_tasks(["none", "two", "first"], place["tokenizer"], Asked(num_fewshot=asked), [yaml])
+        assert [task.loaded["tasks"][task.name].get_config("num_fewshot") for task in tasks] == counts
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt_projected", "llama", "gemma2", "qwen3"])
+def test_the_model_stays_as_it_is(place, family) -> None:
+    for tied in (False, True):
+        model = fas.convert(
+            fas.prepare(tiny.ann(family, tie_word_embeddings=tied), fas.SpikingConfig(levels=4, timesteps=3), [BATCH])
+        )
+        before = model(**BATCH).logits
+        HarnessLM(model, place["tokenizer"])
+        assert torch.equal(model(**BATCH).logits, before)
 
 
 def test_generation_is_the_models_own_greedy_one(place, yaml) -> None:
@@ -236,6 +287,18 @@ def test_generation_is_the_models_own_greedy_one(place, yaml) -> None:
         assert instance.resps[0] == place["tokenizer"].decode(written, skip_special_tokens=True)
     (task,) = load_tasks(["wrote"], place["tokenizer"], Asked(length=9), [yaml])
     assert task.evaluate(model, 4).truncated == 6  # 8 words and room for 3
+    (task,) = load_tasks(["wrote"], place["tokenizer"], Asked(length=11), [yaml])
+    assert task.evaluate(model, 4).truncated == 0
+
+
+def test_a_task_that_does_not_say_how_long_leaves_half_of_the_context(place, yaml) -> None:
+    model = tiny.ann("gpt2")
+    text = GENERATED.format(name="free", data=place["cloze"], count=3).replace(", max_gen_toks: 3", "")
+    (yaml / "free.yaml").write_text(text)
+    (task,) = load_tasks(["free"], place["tokenizer"], Asked(limit=2), [yaml])
+    assert task.evaluate(model, 4).error is None
+    for instance in task.loaded["tasks"]["free"].instances:
+        assert 20 < len(instance.resps[0].split()) <= 32
 
 
 def test_rolling_perplexity_by_word_and_byte(place, yaml) -> None:
@@ -361,7 +424,7 @@ def test_what_does_not_continue_text_is_refused(tmp_path, place) -> None:
     with pytest.raises(FasError, match="BertForMaskedLM is no causal language model"):
         HarnessLM(tiny.ann("bert_mlm"), place["tokenizer"])
     tiny.snn("bert_sequence").save_pretrained(tmp_path / "bert")
-    with pytest.raises(FasError, match="no causal language model but BertForSequenceClassification"):
+    with pytest.raises(FasError, match=r"but BertForSequenceClassification, and .* measure it with --data"):
         evaluate_tasks(tmp_path / "bert", [str(place["questions"])])
 
 
@@ -394,20 +457,22 @@ def test_the_command_shows_a_row_for_each_form_and_task(place, capsys) -> None:
     assert sum(line.startswith("questions ") for line in lines) == 4
     assert sum(line.startswith("partial ") for line in lines) == 4
     assert "questions: 2 of 12 items were longer than the context and were cut at their left." in out
+    tasks += f",{place['cloze']}"  # whose standard error lm-eval prints about
     assert main(["eval", str(place["snn"]), "--tasks", tasks, "--timesteps", "2", "--quiet", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert {row["task"] for row in rows} == {"questions", "partial"}
+    assert {row["task"] for row in rows} == {"questions", "partial", "cloze"}
+    assert all(("perplexity" in row) == (row["task"] == "cloze") for row in rows)
     assert all(row["metric"] == "acc" and 0 <= row["value"] <= 1 for row in rows)
 
 
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--tasks", "x.jsonl", "--data", "builtin"], "--data means nothing with --tasks"),
-        (["--tasks", "x.jsonl", "--diagnose"], "--diagnose means nothing with --tasks"),
-        (["--tasks", "x.jsonl", "--stride", "4"], "--stride means nothing with --tasks"),
-        (["--limit", "5"], "--limit means nothing without --tasks"),
-        (["--num-fewshot", "0"], "--num-fewshot means nothing without --tasks"),
+        (["--tasks", "x.jsonl", "--data", "builtin"], "--data does not go with --tasks"),
+        (["--tasks", "x.jsonl", "--diagnose"], "--diagnose does not go with --tasks"),
+        (["--tasks", "x.jsonl", "--stride", "4"], "--stride does not go with --tasks"),
+        (["--limit", "5"], "--limit does not go without --tasks"),
+        (["--num-fewshot", "0"], "--num-fewshot does not go without --tasks"),
         (["--tasks", "{root}/questions.jsonl", "--length", "65"], "beyond the model's context of 64"),
     ],
 )
@@ -423,3 +488,9 @@ def test_a_harness_task_is_what_any_row_can_be_measured_on(place) -> None:
     found = task.evaluate_spiking(model, 8)
     assert found.spikes is not None
     assert found.spikes.per_neuron > 0
+
+
+def test_the_page_is_linked() -> None:
+    root = Path(__file__).parents[1]
+    assert "docs/zero-shot.md" in (root / "README.md").read_text()
+    assert (root / "docs" / "zero-shot.md").exists()

@@ -63,7 +63,8 @@ def command(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences in a batch.", show_default="16", min=1)] = None,
     length: Annotated[
-        int | None, typer.Option(help="Tokens in a sequence.", show_default="min(context, 256)", min=2)
+        int | None,
+        typer.Option(help="Tokens in a sequence.", show_default="min(context, 256); with --tasks the context", min=2),
     ] = None,
     stride: Stride = None,
     diagnose: Annotated[
@@ -103,7 +104,7 @@ def _measured(folder: Any, tasks: Any, common: dict[str, Any], text: dict[str, A
     """Text or ``tasks``; raises `ConfigError` for an option that belongs to the other."""
     kind, own, foreign = ("with", asked, text) if tasks else ("without", text, asked)
     if given := [name for name, value in foreign.items() if value is not None]:
-        raise ConfigError(f"{_OPTIONS[given[0]]} means nothing {kind} --tasks; leave it out")
+        raise ConfigError(f"{_OPTIONS[given[0]]} does not go {kind} --tasks; leave it out")
     chosen = common | {name: value for name, value in own.items() if value is not None}
     if tasks:
         from fas.pipeline.zero_shot import evaluate_tasks

@@ -8,10 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from fas.config import SpikingConfig
-from fas.errors import FasError
+from fas.errors import CheckpointError, FasError
 from fas.pipeline.evaluate import targets_of
 from fas.pipeline.load import auto_class_of, block_length, load_ann, load_spiking, spiking_config_of
 from fas.pipeline.measure import EVALUATION_BATCH, as_tuned, dense_row, layerwise_target, qcfs_row, spiking_row
@@ -48,7 +48,7 @@ def evaluate_tasks(
     _refuse_what_is_not_causal(folder)
     from fas.tasks.zero_shot import Asked, load_tasks
 
-    tasks = load_tasks(names, AutoTokenizer.from_pretrained(folder), Asked(limit, num_fewshot, seed, length), include)
+    tasks = load_tasks(names, _tokenizer_of(folder), Asked(limit, num_fewshot, seed, length), include)
     model, _ = load_spiking(str(folder), device, dtype)
     if length is not None:
         block_length(model, length)
@@ -81,6 +81,13 @@ def _refuse_what_is_not_causal(folder: Path) -> None:
             f"{folder} is no causal language model but {kind}, and --tasks asks how likely a text goes on; measure it with "
             "--data"
         )
+
+
+def _tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} has no tokenizer that can be loaded: {str(error).splitlines()[0]}") from None
 
 
 def _forms(

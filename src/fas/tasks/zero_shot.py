@@ -147,9 +147,8 @@ def _tasks_of(spec: str, manager: Any, tokenizer: PreTrainedTokenizerBase, asked
     try:
         loaded = manager.load([spec])
     except Exception as error:  # of lm-eval, the data library and the hub: the user needs one sentence
-        raise DataError(
-            f"the task {spec} cannot be loaded: {_reason(error)}; without the hub, give files of questions (.jsonl)"
-        ) from None
+        hint = "; without the hub, give files of questions (.jsonl)" if isinstance(error, OSError) else ""
+        raise DataError(f"the task {spec} cannot be loaded: {_reason(error)}{hint}") from None
     group = loaded["groups"].get(spec)
     if group is not None and group.has_aggregation:
         return [HarnessTask(spec, loaded, tokenizer, asked)]
