@@ -85,7 +85,7 @@ def convert(args: argparse.Namespace, task: str, coverage: str, seed: int) -> No
     control, rows = load_saved(workspace.path("control"), ready.device), []
     if options.eval_data and "," in options.eval_data:  # the first file, GLUE's own, by itself
         alone = evaluation_of(
-            replace(options, eval_data=options.eval_data.split(",")[0]), control, ready.source.tokenizer
+            replace(options, eval_data=options.eval_data.split(",")[0]), control.config, ready.source.tokenizer
         )
         rows = [replace(dense_row("control", control, alone, EVALUATION_BATCH, progress), task=f"{task}, dev alone")]
 

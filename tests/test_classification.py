@@ -213,6 +213,29 @@ def test_diagnosis_of_a_classifier(learnt) -> None:
     assert sites == set(sites_of(load_spiking(str(asked.out), any_task=True)[0]))
 
 
+@pytest.mark.parametrize("from_disk", [False, True])
+def test_another_time_is_calibrated_on_the_same_training_texts(place, learnt, from_disk, capsys) -> None:
+    asked, _ = learnt
+    out = place / f"again-{from_disk}"
+    flags = ["--from-disk"] if from_disk else []
+    main(["calibrate", str(asked.out), "--out", str(out), "--timesteps", "2", "--fit-steps", "2", "--quiet", *flags])
+    assert "sigma_delta_2_1:" in capsys.readouterr().out
+    rows = [(row.name, row.timesteps, row.stage2) for row in evaluate_folder(out).rows]
+    assert rows == [("control", None, None), ("qcfs", None, None), ("snn", 2, True), ("snn", 4, True)]
+
+
+def test_the_ledger_of_a_classifier_counts_no_padding(place, learnt, capsys) -> None:
+    asked, _ = learnt
+    main(["energy", str(asked.out), "--json", "--quiet", "--sequences", "6", "--no-neurobench"])
+    (ledger,) = json.loads(capsys.readouterr().out)["ledgers"]
+    rows = evaluate_folder(asked.out, eval_sequences=6).rows
+    forward = ledger["forward"]
+    assert forward["spikes_per_neuron"] == pytest.approx(rows[-1].spikes_per_neuron, rel=0.02)
+    main(["energy", str(asked.out / "control"), "--json", "--quiet", "--sequences", "6", "--no-neurobench"])
+    (ann,) = json.loads(capsys.readouterr().out)["ledgers"]
+    assert ann["forward"]["tokens"] == forward["tokens"]
+
+
 @pytest.mark.parametrize("task", ["rte", "stsb", "text-classification", "text-regression"])
 def test_pairs_regressions_and_own_data_go_the_whole_way(place, task) -> None:
     data = place / "pairs.tsv"
@@ -377,7 +400,7 @@ def test_commands_for_language_models_refuse_a_classifier(place, learnt) -> None
     bare = place / "bare"
     shutil.copytree(asked.out, bare)
     (bare / "results.json").unlink()
-    with pytest.raises(FasError, match="not measured by language-modeling"):
+    with pytest.raises(FasError, match="does not fit the task language-modeling"):
         evaluate_folder(bare, str(place / "text.txt"))
 
 

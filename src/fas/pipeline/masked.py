@@ -44,7 +44,7 @@ def _trained(run: Run, like: PreTrainedModel, spiking: bool) -> dict[str, Tensor
     if tokenizer.mask_token_id is None:
         raise FasError(f"{options.model} has no mask token, so it cannot begin with masked text; leave mlm_data out")
     documents = load_text(str(options.mlm_data)).training
-    blocks = encode_blocks(tokenizer, documents, block_length(like, options.length), "text of mlm_data")
+    blocks = encode_blocks(tokenizer, documents, block_length(like.config, options.length), "text of mlm_data")
     set_seed(options.seed)
     (model, whole), teacher = _with_head(run), None
     if spiking:
