@@ -94,6 +94,8 @@ def command(
     ignore: Annotated[list[str] | None, _flag("ignore", "These sites stay analog; named like targets.", _SNN)] = None,
     stage1: Annotated[str | None, _flag("stage1", "full, or none: a training-free conversion.", _STAGE1)] = None,
     stage1_steps: Annotated[int | None, _flag("stage1_steps", "Optimizer steps; else by model size.", _STAGE1)] = None,
+    mlm_data: Annotated[str | None, _flag("mlm_data", "Labelled texts: masked text to begin with.", _STAGE1)] = None,
+    mlm_steps: Annotated[int | None, _flag("mlm_steps", "Optimizer steps on that text.", _STAGE1)] = None,
     batch_size: Annotated[int | None, _flag("batch_size", "Sequences in a batch; else by task.", _STAGE1)] = None,
     length: Annotated[int | None, _flag("length", "Tokens in a sequence; else min(context, 256).", _STAGE1)] = None,
     lr: Annotated[float | None, _flag("lr", "Learning rate of the weights.", _STAGE1)] = None,

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from fas.errors import ConfigError
 from fas.models import planned
 from fas.pipeline.options import ConvertOptions
+from fas.pipeline.run import Run
 from fas.pipeline.source import Source, source_of
-from fas.pipeline.stages import Run
 from fas.pipeline.workspace import Workspace
 from fas.progress import Progress, Silent
 from fas.report.results import versions

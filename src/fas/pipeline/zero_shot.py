@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fas.config import SpikingConfig
 from fas.errors import CheckpointError, FasError
+from fas.pipeline.asked import results_of
 from fas.pipeline.evaluate import targets_of
 from fas.pipeline.load import auto_class_of, block_length, load_ann, load_spiking, spiking_config_of
 from fas.pipeline.measure import EVALUATION_BATCH, as_tuned, dense_row, layerwise_target, qcfs_row, spiking_row
@@ -45,16 +46,16 @@ def evaluate_tasks(
     be measured, and `ConfigError` or `DataError` for a task that does not exist or whose data cannot be had.
     """
     progress, batch, folder = progress or Silent(), batch_size or EVALUATION_BATCH, Path(folder)
-    _refuse_what_is_not_causal(folder)
+    config = _causal_config_of(folder)
+    if length is not None:
+        block_length(config, length)
     from fas.tasks.zero_shot import Asked, load_tasks
 
     tasks = load_tasks(names, _tokenizer_of(folder), Asked(limit, num_fewshot, seed, length), include)
     model, _ = load_spiking(str(folder), device, dtype)
-    if length is not None:
-        block_length(model, length)
-    config = clock_of(model).config
-    targets = [*([layerwise_target(config)] if layerwise else []), *targets_of(model, config, timesteps, codings)]
-    stored = Results.read(folder / "results.json") if (folder / "results.json").exists() else None
+    converted = clock_of(model).config
+    targets = [*([layerwise_target(converted)] if layerwise else []), *targets_of(model, converted, timesteps, codings)]
+    stored = results_of(folder)
     tuning = stored.extra.get("tuning") if stored is not None else None
     rows: dict[str, list[Row]] = {task.name: [] for task in tasks}
     for measure in _forms(folder, model, targets, stored, device, batch, progress):
@@ -73,7 +74,8 @@ def evaluate_tasks(
     return Results(str(folder), ", ".join(rows), seed, found, extra=extra)
 
 
-def _refuse_what_is_not_causal(folder: Path) -> None:
+def _causal_config_of(folder: Path) -> PretrainedConfig:
+    """The configuration of a converted model; raises `FasError` unless it continues text."""
     config = spiking_config_of(str(folder))
     if auto_class_of(config) is not AutoModelForCausalLM:
         kind = ", ".join(config.architectures or ["of an unknown class"])
@@ -81,11 +83,12 @@ def _refuse_what_is_not_causal(folder: Path) -> None:
             f"{folder} is no causal language model but {kind}, and --tasks asks how likely a text goes on; measure it with "
             "--data"
         )
+    return config
 
 
 def _tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} has no tokenizer that can be loaded: {str(error).splitlines()[0]}") from None
 

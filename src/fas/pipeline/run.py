@@ -1,0 +1,47 @@
+"""What all stages of one conversion share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fas.pipeline.load import load_saved
+from fas.pipeline.options import ConvertOptions
+from fas.pipeline.source import Source
+from fas.pipeline.workspace import Workspace
+from fas.progress import Progress
+from fas.tasks.examples import Examples
+
+
+@dataclass
+class Run:
+    """What all stages share."""
+
+    options: ConvertOptions
+    workspace: Workspace
+    progress: Progress
+    source: Source
+    device: torch.device
+
+    @property
+    def evaluation(self) -> Examples:
+        """What reported figures are measured on."""
+        return self.source.evaluation
+
+    def calibration_batches(self, size: int = 4) -> list[dict[str, Tensor]]:
+        """Evenly spaced training examples, in batches small enough for T·B rows."""
+        training = self.source.training
+        picked = training.some(self.options.calibration_sequences or training.CALIBRATION)
+        return batches_on(self.device, picked.unpadded(size))
+
+    def load(self, stage: str) -> PreTrainedModel:
+        return load_saved(self.workspace.path(stage), self.device)
+
+
+def batches_on(device: torch.device, batches: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """``batches`` where the model is."""
+    return [{name: value.to(device) for name, value in batch.items()} for batch in batches]
