@@ -98,6 +98,34 @@ def test_batches_for_calibration_meet_no_padding_and_miss_no_text(examples) -> N
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(batches, again, strict=True))
 
 
+def test_calibration_takes_full_batches_of_one_length_from_all_over(place) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(place / "encoder")
+    rows = [Labelled(" ".join(folders.WORDS[i % 80 : i % 80 + 1 + i % 5]), None, 0) for i in range(400)]
+    examples = encode_labelled(tokenizer, GLUE["sst2"], GLUE["sst2"].labels, rows, 64)
+    batches = examples.for_calibration(96, 4)
+    assert [len(batch["input_ids"]) for batch in batches] == [16] * 6
+    assert len({batch["input_ids"].shape[1] for batch in batches}) > 1
+    assert all(bool(batch["attention_mask"].all()) for batch in batches)
+    assert all("labels" not in batch for batch in batches)
+    known = {tuple(example["input_ids"]) for example in examples.encoded}
+    assert {tuple(ids.tolist()) for batch in batches for ids in batch["input_ids"]} <= known
+    few = examples.picked(range(10))  # two of each length
+    assert sum(len(batch["input_ids"]) for batch in few.for_calibration(None, 4)) <= 10
+    assert sum(len(batch["input_ids"]) for batch in examples.for_calibration(20, 4)) == 20
+    assert [len(batch["input_ids"]) for batch in Blocks(torch.zeros(40, 3).long()).for_calibration(None, 5)] == [
+        5
+    ] * 6 + [2]
+
+
+def test_no_text_is_calibrated_on_twice(place) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(place / "encoder")
+    rows = [Labelled(f"{folders.WORDS[i % 80]} {folders.WORDS[i // 80]}", None, 0) for i in range(160)]
+    examples = encode_labelled(tokenizer, GLUE["sst2"], GLUE["sst2"].labels, rows, 64)
+    batches = examples.for_calibration(160, 4)
+    seen = [tuple(ids.tolist()) for batch in batches for ids in batch["input_ids"]]
+    assert len(seen) == len(set(seen)) == 160
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 @pytest.mark.parametrize("regression", [False, True])
 def test_a_model_is_scored_as_one_text_at_a_time_scores_it(place, batch_size, regression) -> None:

@@ -53,6 +53,9 @@ _Targets = Annotated[
 _Distill = Annotated[
     float | None, _flag("distill", "Weight of distillation from the ANN, 0–1; else by the control.", _STAGE1)
 ]
+_DistillStates = Annotated[
+    float | None, _flag("distill_states", "Weight of the blocks' distance to the ANN's (beyond the paper).", _STAGE1)
+]
 _SpikesPerNeuron = Annotated[
     float | None, _flag("spikes_per_neuron", "Budget of spikes a neuron over all T, trained for.", _STAGE1)
 ]
@@ -101,6 +104,7 @@ def command(
     lr: Annotated[float | None, _flag("lr", "Learning rate of the weights.", _STAGE1)] = None,
     scale_lr: Annotated[float | None, _flag("scale_lr", "Learning rate of the neurons' scales.", _STAGE1)] = None,
     distill: _Distill = None,
+    distill_states: _DistillStates = None,
     spikes_per_neuron: _SpikesPerNeuron = None,
     stage2: Annotated[bool | None, _flag("stage2", "Calibrate the neurons.", _STAGE2, "--stage2/--no-stage2")] = None,
     spike_price: _SpikePrice = None,

@@ -140,4 +140,4 @@ def _batches(options: CalibrateOptions, tokenizer: Any, config: Any, device: tor
     """Evenly spaced training examples, in batches small enough for T·B rows."""
     asked = {"data": options.data, "length": options.length}
     training = training_of(as_converted(options.folder, results_of(options.folder), asked), config, tokenizer)
-    return batches_on(device, training.some(options.calibration_sequences or training.CALIBRATION).unpadded(BATCH))
+    return batches_on(device, training.for_calibration(options.calibration_sequences, BATCH))

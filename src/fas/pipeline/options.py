@@ -16,7 +16,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _LEAST = {
     "batch_size": 1, "calibration_sequences": 1, "eval_sequences": 1, "stage1_steps": 1, "mlm_steps": 1, "length": 2, "seed": 0,
     "neurons_per_channel": 1, "fit_steps": 0, "align_steps": 0, "global_steps": 0, "lr": 0, "scale_lr": 0,
-    "spikes_per_neuron": 0, "spike_price": 0,
+    "spikes_per_neuron": 0, "spike_price": 0, "distill_states": 0,
 }  # fmt: skip
 
 
@@ -62,6 +62,8 @@ class ConvertOptions:
     scale_lr: float | None = None
     distill: float | None = None
     """Weight of KL(ANN ‖ QCFS model); None: ½, or 1 where the task loss made the control worse than the ANN."""
+    distill_states: float = 0.0
+    """Weight of the distance of hidden states to the teacher's, block by block (beyond the paper)."""
     spikes_per_neuron: float | None = None
     """Budget of Stage 1: expected spikes a neuron, all sites together, in the first coding and time."""
     stage2: bool = True

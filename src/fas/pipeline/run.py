@@ -34,9 +34,8 @@ class Run:
 
     def calibration_batches(self, size: int = 4) -> list[dict[str, Tensor]]:
         """Evenly spaced training examples, in batches small enough for T·B rows."""
-        training = self.source.training
-        picked = training.some(self.options.calibration_sequences or training.CALIBRATION)
-        return batches_on(self.device, picked.unpadded(size))
+        batches = self.source.training.for_calibration(self.options.calibration_sequences, size)
+        return batches_on(self.device, batches)
 
     def load(self, stage: str) -> PreTrainedModel:
         return load_saved(self.workspace.path(stage), self.device)

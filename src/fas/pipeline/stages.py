@@ -106,6 +106,7 @@ def _stage1_options(run: Run, ann: PreTrainedModel) -> Stage1Options:
         lr=lr,
         scale_lr=options.scale_lr if options.scale_lr is not None else 10 * lr,
         distill=0.5 if options.distill is None else options.distill,
+        distill_states=options.distill_states,
         spikes_per_neuron=options.spikes_per_neuron,
         seed=options.seed,
     )

@@ -99,6 +99,10 @@ class Examples(Scored, Dataset[dict[str, Any]]):
     def unpadded(self, size: int) -> list[dict[str, Tensor]]:
         """Batches without labels, of at most ``size`` examples of one length each: what is fitted on them meets no padding."""
 
+    def for_calibration(self, count: int | None, size: int) -> list[dict[str, Tensor]]:
+        """At most ``count`` of them (None: `CALIBRATION`), from all over, in such batches."""
+        return self.some(count or self.CALIBRATION).unpadded(size)
+
     @abstractmethod
     def digest(self) -> bytes:
         """What tells them from other examples."""
