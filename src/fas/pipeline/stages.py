@@ -22,7 +22,7 @@ from fas.calibration import CalibrationOptions, LayerReport, calibrate
 from fas.config import SpikingConfig
 from fas.conversion import convert, prepare
 from fas.pipeline.load import load_saved
-from fas.pipeline.measure import EVALUATION_BATCH
+from fas.pipeline.measure import EVALUATION_BATCH, evaluation_batch
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.source import Source
 from fas.pipeline.workspace import Workspace
@@ -35,6 +35,8 @@ from fas.training import Stage1Options, fine_tune
 
 EPOCHS, LABELLED_BATCH, LABELLED_LR = 3, 32, 5e-5
 """Of labelled texts, as BERT is usually fine-tuned on GLUE (Devlin et al. 2019)."""
+FITTING_BATCH, CALIBRATION_BATCH = 16, 4
+"""Examples in a batch that scales are fitted on, and of Stage 2, where there are T·B rows."""
 
 
 @dataclass
@@ -52,7 +54,13 @@ class Run:
         """What reported figures are measured on."""
         return self.source.evaluation
 
-    def calibration_batches(self, size: int = 4) -> list[dict[str, Tensor]]:
+    @property
+    def at_once(self) -> int:
+        """Examples that are measured together; labelled texts see to their length themselves."""
+        labelled = self.options.task != LANGUAGE_MODELING
+        return EVALUATION_BATCH if labelled else evaluation_batch(self.source.evaluation.about()["length"])
+
+    def calibration_batches(self, size: int = CALIBRATION_BATCH) -> list[dict[str, Tensor]]:
         """Evenly spaced training examples, in batches small enough for T·B rows."""
         training = self.source.training
         picked = training.some(self.options.calibration_sequences or training.CALIBRATION)
@@ -68,13 +76,20 @@ def train_control(run: Run, ann: PreTrainedModel) -> dict[str, Any]:
     if workspace.has("control-decision"):
         return workspace.read_json("control-decision")
     held_out = run.source.held_out.some(training.HELD_OUT)
-    before = held_out.evaluate(ann, EVALUATION_BATCH, run.progress, "ANN on held-out data")
+    before = held_out.evaluate(ann, run.at_once, run.progress, "ANN on held-out data")
     decision: dict[str, Any] = {"chosen": "ann", "ann_held_out_loss": before.loss, **_held_out("ann", before)}
     best = ann
     if options.stage1 == "full":
         tuned = run.source.fresh()
-        fine_tune(tuned, training, _stage1_options(run, ann), None, run.progress, "control: fine-tuning the ANN")
-        after = held_out.evaluate(tuned, EVALUATION_BATCH, run.progress, "fine-tuned ANN on held-out data")
+        fine_tune(
+            tuned,
+            training,
+            stage1_options(options, ann.num_parameters(), len(run.source.training)),
+            None,
+            run.progress,
+            "control: fine-tuning the ANN",
+        )
+        after = held_out.evaluate(tuned, run.at_once, run.progress, "fine-tuned ANN on held-out data")
         decision |= {"fine_tuned_held_out_loss": after.loss, **_held_out("fine_tuned", after)}
         if after.badness < before.badness or run.source.new_head:
             best, decision["chosen"] = tuned, "fine-tuned"
@@ -107,9 +122,9 @@ def train_qcfs(run: Run, ann: PreTrainedModel, decision: dict[str, Any]) -> None
     options, source = run.options, run.source
     set_seed(options.seed)
     model = source.fresh()
-    prepare(model, options.configurations()[0], run.calibration_batches(size=16))
+    prepare(model, options.configurations()[0], run.calibration_batches(FITTING_BATCH))
     if options.stage1 == "full":
-        settings = _stage1_options(run, ann)
+        settings = stage1_options(options, ann.num_parameters(), len(run.source.training))
         if options.distill is None:
             settings = replace(settings, distill=0.5 if decision["chosen"] == "fine-tuned" else 1.0)
         teacher, name = (run.load("control"), "control") if source.new_head else (ann, "ANN")
@@ -118,12 +133,13 @@ def train_qcfs(run: Run, ann: PreTrainedModel, decision: dict[str, Any]) -> None
     run.workspace.store("qcfs", model.save_pretrained)
 
 
-def _stage1_options(run: Run, ann: PreTrainedModel) -> Stage1Options:
-    options, labelled = run.options, run.options.task != LANGUAGE_MODELING
-    small = ann.num_parameters() < 20_000_000  # small models stand, and need, larger steps (docs/log.md)
+def stage1_options(options: ConvertOptions, parameters: int, examples: int) -> Stage1Options:
+    """How Stage 1 trains a model of so many ``parameters`` on so many ``examples``, where ``options`` leave it open."""
+    labelled = options.task != LANGUAGE_MODELING
+    small = parameters < 20_000_000  # small models stand, and need, larger steps (docs/log.md)
     usual = LABELLED_LR if labelled else 2e-5
     batch = options.batch_size or (LABELLED_BATCH if labelled else 8)
-    steps = -(-EPOCHS * len(run.source.training) // batch) if labelled else 600 if small else 1000
+    steps = -(-EPOCHS * examples // batch) if labelled else 600 if small else 1000
     lr = options.lr if options.lr is not None else (2e-4 if small else usual)
     return Stage1Options(
         steps=options.stage1_steps or steps,

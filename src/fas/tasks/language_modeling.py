@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -14,6 +15,9 @@ from fas.errors import DataError
 from fas.progress import Progress, Silent
 from fas.tasks.examples import Evaluation, Examples
 
+ENCODED_AT_ONCE = 1000
+"""Documents: a tokenizer holds hundreds of bytes for a token while it works, and the blocks hold eight."""
+
 
 def encode_blocks(
     tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: int, what: str = "text"
@@ -23,15 +27,16 @@ def encode_blocks(
     Documents are separated by what the tokenizer adds (``<s>`` before each) or, where it adds nothing, by its end token.
     Raises `DataError` where the text does not fill one block.
     """
-    stream: list[int] = []
-    for ids in tokenizer(list(documents), verbose=False)["input_ids"]:
-        starts = bool(ids) and ids[0] == tokenizer.bos_token_id
-        end = [] if starts or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        stream += [*ids, *end]
+    stream = array("q")
+    for start in range(0, len(documents), ENCODED_AT_ONCE):
+        for ids in tokenizer(list(documents[start : start + ENCODED_AT_ONCE]), verbose=False)["input_ids"]:
+            starts = bool(ids) and ids[0] == tokenizer.bos_token_id
+            end = [] if starts or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+            stream.extend([*ids, *end])
     count = len(stream) // length
     if count == 0:
         raise DataError(f"the {what} has {len(stream)} tokens, fewer than one block of {length}; give more text")
-    return torch.tensor(stream[: count * length]).view(count, length)
+    return torch.frombuffer(stream, dtype=torch.long)[: count * length].view(count, length)
 
 
 def spread(blocks: Tensor, count: int | None) -> Tensor:
