@@ -30,14 +30,14 @@ SHAPES: dict[str, tuple[dict[str, int], list[str]]] = {
         SMALL,
         ["--batch-size", "16", "--length", "256", "--coverage", "ffn", "--coding", "rate", "--levels", "8"],
     ),
-    "middle, batch 4 of 256, attention": (
+    "middle, batch 4 of 128, attention": (
         MIDDLE,
-        ["--batch-size", "4", "--length", "256", "--coverage", "attention", "--calibration-sequences", "8"],
+        ["--batch-size", "4", "--length", "128", "--coverage", "attention", "--calibration-sequences", "8", "--timesteps", "4"],
     ),
-    "middle, batch 2 of 512, training-free": (MIDDLE, ["--stage1", "none", "--length", "512"]),
-    "GPT-2 (124 M), recipe gpt2-wikitext2 with batch 4 of 256": (
+    "middle, batch 2 of 512, training-free": (MIDDLE, ["--stage1", "none", "--length", "512", "--calibration-sequences", "8", "--timesteps", "4"]),
+    "GPT-2 (124 M), recipe gpt2-wikitext2, batch 4 of 256": (
         GPT2,
-        ["--recipe", "gpt2-wikitext2", "--length", "256", "--batch-size", "4", "--calibration-sequences", "8"],
+        ["--recipe", "gpt2-wikitext2", "--length", "256", "--batch-size", "4", "--calibration-sequences", "4", "--timesteps", "4"],
     ),
 }
 FEW = ["--stage1-steps", "2", "--eval-sequences", "4"]

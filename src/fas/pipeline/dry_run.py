@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,8 @@ from transformers import (
 
 from fas.errors import ConfigError, FasError
 from fas.pipeline.estimate import Estimate, Workload
-from fas.pipeline.load import auto_class_of, block_length, resolve
+from fas.pipeline.forwards import Architecture
+from fas.pipeline.load import auto_class_of, block_length, pick_device, resolve
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.recipes import Recipe
 from fas.report.inspection import Workload as Inspected
@@ -50,14 +49,14 @@ def dry_run(options: ConvertOptions, recipe: Recipe | None = None) -> Plan:
     """
     config, origin = _configuration(options, recipe)
     notes: list[str] = []
-    build, new_head = _builder(options, config)
+    architecture, new_head = _architecture(options, config)
     with torch.device("meta"):
-        model = build()
+        model = architecture.build()
     work = _workload(options, model, recipe, new_head, notes)
     speed = _speed(options.device)
     first = options.configurations()[0]
     shape = Inspected(first.timesteps, options.batch_size or 8, work.length, options.dtype)
-    estimate = Estimate(options, build, model, work, speed)
+    estimate = Estimate(options, architecture, model, work, speed)
     about = recipe.about if recipe is not None else None
     return Plan(
         model=options.model,
@@ -92,15 +91,15 @@ def _configuration(options: ConvertOptions, recipe: Recipe | None) -> tuple[PreT
     return config, "its folder" if Path(place).exists() else "the hub, or its cache here"
 
 
-def _builder(options: ConvertOptions, config: PreTrainedConfig) -> tuple[Callable[[], PreTrainedModel], bool]:
-    """What makes the model that a conversion starts from, and whether its head is new."""
+def _architecture(options: ConvertOptions, config: PreTrainedConfig) -> tuple[Architecture, bool]:
+    """The model that a conversion starts from, and whether its head is new."""
     stored = auto_class_of(config)
     if options.task == LANGUAGE_MODELING:
         if stored not in (None, AutoModelForCausalLM):
             raise FasError(
                 f"{options.model} is not a causal language model: its architectures are {config.architectures}"
             )
-        return lambda: AutoModelForCausalLM.from_config(copy.deepcopy(config)), False
+        return Architecture(config, AutoModelForCausalLM), False
     task = options.text_task()
     new_head = stored is not AutoModelForSequenceClassification
     if new_head:
@@ -108,7 +107,7 @@ def _builder(options: ConvertOptions, config: PreTrainedConfig) -> tuple[Callabl
         config.problem_type = "regression" if task.regression else "single_label_classification"
     if config.pad_token_id is None:
         config.pad_token_id = 0  # as the tokenizer would say
-    return lambda: AutoModelForSequenceClassification.from_config(copy.deepcopy(config)), new_head
+    return Architecture(config, AutoModelForSequenceClassification), new_head
 
 
 def _workload(
@@ -182,12 +181,11 @@ def _characters_a_token(options: ConvertOptions, documents: list[str]) -> float:
 
 def _speed(device: str) -> Speed:
     """What this machine does in a second, from a probe of less than one; for a GPU that is not here it is assumed."""
-    cuda = torch.cuda.is_available()
-    if device.startswith("cuda") and not cuda:
+    if device.startswith("cuda") and not torch.cuda.is_available():
         return ASSUMED_GPU
-    values = torch.ones(1 << 22, device="cuda" if cuda and device != "cpu" else "cpu")
+    values = torch.ones(1 << 25, device=pick_device(device))  # beyond any cache
     best = float("inf")
-    for _ in range(5):
+    for _ in range(3):
         start = time.perf_counter()
         float((values + 1.0)[0])  # reading one entry waits for the device
         best = min(best, time.perf_counter() - start)

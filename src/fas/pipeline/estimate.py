@@ -10,8 +10,8 @@ A stage holds, at its peak (bytes; P is what the parameters take in fp32, whatev
 * *activations*: what else is alive at the peak of a pass, traced (`fas.pipeline.forwards`): the layers' and QCFS units' saved
   tensors, attention maps, logits of the vocabulary and their distance to the teacher's; T·B rows where time is folded
 * *samples*: what scales and neurons are fitted on
-* *fragments*: `FRAGMENTS` of all this but the process and the data: freed memory stays (`fas.runtime.memory`), in holes that
-  the next tensor does not always fit
+* *fragments*: `HOLES` of activations and samples: freed memory stays (`fas.runtime.memory`), in holes that the next tensor does
+  not always fit, all the more between samples, which stay
 
 Time is operations of matrix products by what the machine does a second, and bytes written by what it writes a second (`Speed`);
 for Stage 2 the search, `SEARCHES` passes over the rows of each site. Constants are measured (benchmarks/dry_run.py).
@@ -28,16 +28,23 @@ from fas.calibration import CalibrationOptions
 from fas.config import SpikingConfig
 from fas.conversion.scales import SAMPLES_PER_SITE
 from fas.models import planned
-from fas.pipeline.forwards import Build, Shape, calibration_distance, evaluation, spiking_evaluation, training_step
+from fas.pipeline.forwards import (
+    Architecture,
+    Shape,
+    calibration_distance,
+    evaluation,
+    spiking_evaluation,
+    training_step,
+)
 from fas.pipeline.measure import EVALUATION_BATCH, evaluation_batch, layerwise_target
 from fas.pipeline.options import ConvertOptions
-from fas.pipeline.stages import CALIBRATION_BATCH, FITTING_BATCH, stage1_options
+from fas.pipeline.stages import CALIBRATION_BATCH, stage1_options
 from fas.pipeline.traced import Cost
 from fas.report.plan import PlannedStage, Speed
 from fas.tasks.text_classification import FULL_BATCH
 
-PROCESS, CONTEXT = 530_000_000, 600_000_000
-FRAGMENTS = 0.2
+PROCESS, CONTEXT = 630_000_000, 600_000_000
+HOLES = {"activations": 0.45, "samples": 1.2}
 SEARCHES = 60
 TRIALS = 2
 """How often a block runs for each of its sites in Stage 2: what it is now, and most often the first candidate."""
@@ -59,15 +66,15 @@ class Workload:
 
 
 class Estimate:
-    """The stages of ``options`` for models that ``build`` makes, of which ``model`` is one without memory.
+    """The stages of ``options`` for an ``architecture``, of which ``model`` is a model without memory.
 
     Raises what `planned` raises for a model that FAS does not know.
     """
 
     def __init__(
-        self, options: ConvertOptions, build: Build, model: PreTrainedModel, work: Workload, speed: Speed
+        self, options: ConvertOptions, architecture: Architecture, model: PreTrainedModel, work: Workload, speed: Speed
     ) -> None:
-        self.options, self.build, self.work, self.speed = options, build, work, speed
+        self.options, self.architecture, self.work, self.speed = options, architecture, work, speed
         self.targets = options.configurations()
         self.placements = [place for _, places in planned(model, self.targets[0]) for place in places]
         self.parameters = sum(p.numel() for p in model.parameters())
@@ -91,8 +98,8 @@ class Estimate:
 
     def control(self) -> PlannedStage:
         """Fine-tuning the ANN, and which of the two is better on held-out data."""
-        step = training_step(self.build, self.training_batch)
-        judged = evaluation(self.build, self.evaluated)
+        step = self.architecture.cost(lambda build: training_step(build, self.training_batch))
+        judged = self.architecture.cost(lambda build: evaluation(build, self.evaluated))
         batches = 2 * self.work.held_out / self.evaluated.batch
         memory = _larger(self._training_memory(2, step), {"weights": 2 * self.weights, "activations": judged.peak})
         return self._stage(
@@ -103,8 +110,8 @@ class Estimate:
 
     def fitting(self) -> PlannedStage:
         """The scales of all sites, fitted to what they will carry."""
-        shape = self._shape(FITTING_BATCH)
-        run = evaluation(self.build, replace(shape, labelled=True))  # no loss
+        shape = self._shape(EVALUATION_BATCH if self.work.labelled else self.evaluated.batch)
+        run = self.architecture.cost(lambda build: evaluation(build, replace(shape, labelled=True)))  # no loss
         rows = min(SAMPLES_PER_SITE, self.work.calibration * self.work.length)
         widths = [place.width for place in self.placements if place.spec.kind != "group"]
         twice = [place.width for place in self.placements if place.spec.replaces]
@@ -122,7 +129,7 @@ class Estimate:
     def stage1(self) -> PlannedStage:
         """Fine-tuning the QCFS model."""
         distill = 0.5 if self.options.distill is None else self.options.distill
-        step = training_step(self.build, self.training_batch, self.targets[0], distill)
+        step = self.architecture.cost(lambda build: training_step(build, self.training_batch, self.targets[0], distill))
         models = 3 if self.work.new_head else 2
         return self._stage(
             "Stage 1", f"{self._steps()} of the QCFS model", self._training_memory(models, step),
@@ -134,7 +141,7 @@ class Estimate:
         own, shape = CalibrationOptions(), self._shape(CALIBRATION_BATCH)
         batches = min(-(-own.judged_tokens // shape.tokens), -(-self.work.calibration // shape.batch))
         walked, rows = batches * shape.tokens, min(own.search_rows, batches * shape.tokens)
-        distance = calibration_distance(self.build, shape, target)
+        distance = self.architecture.cost(lambda build: calibration_distance(build, shape, target))
         states = 4 * walked * self.hidden * (2 * target.timesteps + 1)
         searched = [place.width for place in self.placements if place.spec.kind not in ("group", "norm")]
         block = sum(searched) // max(1, self.layers)
@@ -150,8 +157,10 @@ class Estimate:
 
     def dense_rows(self) -> PlannedStage:
         """The ANN, the control and the QCFS model on the evaluation data."""
-        dense = evaluation(self.build, self.evaluated)
-        qcfs = spiking_evaluation(self.build, self.evaluated, self.targets[0], qcfs=True)
+        dense = self.architecture.cost(lambda build: evaluation(build, self.evaluated))
+        qcfs = self.architecture.cost(
+            lambda build: spiking_evaluation(build, self.evaluated, self.targets[0], qcfs=True)
+        )
         batches, names = self.work.evaluation / self.evaluated.batch, 1 if self.work.new_head else 2
         memory = {"weights": self.weights, "activations": max(dense.peak, qcfs.peak)}
         return self._stage(
@@ -163,7 +172,7 @@ class Estimate:
         """The SNN on the evaluation data."""
         whole = self.evaluated
         shape = replace(whole, batch=max(1, whole.batch // target.timesteps)) if target.folds_time else whole
-        run = spiking_evaluation(self.build, shape, target)
+        run = self.architecture.cost(lambda build: spiking_evaluation(build, shape, target))
         models = 2 if self.options.before_stage2 and self.options.stage2 else 1
         memory = {"weights": models * self.weights, "activations": run.peak}
         return self._stage(
@@ -204,7 +213,7 @@ class Estimate:
     def _stage(
         self, name: str, does: str, memory: dict[str, int], runs: Sequence[tuple[float, Cost]], tokens: int
     ) -> PlannedStage:
-        fragments = round(FRAGMENTS * sum(memory.values()))
+        fragments = round(sum(share * memory.get(part, 0) for part, share in HOLES.items()))
         own = (
             {"context": CONTEXT}
             if self.on_gpu

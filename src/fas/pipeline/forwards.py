@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from fas.config import SpikingConfig
 from fas.conversion import convert
@@ -22,6 +23,38 @@ from fas.training import Stage1Options
 from fas.training.stage1 import Stage1Trainer
 
 Build = Callable[[], PreTrainedModel]
+FEW, MORE = 2, 4
+"""Layers of the models that are run in place of a deep one, whose layers are alike (or alternate)."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model's configuration, and the class that makes it a model."""
+
+    config: PreTrainedConfig
+    auto_class: Any
+
+    @property
+    def layers(self) -> int:
+        """Of the whole model."""
+        return self.config.get_text_config().num_hidden_layers
+
+    def build(self, layers: int | None = None) -> PreTrainedModel:
+        """The model, or one with only its first ``layers``; without its weights."""
+        config = copy.deepcopy(self.config)
+        if layers is not None:
+            config.num_hidden_layers = layers
+            if getattr(config, "layer_types", None):
+                config.layer_types = config.layer_types[:layers]
+        return self.auto_class.from_config(config)
+
+    def cost(self, run: Callable[[Build], Cost]) -> Cost:
+        """Cost of ``run`` with the whole model: of a deep one from two of few layers, for it grows evenly with them."""
+        if self.layers <= FEW + MORE:
+            return run(self.build)
+        few, more = (run(lambda n=n: self.build(n)) for n in (FEW, MORE))
+        share = (self.layers - FEW) / (MORE - FEW)
+        return Cost(*(round(a + share * (b - a)) for a, b in zip(astuple(few), astuple(more), strict=True)))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ A recipe is YAML: fields of `ConvertOptions`, and beside them ``extends`` (anoth
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -69,14 +69,15 @@ def read_recipe(name: str | Path) -> Recipe:
     )
 
 
-def recipe_options(options: dict[str, Any]) -> ConvertOptions:
-    """``options`` by name as `ConvertOptions`, with the data of the task's own where none is given.
+def recipe_options(given: Mapping[str, Any]) -> ConvertOptions:
+    """Options by name as `ConvertOptions`, with the data of the task's own where none is given.
 
     Raises `ConfigError` for what is missing or not valid.
     """
+    options = dict(given)
     task = GLUE.get(options.get("task", ""))
     if task is not None and task.hub is not None:
-        options = {"data": task.hub} | options
+        options.setdefault("data", task.hub)
     missing = [f"--{name}" for name in ("model", "data", "out") if name not in options]
     if missing:
         raise ConfigError(f"{' and '.join(missing)} must be given as option or in the recipe; see fas convert --help")
@@ -170,3 +171,13 @@ def _line(recipe: Recipe) -> dict[str, str]:
         "published": f"{figure_text(entry.model_dump())}, {entry.of}",
         "source": entry.source,
     }
+
+
+def table() -> str:
+    """The recipes as rows of Markdown, for docs/recipes.md."""
+    head = ["| recipe | model | reproduces | published | source |", "|---|---|---|---|---|"]
+    rows = [
+        f"| `{line['name']}` | {line['title']} | {line['reproduces']} | {line['published']} | {line['source']} |"
+        for line in listed()
+    ]
+    return "\n".join([*head, *rows])

@@ -35,8 +35,8 @@ from fas.training import Stage1Options, fine_tune
 
 EPOCHS, LABELLED_BATCH, LABELLED_LR = 3, 32, 5e-5
 """Of labelled texts, as BERT is usually fine-tuned on GLUE (Devlin et al. 2019)."""
-FITTING_BATCH, CALIBRATION_BATCH = 16, 4
-"""Examples in a batch that scales are fitted on, and of Stage 2, where there are T·B rows."""
+CALIBRATION_BATCH = 4
+"""Examples in a batch of Stage 2, where there are T·B rows."""
 
 
 @dataclass
@@ -122,7 +122,7 @@ def train_qcfs(run: Run, ann: PreTrainedModel, decision: dict[str, Any]) -> None
     options, source = run.options, run.source
     set_seed(options.seed)
     model = source.fresh()
-    prepare(model, options.configurations()[0], run.calibration_batches(FITTING_BATCH))
+    prepare(model, options.configurations()[0], run.calibration_batches(run.at_once))
     if options.stage1 == "full":
         settings = stage1_options(options, ann.num_parameters(), len(run.source.training))
         if options.distill is None:
