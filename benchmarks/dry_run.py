@@ -32,12 +32,37 @@ SHAPES: dict[str, tuple[dict[str, int], list[str]]] = {
     ),
     "middle, batch 4 of 128, attention": (
         MIDDLE,
-        ["--batch-size", "4", "--length", "128", "--coverage", "attention", "--calibration-sequences", "8", "--timesteps", "4"],
+        [
+            "--batch-size",
+            "4",
+            "--length",
+            "128",
+            "--coverage",
+            "attention",
+            "--calibration-sequences",
+            "8",
+            "--timesteps",
+            "4",
+        ],
     ),
-    "middle, batch 2 of 512, training-free": (MIDDLE, ["--stage1", "none", "--length", "512", "--calibration-sequences", "8", "--timesteps", "4"]),
+    "middle, batch 2 of 512, training-free": (
+        MIDDLE,
+        ["--stage1", "none", "--length", "512", "--calibration-sequences", "8", "--timesteps", "4"],
+    ),
     "GPT-2 (124 M), recipe gpt2-wikitext2, batch 4 of 256": (
         GPT2,
-        ["--recipe", "gpt2-wikitext2", "--length", "256", "--batch-size", "4", "--calibration-sequences", "4", "--timesteps", "4"],
+        [
+            "--recipe",
+            "gpt2-wikitext2",
+            "--length",
+            "256",
+            "--batch-size",
+            "4",
+            "--calibration-sequences",
+            "4",
+            "--timesteps",
+            "4",
+        ],
     ),
 }
 FEW = ["--stage1-steps", "2", "--eval-sequences", "4"]

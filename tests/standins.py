@@ -9,9 +9,10 @@ import folders
 import tiny
 import torch
 import transformers
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from fas.pipeline.recipes import Recipe
+from fas.tasks.builtin import model_path
 from fas.tasks.glue import GLUE, LANGUAGE_MODELING
 
 _BLOCK = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
@@ -28,6 +29,10 @@ SHORT: dict[str, Any] = {
 }  # fmt: skip
 
 
+def _bytes() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(model_path())
+
+
 def architecture_of(recipe: Recipe) -> dict[str, Any]:
     """What the recipe says of its model, with tiny sizes in the same proportions of what may differ."""
     said = dict(recipe.architecture)
@@ -36,7 +41,8 @@ def architecture_of(recipe: Recipe) -> dict[str, Any]:
         small["word_embed_proj_dim"] = 32 if said["word_embed_proj_dim"] == said["hidden_size"] else 16
     if said.get("num_key_value_heads"):
         small["num_key_value_heads"] = 2
-    special = {"vocab_size": tiny.VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    vocabulary = len(_bytes()) if said["model_type"] == "qwen2" else tiny.VOCAB
+    special = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     return said | small | special
 
 
@@ -54,7 +60,10 @@ def save_model(recipe: Recipe, folder: Path) -> str:
     torch.manual_seed(0)
     settings = architecture_of(recipe)
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    folders.save_tokenizer(folder)
+    if config.model_type == "qwen2":  # of which transformers makes a tokenizer of bytes, whatever lies there
+        _bytes().save_pretrained(folder)
+    else:
+        folders.save_tokenizer(folder)
     getattr(transformers, config.architectures[0])(config).save_pretrained(folder)
     return str(folder)
 
@@ -63,7 +72,7 @@ def save_data(recipe: Recipe, path: Path) -> str:
     """Text, or a table with the columns and labels of the recipe's task."""
     task = GLUE.get(recipe.options.get("task", LANGUAGE_MODELING))
     if task is None:
-        return folders.save_text(path.with_suffix(".txt"))
+        return folders.save_text(path.with_suffix(".txt"), 20)
     layout = task.layouts[0]
     rows = [[str(place) for place in layout.places]]
     for number in range(40):

@@ -23,8 +23,8 @@ from fas.training import Stage1Options
 from fas.training.stage1 import Stage1Trainer
 
 Build = Callable[[], PreTrainedModel]
-FEW, MORE = 2, 4
-"""Layers of the models that are run in place of a deep one, whose layers are alike (or alternate)."""
+ALIKE, ALTERNATING = (1, 2), (2, 4)
+"""Layers of the two models that are run in place of a deep one, by whether its layers are all of one kind."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,12 @@ class Architecture:
 
     def cost(self, run: Callable[[Build], Cost]) -> Cost:
         """Cost of ``run`` with the whole model: of a deep one from two of few layers, for it grows evenly with them."""
-        if self.layers <= FEW + MORE:
+        few, more = ALIKE if len(set(getattr(self.config, "layer_types", None) or ())) <= 1 else ALTERNATING
+        if self.layers <= few + more:
             return run(self.build)
-        few, more = (run(lambda n=n: self.build(n)) for n in (FEW, MORE))
-        share = (self.layers - FEW) / (MORE - FEW)
-        return Cost(*(round(a + share * (b - a)) for a, b in zip(astuple(few), astuple(more), strict=True)))
+        first, second = (run(lambda n=n: self.build(n)) for n in (few, more))
+        share = (self.layers - few) / (more - few)
+        return Cost(*(round(a + share * (b - a)) for a, b in zip(astuple(first), astuple(second), strict=True)))
 
 
 @dataclass(frozen=True)

@@ -85,13 +85,14 @@ def recipe_options(given: Mapping[str, Any]) -> ConvertOptions:
 
 
 def _place(name: str | Path, beside: Path | None = None) -> Path:
-    """The file of a recipe: a path, or a bare name of one in ``beside`` or among those of FAS."""
+    """The file of a recipe: a path, or a bare name of one in ``beside``, or among those of FAS."""
     path = Path(name)
     if path.is_file():
         return path
-    named = (beside or recipe_folder()) / f"{str(name).removesuffix('.yaml')}.yaml"
-    if len(path.parts) == 1 and named.is_file():
-        return named
+    for folder in [*([beside] if beside is not None else []), recipe_folder()] if len(path.parts) == 1 else []:
+        named = folder / f"{str(name).removesuffix('.yaml')}.yaml"
+        if named.is_file():
+            return named
     known = ", ".join(recipe_names())
     raise ConfigError(f"{name} is neither a file nor a recipe of FAS; those are {known}")
 
