@@ -62,6 +62,16 @@ class About(Block):
     """Tasks of ``fas eval OUT --tasks``, to be measured on what was converted."""
     note: str = ""
 
+    def commands(self, recipe: str) -> dict[str, str]:
+        """What to type, by machine; and what to measure afterwards."""
+        found = {}
+        for machine in self.machines:
+            where = f"{machine.name}, {machine.gib:g} GiB{' each' if machine.processes > 1 else ''}"
+            found[where] = machine.command(recipe) + (f"  # {machine.note}" if machine.note else "")
+        if self.zero_shot:
+            found["afterwards"] = f"fas eval {recipe} --tasks {','.join(self.zero_shot)}"
+        return found
+
 
 class ExampleCounts(Block):
     """Rough sizes of the data, for the time of a dry run: texts, or tokens of running text."""

@@ -58,6 +58,8 @@ def dry_run(options: ConvertOptions, recipe: Recipe | None = None) -> Plan:
     shape = Inspected(first.timesteps, options.batch_size or 8, work.length, options.dtype)
     estimate = Estimate(options, architecture, model, work, speed)
     about = recipe.about if recipe is not None else None
+    if about is not None and about.note:
+        notes.append(about.note)
     return Plan(
         model=options.model,
         configuration=origin,
@@ -68,6 +70,7 @@ def dry_run(options: ConvertOptions, recipe: Recipe | None = None) -> Plan:
         speed=speed,
         files=_files(options, estimate),
         notes=notes,
+        commands=about.commands(recipe.name) if about is not None and recipe is not None else {},
     )
 
 

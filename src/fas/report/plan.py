@@ -52,6 +52,8 @@ class Plan:
     files: dict[str, int]
     """Bytes of what will lie in the folder, and (``while it runs``) beside it."""
     notes: list[str] = field(default_factory=list)
+    commands: dict[str, str] = field(default_factory=dict)
+    """Of a recipe: what to type, by machine; and afterwards."""
 
     @property
     def peak(self) -> int:

@@ -9,7 +9,15 @@ from fas.report.plan import Plan
 
 def as_text(plan: Plan) -> str:
     """Everything that a dry run found, and that nothing was done."""
-    parts = [_head(plan), _sites(plan.inspection), _stages(plan), _peak(plan), _files(plan), _published(plan)]
+    parts = [
+        _head(plan),
+        _sites(plan.inspection),
+        _stages(plan),
+        _peak(plan),
+        _files(plan),
+        _commands(plan),
+        _published(plan),
+    ]
     parts.append([*(f"note: {note}" for note in plan.notes), "Nothing was trained, loaded or written."])
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
@@ -50,6 +58,10 @@ def _peak(plan: Plan) -> list[str]:
 
 def _files(plan: Plan) -> list[str]:
     return ["Files:", *aligned([(human(size), name) for name, size in plan.files.items()])]
+
+
+def _commands(plan: Plan) -> list[str]:
+    return ["To run it:", *aligned(list(plan.commands.items()))] if plan.commands else []
 
 
 def _published(plan: Plan) -> list[str]:
