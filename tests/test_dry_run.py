@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import folders
 import pytest
+import standins
 import tiny
 import torch
 from torch import nn
@@ -21,8 +24,11 @@ from fas.neurons.rotation import rotate
 from fas.pipeline.dry_run import dry_run
 from fas.pipeline.forwards import Architecture, Shape, evaluation, spiking_evaluation, training_step
 from fas.pipeline.options import ConvertOptions
+from fas.pipeline.recipes import read_recipe
+from fas.pipeline.stages import Run
 from fas.pipeline.traced import shapes_only, traced
 from fas.report.plan import Plan
+from fas.tasks.language_modeling import Blocks
 
 CONFIG = GPT2Config(vocab_size=97, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1)
 DEEP = GPT2Config(vocab_size=97, n_positions=64, n_embd=32, n_layer=9, n_head=4, bos_token_id=0, eos_token_id=1)
@@ -108,8 +114,8 @@ def test_deep_models_cost_what_few_layers_say() -> None:
 def test_nothing_without_values_stays_behind() -> None:
     config = SpikingConfig(coverage="linear", levels=8, timesteps=2)
     spiking_evaluation(lambda: tiny.ann("llama"), Shape(1, 8), config)
-    x = torch.randn(3, 32)
-    torch.testing.assert_close(rotate(rotate(x, 16), 16), x)
+    x = torch.randn(3, 44)
+    torch.testing.assert_close(rotate(rotate(x, 4), 4), x)  # the block of this model's FFN
 
 
 def plan(place: dict[str, str], **options: object) -> Plan:
@@ -166,6 +172,24 @@ def test_files_are_as_large_as_they_say(place: dict[str, str], tmp_path: Path) -
 )
 def test_more_takes_more(place: dict[str, str], less: dict, more: dict, stage: str, name: str) -> None:
     assert part(plan(place, **less), stage, name) < part(plan(place, **more), stage, name)
+
+
+def test_a_new_head_has_the_control_as_teacher(tmp_path: Path) -> None:
+    recipe = read_recipe("bert-mrpc")
+    model, data = standins.save_model(recipe, tmp_path / "model"), standins.save_data(recipe, tmp_path / "data")
+    found = plan({"model": model, "data": data}, task="mrpc")
+    weights = part(found, "control", "weights") // 2
+    assert part(found, "Stage 1", "weights") == 3 * weights
+    assert found.inspection.architecture == "BertForSequenceClassification"
+    assert weights == 4 * found.inspection.parameters
+
+
+def test_long_blocks_are_measured_few_at_once(tmp_path: Path) -> None:
+    options = ConvertOptions(model="m", data="d", out=tmp_path)
+    for length, rows in ((64, 16), (256, 16), (1024, 4), (9999, 1)):
+        source = SimpleNamespace(evaluation=Blocks(torch.zeros(1, length, dtype=torch.long)))
+        assert Run(options, None, None, source, torch.device("cpu")).at_once == rows
+    assert Run(replace(options, task="sst2"), None, None, source, torch.device("cpu")).at_once == 16
 
 
 def test_training_free_plans_no_training(place: dict[str, str]) -> None:

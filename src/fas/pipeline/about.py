@@ -38,7 +38,7 @@ class Machine(Block):
 
     def command(self, recipe: str) -> str:
         """What to type."""
-        start = "fas" if self.processes == 1 else f"torchrun --nproc-per-node {self.processes} --no-python fas"
+        start = "fas" if self.processes == 1 else f"torchrun --nproc-per-node {self.processes} -m fas.cli"
         flags = [_flag(name, value) for name, value in self.options.items()]
         return " ".join([start, "convert --recipe", recipe, "--out", recipe, *flags])
 
