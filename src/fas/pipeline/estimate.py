@@ -44,7 +44,7 @@ from fas.report.plan import PlannedStage, Speed
 from fas.tasks.text_classification import FULL_BATCH
 
 PROCESS, CONTEXT = 630_000_000, 600_000_000
-HOLES = {"activations": 0.3, "samples": 1.2}
+HOLES = {"activations": 0.3, "samples": 0.7}
 SEARCHES = 60
 TRIALS = 2
 """How often a block runs for each of its sites in Stage 2: what it is now, and most often the first candidate."""
