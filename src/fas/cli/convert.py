@@ -145,11 +145,7 @@ def command(
         from fas.pipeline.pareto import BUDGETS, run_pareto
         from fas.report.table import print_results
 
-        if budgets and not pareto:
-            raise ConfigError("--budgets belong to --pareto; a single budget is --spikes-per-neuron")
-        if pareto and options.spikes_per_neuron is not None:
-            raise ConfigError("--pareto takes its budgets from --budgets; leave --spikes-per-neuron out")
-        sweep = budgets_in(budgets) or BUDGETS
+        sweep = _sweep(options, budgets, pareto) or BUDGETS
         results = run_pareto(options, sweep, progress) if pareto else run_conversion(options, progress)
         progress.note(f"written: {options.out}")
     if as_json:
@@ -172,6 +168,14 @@ def _show_plan(flags: dict[str, Any], recipe: str | None, as_json: bool) -> None
     found = _recipe(recipe)
     plan = dry_run(options_from(flags | {"out": flags["out"] or Path(found.name if found else "OUT")}, found), found)
     print_json(plan.to_dict()) if as_json else print(as_text(plan))
+
+
+def _sweep(options: ConvertOptions, budgets: str | None, pareto: bool) -> tuple[float | None, ...] | None:
+    if budgets and not pareto:
+        raise ConfigError("--budgets belong to --pareto; a single budget is --spikes-per-neuron")
+    if pareto and options.spikes_per_neuron is not None:
+        raise ConfigError("--pareto takes its budgets from --budgets; leave --spikes-per-neuron out")
+    return budgets_in(budgets)
 
 
 def budgets_in(text: str | None) -> tuple[float | None, ...] | None:
