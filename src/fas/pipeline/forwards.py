@@ -23,7 +23,7 @@ from fas.training import Stage1Options
 from fas.training.stage1 import Stage1Trainer
 
 Build = Callable[[], PreTrainedModel]
-ALIKE, ALTERNATING = (1, 2), (2, 4)
+ALIKE, ALTERNATING = (2, 3), (2, 4)
 """Layers of the two models that are run in place of a deep one, by whether its layers are all of one kind."""
 
 
@@ -49,7 +49,8 @@ class Architecture:
         return self.auto_class.from_config(config)
 
     def cost(self, run: Callable[[Build], Cost]) -> Cost:
-        """Cost of ``run`` with the whole model: of a deep one from two of few layers, for it grows evenly with them."""
+        """Cost of ``run`` with the whole model: of a deep one from two of few layers, for it grows evenly with them (from the
+        second on: what stands in front of the first is at its peak alone)."""
         few, more = ALIKE if len(set(getattr(self.config, "layer_types", None) or ())) <= 1 else ALTERNATING
         if self.layers <= few + more:
             return run(self.build)
