@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fas import world
 from fas.cli.options import AsJson, LabelColumn, PairColumn, Quiet, TextColumn, numbers_in, words_in
 from fas.errors import ConfigError
 from fas.pipeline.options import ConvertOptions
@@ -131,7 +132,7 @@ def command(
     flags |= {name: tuple(flags[name]) for name in ("targets", "ignore") if flags[name]}
     flags["timesteps"] = numbers_in(timesteps, "--timesteps")
     flags["steps"] = numbers_in([steps] if steps else None, "--steps")
-    with session(quiet) as progress:
+    with session(quiet, parallel=True) as progress:
         options = options_from(flags, recipe)
         from fas.pipeline.convert import run_conversion
         from fas.pipeline.pareto import BUDGETS, run_pareto
@@ -139,11 +140,15 @@ def command(
 
         if budgets and not pareto:
             raise ConfigError("--budgets belong to --pareto; a single budget is --spikes-per-neuron")
+        if pareto and world.launched()[1] > 1:
+            raise ConfigError("--pareto runs in one process; start it without torchrun, or one budget after the other")
         if pareto and options.spikes_per_neuron is not None:
             raise ConfigError("--pareto takes its budgets from --budgets; leave --spikes-per-neuron out")
         sweep = budgets_in(budgets) or BUDGETS
         results = run_pareto(options, sweep, progress) if pareto else run_conversion(options, progress)
         progress.note(f"written: {options.out}")
+    if not world.is_first():
+        return
     if as_json:
         print_json(results.to_dict())
     else:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from fas import world
 from fas.cli.options import (
     Adaptive,
     AsJson,
@@ -71,7 +72,7 @@ def command(
     """Measure a converted model on held-out text, beside the ANN, the control and the QCFS model that it came from."""
     from fas.cli.session import print_json, session
 
-    with session(quiet) as progress:
+    with session(quiet, parallel=True) as progress:
         from fas.pipeline.evaluate import evaluate_folder
         from fas.report.diagnosis_text import diagnosis_text
         from fas.report.table import print_results
@@ -95,6 +96,8 @@ def command(
             confidences=fractions_in(confidence, "--confidence") or (),
             progress=progress,
         )
+    if not world.is_first():
+        return
     if as_json:
         print_json(results.to_dict())
     else:

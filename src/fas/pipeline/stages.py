@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
+from fas import world
 from fas.calibration import CalibrationOptions, LayerReport, calibrate
 from fas.config import SpikingConfig
 from fas.conversion import convert, prepare
@@ -181,7 +182,7 @@ def spiking_for(
     if settings is not None:
         reports = calibrate(model, run.calibration_batches(), settings, run.progress, layers)
     yield model, reports
-    shutil.rmtree(layers, ignore_errors=True)
+    world.once(lambda: shutil.rmtree(layers, ignore_errors=True))
 
 
 def kept_row(workspace: Workspace, stage: str, measure: Callable[[], Row]) -> Row:
