@@ -51,6 +51,11 @@ _Activation = Annotated[
 _Targets = Annotated[
     list[str] | None, _flag("targets", "Only these sites spike: names as fas inspect shows them, or re:PATTERN.", _SNN)
 ]
+_LoraRank = Annotated[int | None, _flag("lora_rank", "--stage1 lora: rank of the adapters.", _STAGE1)]
+_LoraAlpha = Annotated[float | None, _flag("lora_alpha", "Their product is times alpha / rank.", _STAGE1)]
+_Fsdp = Annotated[
+    bool | None, _flag("fsdp", "Under torchrun: optimizer states are shared among the GPUs.", _STAGE1, "--fsdp")
+]
 _Distill = Annotated[
     float | None, _flag("distill", "Weight of distillation from the ANN, 0–1; else by the control.", _STAGE1)
 ]
@@ -93,12 +98,15 @@ def command(
     activation: _Activation = None,
     targets: _Targets = None,
     ignore: Annotated[list[str] | None, _flag("ignore", "These sites stay analog; named like targets.", _SNN)] = None,
-    stage1: Annotated[str | None, _flag("stage1", "full, or none: a training-free conversion.", _STAGE1)] = None,
+    stage1: Annotated[str | None, _flag("stage1", "full, lora (adapters), or none: no training.", _STAGE1)] = None,
     stage1_steps: Annotated[int | None, _flag("stage1_steps", "Optimizer steps; else by model size.", _STAGE1)] = None,
     batch_size: Annotated[int | None, _flag("batch_size", "Sequences in a batch; else by task.", _STAGE1)] = None,
     length: Annotated[int | None, _flag("length", "Tokens in a sequence; else min(context, 256).", _STAGE1)] = None,
     lr: Annotated[float | None, _flag("lr", "Learning rate of the weights.", _STAGE1)] = None,
     scale_lr: Annotated[float | None, _flag("scale_lr", "Learning rate of the neurons' scales.", _STAGE1)] = None,
+    lora_rank: _LoraRank = None,
+    lora_alpha: _LoraAlpha = None,
+    fsdp: _Fsdp = None,
     distill: _Distill = None,
     spikes_per_neuron: _SpikesPerNeuron = None,
     stage2: Annotated[bool | None, _flag("stage2", "Calibrate the neurons.", _STAGE2, "--stage2/--no-stage2")] = None,
@@ -138,21 +146,22 @@ def command(
         from fas.pipeline.pareto import BUDGETS, run_pareto
         from fas.report.table import print_results
 
-        if budgets and not pareto:
-            raise ConfigError("--budgets belong to --pareto; a single budget is --spikes-per-neuron")
-        if pareto and world.launched()[1] > 1:
-            raise ConfigError("--pareto runs in one process; start it without torchrun, or one budget after the other")
-        if pareto and options.spikes_per_neuron is not None:
-            raise ConfigError("--pareto takes its budgets from --budgets; leave --spikes-per-neuron out")
+        check_sweep(options, pareto, budgets)
         sweep = budgets_in(budgets) or BUDGETS
         results = run_pareto(options, sweep, progress) if pareto else run_conversion(options, progress)
         progress.note(f"written: {options.out}")
-    if not world.is_first():
-        return
-    if as_json:
-        print_json(results.to_dict())
-    else:
-        print_results(results)
+    if world.is_first():
+        print_json(results.to_dict()) if as_json else print_results(results)
+
+
+def check_sweep(options: ConvertOptions, pareto: bool, budgets: str | None) -> None:
+    """Raise `ConfigError` for what does not go together with ``pareto``, or without."""
+    if budgets and not pareto:
+        raise ConfigError("--budgets belong to --pareto; a single budget is --spikes-per-neuron")
+    if pareto and world.launched()[1] > 1:
+        raise ConfigError("--pareto runs in one process; start it without torchrun, or one budget after the other")
+    if pareto and options.spikes_per_neuron is not None:
+        raise ConfigError("--pareto takes its budgets from --budgets; leave --spikes-per-neuron out")
 
 
 def budgets_in(text: str | None) -> tuple[float | None, ...] | None:

@@ -36,6 +36,8 @@ def session(quiet: bool = False, parallel: bool = False) -> Iterator[Progress]:
     rank, size = world.launched()
     if size > 1 and not parallel:
         raise ConfigError("this command runs in one process; start it without torchrun")
+    if size > 1:  # DDP says in C++ that it looked for unused parameters and found none
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     silence_libraries()
     progress = progress_on(quiet=quiet or rank > 0)
     handler = _NoteHandler(progress)

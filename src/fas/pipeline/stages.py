@@ -32,10 +32,13 @@ from fas.report.results import Row
 from fas.runtime.control import sites_of
 from fas.tasks.examples import Evaluation, Examples
 from fas.tasks.glue import LANGUAGE_MODELING
-from fas.training import Stage1Options, fine_tune
+from fas.training import Lora, Stage1Options, fine_tune
 
+LANGUAGE_BATCH = 8
 EPOCHS, LABELLED_BATCH, LABELLED_LR = 3, 32, 5e-5
 """Of labelled texts, as BERT is usually fine-tuned on GLUE (Devlin et al. 2019)."""
+LORA_LR = 2e-4
+"""Of adapters, as for GPT-2 (Hu et al. 2021): they start at nothing and stand larger steps than weights."""
 
 
 @dataclass
@@ -72,7 +75,7 @@ def train_control(run: Run, ann: PreTrainedModel) -> dict[str, Any]:
     before = held_out.evaluate(ann, EVALUATION_BATCH, run.progress, "ANN on held-out data")
     decision: dict[str, Any] = {"chosen": "ann", "ann_held_out_loss": before.loss, **_held_out("ann", before)}
     best = ann
-    if options.stage1 == "full":
+    if options.stage1 != "none":
         tuned = run.source.fresh()
         fine_tune(tuned, training, _stage1_options(run, ann), None, run.progress, "control: fine-tuning the ANN")
         after = held_out.evaluate(tuned, EVALUATION_BATCH, run.progress, "fine-tuned ANN on held-out data")
@@ -98,8 +101,8 @@ def adopt_control(workspace: Workspace, finished: Path) -> None:
 
 
 def train_qcfs(run: Run, ann: PreTrainedModel, decision: dict[str, Any]) -> None:
-    """Stage 1: QCFS units with fitted scales, then full-parameter fine-tuning with the ANN as teacher, or the control where
-    the ANN has yet to learn the task.
+    """Stage 1: QCFS units with fitted scales, then fine-tuning with the ANN as teacher, or the control where the ANN has yet to
+    learn the task.
 
     Where the task loss on this data made the control worse than the ANN, it would do the same here: distil only.
     """
@@ -109,7 +112,7 @@ def train_qcfs(run: Run, ann: PreTrainedModel, decision: dict[str, Any]) -> None
     set_seed(options.seed)
     model = source.fresh()
     prepare(model, options.configurations()[0], run.calibration_batches(size=16))
-    if options.stage1 == "full":
+    if options.stage1 != "none":
         settings = _stage1_options(run, ann)
         if options.distill is None:
             settings = replace(settings, distill=0.5 if decision["chosen"] == "fine-tuned" else 1.0)
@@ -122,8 +125,9 @@ def train_qcfs(run: Run, ann: PreTrainedModel, decision: dict[str, Any]) -> None
 def _stage1_options(run: Run, ann: PreTrainedModel) -> Stage1Options:
     options, labelled = run.options, run.options.task != LANGUAGE_MODELING
     small = ann.num_parameters() < 20_000_000  # small models stand, and need, larger steps (docs/log.md)
-    usual = LABELLED_LR if labelled else 2e-5
-    batch = options.batch_size or (LABELLED_BATCH if labelled else 8)
+    adapters = options.stage1 == "lora"
+    usual = LORA_LR if adapters else LABELLED_LR if labelled else 2e-5
+    batch = batch_size(options)
     steps = -(-EPOCHS * len(run.source.training) // batch) if labelled else 600 if small else 1000
     lr = options.lr if options.lr is not None else (2e-4 if small else usual)
     return Stage1Options(
@@ -133,8 +137,15 @@ def _stage1_options(run: Run, ann: PreTrainedModel) -> Stage1Options:
         scale_lr=options.scale_lr if options.scale_lr is not None else 10 * lr,
         distill=0.5 if options.distill is None else options.distill,
         spikes_per_neuron=options.spikes_per_neuron,
+        lora=Lora(options.lora_rank, options.lora_alpha) if adapters else None,
+        fsdp=options.fsdp,
         seed=options.seed,
     )
+
+
+def batch_size(options: ConvertOptions) -> int:
+    """Examples a step of Stage 1, of all processes together."""
+    return options.batch_size or (LANGUAGE_BATCH if options.task == LANGUAGE_MODELING else LABELLED_BATCH)
 
 
 def stage_of(target: SpikingConfig) -> str:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fas import world
 from fas.neurons import Site
 from fas.neurons.expected import expected_spikes, spikes_of_codes
 from fas.runtime.control import clock_of
@@ -53,10 +54,20 @@ class SpikeBudget:
         finally:
             self.clock.meter = None
 
+    def _everywhere(self, spikes: Tensor) -> Tensor:
+        """Spikes a neuron of all processes together. The gradient is that of this one's, so many times that the processes'
+        mean, which the Trainer takes, is that of the whole."""
+        if world.size() == 1:
+            return spikes / self.neurons
+        here = torch.stack([spikes.detach().double(), torch.tensor(self.neurons, device=spikes.device).double()])
+        total, neurons = world.summed(here).tolist()
+        part = spikes * (world.size() / neurons)
+        return part + (total / neurons - part.detach())
+
     def penalty(self) -> Tensor:
         """``weight``·max(0, m/b − 1) of the forward that was metered: m spikes a neuron, b the budget of this step."""
         assert self.spikes is not None
-        mean = self.spikes / self.neurons
+        mean = self._everywhere(self.spikes)
         if self.start is None:
             self.start = float(mean.detach())
         share = min(1.0, self.step / self.steps)

@@ -1,10 +1,14 @@
-"""Stage 1: full-parameter fine-tuning of the QCFS model, and of the ANN as its control, on the Hugging Face Trainer."""
+"""Stage 1: fine-tuning of the QCFS model, and of the ANN as its control, on the Hugging Face Trainer.
+
+All parameters are trained, or adapters (`fas.training.lora`). Under torchrun each process takes its share of every batch (DDP,
+or FSDP2: `fas.training.sharded`), so that a step is that of one process.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,10 +16,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from fas import world
+from fas.errors import ConfigError
 from fas.losses import logits_loss
 from fas.neurons import NeuronParameters, Site
 from fas.progress import Progress, Silent
 from fas.training.budget import SpikeBudget
+from fas.training.lora import Lora, adapted
+from fas.training.sharded import fsdp_arguments, sharded_copy
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,7 @@ class Stage1Options:
 
     steps: int = 400
     batch_size: int = 16
+    """Examples a step, of all processes together."""
     lr: float = 3e-4
     scale_lr: float = 3e-3
     """Learning rate of log λ: Adam moves a scale by about this share of itself per step. Of an SNN: of log θ and v₀."""
@@ -35,6 +44,10 @@ class Stage1Options:
     temperature: float = 1.0
     spikes_per_neuron: float | None = None
     """Budget of expected spikes, all sites pooled; None: none. The control has no spikes and ignores it."""
+    lora: Lora | None = None
+    """Train adapters instead of the weights."""
+    fsdp: bool = False
+    """Of several processes each holds a part of the parameters, gradients and optimizer states, not all of them."""
     seed: int = 0
 
 
@@ -85,6 +98,13 @@ class Stage1Trainer(Trainer):
                 groups.append({"params": scales, "lr": self.options.scale_lr, "weight_decay": 0.0})
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
         return self.optimizer
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """A grouping by lengths draws from a generator of its own: all processes must draw the same."""
+        sampler: Any = super()._get_train_sampler(*args, **kwargs)
+        if getattr(sampler, "generator", self) is None:
+            sampler.generator = torch.Generator().manual_seed(self.options.seed)
+        return sampler
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
@@ -137,32 +157,20 @@ def fine_tune(
     The same function trains the QCFS model (with a ``teacher`` to distil from) and its control (without one): same data
     in the same order, steps, schedule and seed.
     """
+    batch = batch_for(options.batch_size, len(examples))
     progress = progress or Silent()
     progress.start(title, options.steps)
     set_seed(options.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=options.steps,
-            per_device_train_batch_size=options.batch_size,
-            learning_rate=options.lr,
-            lr_scheduler_type="cosine",
-            warmup_steps=round(options.warmup * options.steps),
-            max_grad_norm=1.0,
-            seed=options.seed,
-            data_seed=options.seed,
-            logging_steps=max(1, options.steps // 20),
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=model.device.type == "cpu",
-            dataloader_drop_last=len(examples) >= options.batch_size,
-            train_sampling_strategy="random" if examples.lengths() is None else "group_by_length",
-        )
-        # several GPUs in one process would mean DataParallel, whose replicas share one site: use one
-        arguments._n_gpu = min(arguments.n_gpu, 1)
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        arguments = _arguments(folder, model, examples, options, batch)
+        student = model
+        if options.lora is not None:
+            stack.enter_context(adapted(model, options.lora))
+        if arguments.fsdp:
+            student = stack.enter_context(sharded_copy(model))
         trainer = Stage1Trainer(
-            model=model,
+            model=student,
             args=arguments,
             train_dataset=examples,
             data_collator=examples.collate,
@@ -174,6 +182,47 @@ def fine_tune(
         loss = trainer.train().training_loss
     progress.done(f"mean training loss {loss:.4f}")
     return model.eval()
+
+
+def batch_for(asked: int, examples: int) -> int:
+    """Examples a step of all processes together: ``asked``, or as many as there are. Raises `ConfigError` if the processes
+    cannot share them equally."""
+    batch, processes = min(asked, examples), world.size()
+    if batch % processes:
+        raise ConfigError(
+            f"a batch of {batch} cannot be divided equally among {processes} processes; choose --batch-size "
+            f"{-(-batch // processes) * processes}, or another --nproc-per-node"
+        )
+    return batch
+
+
+def _arguments(
+    folder: str, model: PreTrainedModel, examples: TrainingSet, options: Stage1Options, batch: int
+) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=folder,
+        max_steps=options.steps,
+        per_device_train_batch_size=batch,
+        accelerator_config={"split_batches": True},
+        learning_rate=options.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(options.warmup * options.steps),
+        max_grad_norm=1.0,
+        seed=options.seed,
+        data_seed=options.seed,
+        logging_steps=max(1, options.steps // 20),
+        save_strategy="no",
+        report_to=[],
+        log_level_replica="passive",  # else it unsilences transformers there
+        disable_tqdm=True,
+        use_cpu=model.device.type == "cpu",
+        dataloader_drop_last=True,
+        train_sampling_strategy="random" if examples.lengths() is None else "group_by_length",
+        **(fsdp_arguments(model) if options.fsdp and world.size() > 1 else {}),
+    )
+    # several GPUs in one process would mean DataParallel, whose replicas share one site: use one
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _printer() -> type[TrainerCallback]:
