@@ -111,11 +111,12 @@ class Stage1Trainer(Trainer):
     ) -> Any:
         """(1 − w)·task + w·KL(teacher ‖ student)·temperature², averaged over predicted tokens; and what exceeds the budget."""
         weight = self.options.distill if self.teacher is not None else 0.0
-        with self.budget.metering() if self.budget is not None and model.training else nullcontext():
+        budget = self.budget if model.training else None
+        with budget.metering(inputs.get("attention_mask")) if budget is not None else nullcontext():
             outputs = model(**inputs)
         loss = (1 - weight) * outputs.loss
-        if self.budget is not None and model.training:
-            loss = loss + self.budget.penalty()
+        if budget is not None:
+            loss = loss + budget.penalty()
         if self.teacher is not None and weight > 0:
             with torch.no_grad():
                 target = self.teacher(**{k: v for k, v in inputs.items() if k != "labels"}).logits
@@ -169,19 +170,31 @@ def fine_tune(
             stack.enter_context(adapted(model, options.lora))
         if arguments.fsdp:
             student = stack.enter_context(sharded_copy(model))
-        trainer = Stage1Trainer(
-            model=student,
-            args=arguments,
-            train_dataset=examples,
-            data_collator=examples.collate,
-            callbacks=[_Report(progress), _InBounds()],
-            options=options,
-            teacher=teacher,
-        )
-        trainer.remove_callback(_printer())
-        loss = trainer.train().training_loss
+        loss = _train(student, arguments, examples, options, teacher, progress)
     progress.done(f"mean training loss {loss:.4f}")
     return model.eval()
+
+
+def _train(
+    model: PreTrainedModel,
+    arguments: TrainingArguments,
+    examples: TrainingSet,
+    options: Stage1Options,
+    teacher: PreTrainedModel | None,
+    progress: Progress,
+) -> float:
+    """Train and return the mean loss; optimizer states are gone afterwards."""
+    trainer = Stage1Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=examples,
+        data_collator=examples.collate,
+        callbacks=[_Report(progress), _InBounds()],
+        options=options,
+        teacher=teacher,
+    )
+    trainer.remove_callback(_printer())
+    return trainer.train().training_loss
 
 
 def batch_for(asked: int, examples: int) -> int:
