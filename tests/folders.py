@@ -11,14 +11,14 @@ from transformers import PreTrainedTokenizerFast
 WORDS = [f"w{i}" for i in range(tiny.VOCAB - 3)]
 
 
-def save_ann(folder: Path, family: str = "gpt2") -> str:
+def save_ann(folder: Path, family: str = "gpt2", **settings: object) -> str:
     """Model and tokenizer of `tiny.ann` in ``folder``."""
     vocabulary = {word: i for i, word in enumerate(["<s>", "</s>", "<pad>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<pad>")
     fast.save_pretrained(folder)
-    tiny.ann(family).save_pretrained(folder)
+    tiny.ann(family, **settings).save_pretrained(folder)
     return str(folder)
 
 

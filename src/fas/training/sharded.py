@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -20,6 +22,13 @@ def fsdp_arguments(model: nn.Module) -> dict[str, Any]:
     blocks = sorted({segment.family.block for segment in find_segments(model) if segment.family.block})
     config = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "transformer_layer_cls_to_wrap": blocks}
     return {"fsdp": True, "fsdp_config": config}
+
+
+def shard_on_cpus(accelerator: Accelerator, settings: dict[str, Any]) -> None:
+    """What accelerate does itself where there are GPUs: know that FSDP is asked for."""
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**settings)
+    accelerator.state.distributed_type = DistributedType.FSDP
+    PartialState().distributed_type = DistributedType.FSDP
 
 
 @contextmanager

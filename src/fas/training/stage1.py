@@ -23,7 +23,7 @@ from fas.neurons import NeuronParameters, Site
 from fas.progress import Progress, Silent
 from fas.training.budget import SpikeBudget
 from fas.training.lora import Lora, adapted
-from fas.training.sharded import fsdp_arguments, sharded_copy
+from fas.training.sharded import fsdp_arguments, shard_on_cpus, sharded_copy
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,13 @@ class Stage1Trainer(Trainer):
             self.budget = SpikeBudget(student, options.spikes_per_neuron, options.steps)
         if teacher is not None:
             teacher.eval().requires_grad_(False).to(self.args.device)  # type: ignore[arg-type]
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Accelerate leaves FSDP out on CPUs without a word, although its FSDP2 works there."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            shard_on_cpus(self.accelerator, self.args.fsdp_plugin_args)
+            self.is_fsdp_enabled = True
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """AdamW with the scales in a group of their own, without weight decay."""
