@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 
 from fas import world
 from fas.cli import main
+from fas.errors import CheckpointError
 from fas.pipeline import convert
 from fas.pipeline.load import load_spiking, pick_device
+from fas.pipeline.workspace import Workspace
 from fas.report.results import Results
 
 TESTS = Path(__file__).parent
@@ -71,7 +73,9 @@ def test_stage1_of_two_processes_is_that_of_one(runs: tuple[Found, Found, Found]
     assert mine
     for key, value in mine.items():
         other = theirs[key]
-        if key.endswith("c_attn.bias"):  # a key's bias has no effect, and Adam makes steps of the rounding of its gradient
+        if key.endswith(
+            "c_attn.bias"
+        ):  # a key's bias has no effect, and Adam makes steps of the rounding of its gradient
             value, other = (torch.cat([bias[:32], bias[64:]]) for bias in (value, other))
         torch.testing.assert_close(other, value, rtol=1e-4, atol=2e-6, msg=lambda text, key=key: f"{key}: {text}")
 
@@ -105,8 +109,9 @@ def test_the_global_pass_of_two_processes_is_that_of_one(runs: tuple[Found, Foun
 
 def test_evaluation_of_two_processes_is_that_of_one(runs: tuple[Found, Found, Found]) -> None:
     (alone, _), (both, _), _ = runs
-    assert len(alone["evaluation"]["stops"]) == 7
-    assert sorted(both["evaluation"].pop("stops")) == sorted(alone["evaluation"].pop("stops"))
+    mean, early = alone["evaluation"]["stops"]
+    assert 1 < mean < 4
+    assert 0 < early < 1, "all would hide whose stops are counted"
     assert both["evaluation"] == alone["evaluation"], "the same batches, so the same bits"
 
 
@@ -161,7 +166,13 @@ def test_a_run_of_two_processes_that_failed_is_finished_by_one(place: Any, whole
     said = [line for line in done.stderr.splitlines() if line.startswith("fas: error:")]
     assert said == ["fas: error: the second process has no data; give it some"]
     assert done.stdout == ""
-    assert {path.name for path in (root / "failed.work").iterdir()} == {"run.json", "control", "control-decision", "qcfs"}
+    assert "[rank0]: Traceback" not in done.stderr, "what the first one lost is the second"
+    assert {path.name for path in (root / "failed.work").iterdir()} == {
+        "run.json",
+        "control",
+        "control-decision",
+        "qcfs",
+    }
     assert main(arguments) == 0
     check_same(root / "failed", whole)
 
@@ -182,10 +193,23 @@ def test_a_run_of_one_process_is_finished_by_two(
     done = torchrun("-m", "fas.cli", *arguments, "--fsdp")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "seconds_of" in json.loads(done.stdout)["extra"]
-    assert "fas: error" not in done.stderr
+    assert "[transformers]" not in done.stderr
     check_same(root / "resumed", whole)
     command = Results.read(root / "resumed" / "results.json").command
     assert command.startswith("torchrun --nproc-per-node 2 -m fas.cli convert --model ")
+
+
+def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def second(work: Any) -> Any:
+        return None
+
+    monkeypatch.setattr(world, "once", second)
+    workspace = Workspace(tmp_path / "out", "same")
+    with pytest.raises(CheckpointError, match="on a disk that all machines share"):
+        workspace.open()
+    workspace.store("stage", lambda folder: pytest.fail("the second process writes"))
+    workspace.finish(lambda folder: pytest.fail("the second process writes"))
+    assert not list(tmp_path.iterdir())
 
 
 def _options(arguments: list[str]) -> Any:
@@ -193,7 +217,15 @@ def _options(arguments: list[str]) -> Any:
 
     named = dict(zip(arguments[1::2], arguments[2::2], strict=False))
     values = {name.removeprefix("--").replace("-", "_"): value for name, value in named.items()}
-    numbers = ("levels", "stage1_steps", "batch_size", "length", "calibration_sequences", "global_steps", "eval_sequences")
+    numbers = (
+        "levels",
+        "stage1_steps",
+        "batch_size",
+        "length",
+        "calibration_sequences",
+        "global_steps",
+        "eval_sequences",
+    )
     return ConvertOptions(
         values["model"], values["data"], Path(values["out"]), codings=("rate",), timesteps=(2,),
         **{name: int(values[name]) for name in numbers},

@@ -21,7 +21,9 @@ import fas
 from fas import world
 from fas.calibration import CalibrationOptions, calibrate, driver, fine
 from fas.errors import DataError
-from fas.runtime.control import as_qcfs
+from fas.pipeline.measure import Stopping, spiking_row
+from fas.progress import Silent
+from fas.runtime.control import as_qcfs, clock_of
 from fas.tasks.glue import text_task
 from fas.tasks.language_modeling import Blocks
 from fas.tasks.text_classification import LabelledExamples
@@ -33,7 +35,11 @@ NO_DROPOUT_BERT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0
 STAGE1: dict[str, dict[str, Any]] = {
     "ddp": {"spikes_per_neuron": 0.3}, "fsdp": {"fsdp": True}, "lora": {"lora": Lora(4, 8.0), "fsdp": True},
 }  # fmt: skip
-BATCHES = [{"input_ids": tiny.tokens(5, 9, 11)}, {"input_ids": tiny.tokens(1, 9, 12)}, {"input_ids": tiny.tokens(4, 9, 13)}]
+BATCHES = [
+    {"input_ids": tiny.tokens(5, 9, 11)},
+    {"input_ids": tiny.tokens(1, 9, 12)},
+    {"input_ids": tiny.tokens(4, 9, 13)},
+]
 """That two processes cannot cut into equal parts, or at all."""
 
 
@@ -122,16 +128,18 @@ def global_pass() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def evaluation() -> dict[str, Any]:
-    """Loss, spikes of every site and where sequences stop; once with fewer batches than processes."""
+    """Loss, spikes of every site and how long sequences ran; once with fewer batches than processes."""
     model = fas.convert(qcfs_model(**NO_DROPOUT))
     blocks = Blocks(tiny.tokens(7, 9, seed=5))
-    with fas.adaptive(model) as early:
-        measured = blocks.evaluate_spiking(model, 8)  # 2 sequences of 4 timesteps
-        early.unite()
+    row = spiking_row(
+        model, clock_of(model).config, blocks, 8, Silent(), Stopping(True, 0.15)
+    )  # 2 sequences of 4 timesteps
+    counted = blocks.evaluate_spiking(model, 8).spikes
     with as_qcfs(model):
         few = Blocks(tiny.tokens(1, 9)).evaluate(model, 8)
-    spikes = {name: [c.by_timestep.tolist(), c.neurons] for name, c in measured.spikes.sites.items()}
-    return {"loss": measured.loss, "few": few.loss, "spikes": spikes, "stops": early.timesteps}
+    spikes = {name: [c.by_timestep.tolist(), c.neurons] for name, c in counted.sites.items()}
+    stops = [row.mean_timesteps, row.stopped_early]
+    return {"loss": row.loss, "few": few.loss, "spikes": spikes, "by_site": row.by_site, "stops": stops}
 
 
 def main(folder: Path) -> None:
