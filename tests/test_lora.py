@@ -22,12 +22,19 @@ BLOCKS = tiny.tokens(24, 9, seed=5)
 FAMILIES = ["gpt2", "llama", "opt_projected", "bert_sequence"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_merged_weights_compute_what_the_adapters_did(family: str) -> None:
-    """Sites encode what both weight and adapter read; behind it the model is what it was, but for its weights."""
-    model = tiny.qcfs_model(family, levels=8)
-    inputs, shape, before = tiny.inputs_for(model), str(model), model(**tiny.inputs_for(model)).logits
+@pytest.mark.parametrize(
+    ("family", "coverage"), [*((f, "linear") for f in FAMILIES), ("gpt2", "full"), ("llama", "full")]
+)
+def test_merged_weights_compute_what_the_adapters_did(family: str, coverage: str) -> None:
+    """Sites encode what both weight and adapter read, or give (`full`); afterwards the model is what it was, but for its
+    weights."""
+    model = tiny.qcfs_model(family, coverage, levels=8)
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    inputs, shape = tiny.inputs_for(model), (str(model), list(model.state_dict()))
+    before = model(**inputs).logits
     with adapted(model, Lora(4, 8.0)):
+        left = {name for name, p in model.named_parameters() if name.endswith("log_scale") and not p.requires_grad}
+        assert len(left) == sum(not flag for flag in flags)
         torch.testing.assert_close(model(**inputs).logits, before)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -35,8 +42,8 @@ def test_merged_weights_compute_what_the_adapters_did(family: str) -> None:
         wanted = model(**inputs).logits
     assert (wanted - before).abs().max() > 0.1
     torch.testing.assert_close(model(**inputs).logits, wanted, rtol=1e-4, atol=1e-4)
-    assert str(model) == shape
-    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert (str(model), list(model.state_dict())) == shape
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
     assert not hasattr(model, "peft_config")
 
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import folders
 import pytest
+import tiny
 import together
 import torch
 from safetensors.torch import load_file
 
 from fas import world
+from fas.calibration import CalibrationOptions, driver
 from fas.cli import main
 from fas.errors import CheckpointError
 from fas.pipeline import convert
@@ -210,6 +212,17 @@ def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: pytest.Monke
     workspace.store("stage", lambda folder: pytest.fail("the second process writes"))
     workspace.finish(lambda folder: pytest.fail("the second process writes"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("other", "part"), [(5, 0.6), (3, 0.5)])
+def test_what_cannot_be_cut_is_computed_by_all(monkeypatch: pytest.MonkeyPatch, other: int, part: float) -> None:
+    """The first of two processes takes three of five sequences; packed images (their tensor is longer) count half."""
+    monkeypatch.setattr(world, "size", lambda: 2)
+    monkeypatch.setattr(world, "rank", lambda: 0)
+    monkeypatch.setattr(driver._Target, "_loss", lambda self, batch: torch.tensor(1.0))
+    batch = {"input_ids": tiny.tokens(5, 9), "pixel_values": torch.zeros(other, 2)}
+    target = driver._Target(tiny.snn("gpt2"), [batch], CalibrationOptions())
+    assert float(target.part_of(0)) == pytest.approx(part)
 
 
 def _options(arguments: list[str]) -> Any:

@@ -55,17 +55,17 @@ def adapted(model: PreTrainedModel, lora: Lora) -> Iterator[PreTrainedModel]:
     tuner = peft.tuners.lora.LoraModel(model, settings, "default")
     wrapped = [module for module in model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
     for layer in wrapped:  # what spikes is what weight and adapter read
-        _exchange_hooks(layer, layer.base_layer)
-    for module in model.modules():
-        if isinstance(module, Site):
-            module.log_scale.requires_grad_(True)
-    for name in heads:
-        model.get_submodule(name).requires_grad_(True)
+        _exchange(layer, layer.base_layer)
+    whole = [module.log_scale for module in model.modules() if isinstance(module, Site)]
+    whole += [parameter for name in heads for parameter in model.get_submodule(name).parameters()]
+    trained = {id(parameter) for parameter, flag in before if flag}
+    for parameter in whole:  # scales of groups stay what their functions ask for
+        parameter.requires_grad_(id(parameter) in trained)
     try:
         yield model
     finally:
         for layer in wrapped:
-            _exchange_hooks(layer, layer.base_layer)
+            _exchange(layer, layer.base_layer)
         tuner.merge_and_unload()
         model.__dict__.pop("peft_config", None)  # some versions leave it
         for parameter, flag in before:
@@ -87,10 +87,14 @@ def _linear_layers(model: PreTrainedModel) -> tuple[list[str], list[str]]:
     return inside, [name for name, module in linear.items() if name not in inside and module is not readout]
 
 
-def _exchange_hooks(first: nn.Module, second: nn.Module) -> None:
-    """Each runs the other's hooks."""
+def _exchange(first: nn.Module, second: nn.Module) -> None:
+    """Each runs the other's hooks, and holds the other's sites, which some hooks look for."""
     for name in _HOOKS:
         one, other = OrderedDict(getattr(first, name)), OrderedDict(getattr(second, name))
         for hooks, its in ((getattr(first, name), other), (getattr(second, name), one)):
             hooks.clear()
             hooks.update(its)
+    held = [module._modules.pop("sites", None) for module in (second, first)]
+    for module, sites in zip((first, second), held, strict=True):
+        if sites is not None:
+            module._modules["sites"] = sites
