@@ -87,6 +87,7 @@ def classifier(folder: Path) -> dict[str, Any]:
     compute = Stage1Trainer.compute_loss
 
     def watched(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        torch.manual_seed(world.rank())  # dropout on batches of other lengths, too, would drive the processes apart
         loss = compute(self, model, inputs, *args, **kwargs)
         losses.append(float(world.summed(loss.detach())) / world.size())
         return loss

@@ -24,9 +24,9 @@ def fsdp_arguments(model: nn.Module) -> dict[str, Any]:
     return {"fsdp": True, "fsdp_config": config}
 
 
-def shard_on_cpus(accelerator: Accelerator, settings: dict[str, Any]) -> None:
+def shard_on_cpus(accelerator: Accelerator, settings: dict[str, Any] | None) -> None:
     """What accelerate does itself where there are GPUs: know that FSDP is asked for."""
-    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**settings)
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**(settings or {}))
     accelerator.state.distributed_type = DistributedType.FSDP
     PartialState().distributed_type = DistributedType.FSDP
 
