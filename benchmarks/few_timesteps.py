@@ -46,6 +46,7 @@ PLANS: dict[str, tuple[str, int, list[dict[str, Any]]]] = {
     "full-8": ("full", 8, [*tracked(4, 8), *tracked(4, neurons=2)]),
     "attention-8": ("attention", 8, [*tracked(4, 8), *tracked(2, 4, neurons=2)]),
     "linear-8": ("linear", 8, [*tracked(4, 8, 2, 3, 16), *tracked(2, 3, 4, neurons=2), *rate(4, 8, 16)]),
+    "linear-15": ("linear", 15, [*tracked(16, 8, 4)]),
     "linear-7": ("linear", 7, [*tracked(3, 4, 8), *tracked(2, neurons=2), *rate(8)]),
     "linear-4": ("linear", 4, [*rate(4, 8), *tracked(3, 4)]),
     "linear-3": ("linear", 3, [*tracked(2, 3, 4), *tracked(2, neurons=2)]),

@@ -314,7 +314,7 @@ def test_a_calibrated_folder_keeps_its_control_and_can_be_tuned(place):
     calibrate_again(CalibrateOptions(str(place / "snn"), data, place / "three", **settings), Silent())
     mine = TuneOptions(str(place / "three"), data, place / "three-tuned", 3, "rate", 2, length=16, eval_sequences=2)
     results = tune_folder(mine, Silent())
-    assert [row.name for row in results.rows] == ["control", "qcfs", "snn", "qcfs", "snn"]
+    assert [row.name for row in results.rows] == ["ann", "control", "qcfs", "snn", "qcfs", "snn"]
     assert results.rows[-1].coding == "rate"
 
 

@@ -33,8 +33,10 @@ from fas.training.stage1 import Stage1Trainer
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 NO_DROPOUT_BERT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 STAGE1: dict[str, dict[str, Any]] = {
-    "ddp": {"spikes_per_neuron": 0.3}, "fsdp": {"fsdp": True}, "lora": {"lora": Lora(4, 8.0), "fsdp": True},
-}  # fmt: skip
+    "ddp": {"spikes_per_neuron": 0.3, "distill_states": 0.5},
+    "fsdp": {"fsdp": True, "distill_states": 0.5},
+    "lora": {"lora": Lora(4, 8.0), "fsdp": True},
+}
 BATCHES = [
     {"input_ids": tiny.tokens(5, 9, 11)},
     {"input_ids": tiny.tokens(1, 9, 12)},

@@ -155,7 +155,7 @@ def _write(shelf: Shelf, model: PreTrainedModel, key: str, values: dict[str, Ten
     staged = out.with_name(out.name + ".new")
     shutil.rmtree(staged, ignore_errors=True)
     try:
-        shutil.copytree(shelf.folder, staged, ignore=shutil.ignore_patterns("results.json", "*.work", "*.new"))
+        shutil.copytree(shelf.folder, staged, ignore=shutil.ignore_patterns("*.work", "*.new"))
         if (staged / SAFE_WEIGHTS_NAME).exists():  # transformers would read it alone
             (staged / SAFE_WEIGHTS_NAME).rename(staged / "weights.safetensors")
         mapped = {

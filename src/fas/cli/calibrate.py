@@ -16,13 +16,17 @@ EXAMPLE = "fas calibrate gpt2-snn --data notes.txt --timesteps 2 --out gpt2-snn-
 
 def command(
     folder: Converted,
-    data: Annotated[str, typer.Option(help="Training text: files, hub data set, or builtin.")],
     out: Annotated[Path, typer.Option(help="New folder for the model with these neurons, too.")],
     timesteps: Annotated[list[str], typer.Option(help="T, one or several: 2,4,8.")],
+    data: Annotated[
+        str | None, typer.Option(help="Training data: files, hub data set, or builtin.", show_default="as converted")
+    ] = None,
     coding: Annotated[
         list[str] | None, typer.Option(help="rate, sigma_delta, or both; default as converted.", show_default=False)
     ] = None,
-    calibration_sequences: Annotated[int, typer.Option(help="Sequences to calibrate on.", min=1)] = 32,
+    calibration_sequences: Annotated[
+        int | None, typer.Option(help="Sequences to calibrate on.", show_default="32, of labelled texts 256", min=1)
+    ] = None,
     fit_steps: Annotated[int, typer.Option(help="Gradient steps a site, on its recorded input.", min=0)] = 32,
     absorb_bias: Annotated[
         bool, typer.Option("--absorb-bias", help="Mean errors go into the biases behind (beyond the paper).")

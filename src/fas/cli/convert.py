@@ -59,6 +59,9 @@ _Fsdp = Annotated[
 _Distill = Annotated[
     float | None, _flag("distill", "Weight of distillation from the ANN, 0–1; else by the control.", _STAGE1)
 ]
+_DistillStates = Annotated[
+    float | None, _flag("distill_states", "Weight of the blocks' distance to the ANN's (beyond the paper).", _STAGE1)
+]
 _SpikesPerNeuron = Annotated[
     float | None, _flag("spikes_per_neuron", "Budget of spikes a neuron over all T, trained for.", _STAGE1)
 ]
@@ -100,6 +103,8 @@ def command(
     ignore: Annotated[list[str] | None, _flag("ignore", "These sites stay analog; named like targets.", _SNN)] = None,
     stage1: Annotated[str | None, _flag("stage1", "full, lora (adapters), or none: no training.", _STAGE1)] = None,
     stage1_steps: Annotated[int | None, _flag("stage1_steps", "Optimizer steps; else by model size.", _STAGE1)] = None,
+    mlm_data: Annotated[str | None, _flag("mlm_data", "Labelled texts: masked text to begin with.", _STAGE1)] = None,
+    mlm_steps: Annotated[int | None, _flag("mlm_steps", "Optimizer steps on that text.", _STAGE1)] = None,
     batch_size: Annotated[int | None, _flag("batch_size", "Sequences in a batch; else by task.", _STAGE1)] = None,
     length: Annotated[int | None, _flag("length", "Tokens in a sequence; else min(context, 256).", _STAGE1)] = None,
     lr: Annotated[float | None, _flag("lr", "Learning rate of the weights.", _STAGE1)] = None,
@@ -108,6 +113,7 @@ def command(
     lora_alpha: _LoraAlpha = None,
     fsdp: _Fsdp = None,
     distill: _Distill = None,
+    distill_states: _DistillStates = None,
     spikes_per_neuron: _SpikesPerNeuron = None,
     stage2: Annotated[bool | None, _flag("stage2", "Calibrate the neurons.", _STAGE2, "--stage2/--no-stage2")] = None,
     spike_price: _SpikePrice = None,

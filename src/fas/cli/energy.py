@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from fas.cli.options import AsJson, Device, DType, Quiet, Seed, numbers_in, words_in
+from fas.cli.options import (
+    AsJson,
+    Device,
+    DType,
+    LabelColumn,
+    PairColumn,
+    Quiet,
+    Seed,
+    TextColumn,
+    numbers_in,
+    words_in,
+)
 
 NAME = "energy"
 EXAMPLE = "fas energy gpt2-snn --data notes.txt --timesteps 4,8 --plots figures"
@@ -17,10 +28,17 @@ def command(
     folder: Annotated[
         str, typer.Argument(metavar="DIR", help="A folder that fas convert wrote, or an ANN.", show_default=False)
     ],
-    data: Annotated[str, typer.Option(help="Text whose evaluation part is run: files, hub data set, or builtin.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Data whose evaluation part is run: files, a hub set, builtin.", show_default="as converted"),
+    ] = None,
     eval_data: Annotated[
         str | None, typer.Option(help="Text to run; else the held-out last 10 % of --data.", show_default=False)
     ] = None,
+    task: Annotated[str | None, typer.Option(help="Of an ANN: what it does.", show_default="as converted")] = None,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
     timesteps: Annotated[
         list[str] | None, typer.Option(help="T, one or several: 2,4,8; default as converted.", show_default=False)
     ] = None,
@@ -63,6 +81,8 @@ def command(
                 folder,
                 data,
                 eval_data,
+                task,
+                (text_column, pair_column, label_column),
                 numbers_in(timesteps, "--timesteps") or (),
                 words_in(coding) or (),
                 sequences,

@@ -10,7 +10,8 @@ from fas.pipeline.ablation_options import AblateOptions
 from fas.pipeline.ablation_plan import Cell
 from fas.pipeline.measure import EVALUATION_BATCH, dense_row, qcfs_row, spiking_row
 from fas.pipeline.prepared import Prepared, prepared
-from fas.pipeline.stages import Run, kept_row, spiking_for, train_control, train_qcfs
+from fas.pipeline.run import Run
+from fas.pipeline.stages import kept_row, spiking_for, train_control, train_qcfs
 from fas.pipeline.workspace import Workspace
 from fas.progress import Progress
 from fas.report.results import Row

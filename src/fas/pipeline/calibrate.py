@@ -17,11 +17,12 @@ from fas.calibration.kept import file_name
 from fas.calibration.shelf import weight_files
 from fas.config import SpikingConfig
 from fas.errors import CheckpointError, ConfigError
-from fas.pipeline.load import block_length, load_spiking, pick_device, spiking_config_of
+from fas.pipeline.asked import as_converted, results_of
+from fas.pipeline.load import auto_class_of, load_spiking, pick_device, spiking_config_of
+from fas.pipeline.run import batches_on
+from fas.pipeline.source import training_of
 from fas.progress import Progress
 from fas.runtime.control import calibrated_keys, clock_of, sites_of
-from fas.tasks.language_modeling import encode_blocks, spread
-from fas.tasks.text import load_text
 
 BATCH = 4
 
@@ -31,11 +32,11 @@ class CalibrateOptions:
     """What ``fas calibrate`` is asked; see its flags."""
 
     folder: str
-    data: str
+    data: str | None
     out: Path
     timesteps: tuple[int, ...] = (8,)
     codings: tuple[str, ...] = ()
-    calibration_sequences: int = 32
+    calibration_sequences: int | None = None
     fit_steps: int = 32
     absorb_bias: bool = False
     align_steps: int = 0
@@ -69,8 +70,8 @@ def calibrate_again(options: CalibrateOptions, progress: Progress) -> dict[str, 
 
 
 def _in_memory(options: CalibrateOptions, progress: Progress) -> dict[str, list[LayerReport]]:
-    model, tokenizer = load_spiking(options.folder, options.device)
-    batches = _batches(options, tokenizer, model, model.device)
+    model, tokenizer = load_spiking(options.folder, options.device, any_task=True)
+    batches = _batches(options, tokenizer, model.config, model.device)
     config, known = clock_of(model).config, calibrated_keys(sites_of(model).values())
     targets = _targets(options, config)
     again = [target.neuron_key for target in targets if target.neuron_key in known]
@@ -95,6 +96,10 @@ def _write(options: CalibrateOptions, model: PreTrainedModel, tokenizer: Any, wo
         tokenizer.save_pretrained(staged)
         if (control := Path(options.folder) / "control").exists():  # as from disk: what ratios are against
             shutil.copytree(control, staged / "control")
+        if (
+            results := Path(options.folder) / "results.json"
+        ).exists():  # what it was converted from, and for which task
+            shutil.copy(results, staged)
         staged.rename(options.out)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
@@ -114,20 +119,20 @@ def _from_disk(options: CalibrateOptions, progress: Progress) -> dict[str, list[
     tokenizer = AutoTokenizer.from_pretrained(folder)
     (target,) = _targets(options, SpikingConfig.from_dict(model_config.quantization_config["spiking"]))
     device = pick_device(options.device)
-    batches = _batches(options, tokenizer, _Sized(model_config), device)
+    batches = _batches(options, tokenizer, model_config, device)
     time = target.model_dump()
     return {
         target.neuron_key: calibrate_folder(
-            folder, options.out, batches, options.settings(), progress, device=device, **time
+            folder,
+            options.out,
+            batches,
+            options.settings(),
+            progress,
+            device=device,
+            auto_class=auto_class_of(model_config),
+            **time,
         )
     }
-
-
-@dataclass(frozen=True)
-class _Sized:
-    """Stands for a model of which only the context matters."""
-
-    config: Any
 
 
 def _targets(options: CalibrateOptions, config: SpikingConfig) -> list[SpikingConfig]:
@@ -138,9 +143,8 @@ def _targets(options: CalibrateOptions, config: SpikingConfig) -> list[SpikingCo
     return [config.replaced(coding=c, timesteps=steps, schedule="synchronous") for c, steps in asked]
 
 
-def _batches(options: CalibrateOptions, tokenizer: Any, model: Any, device: torch.device) -> list[dict[str, Any]]:
-    """Evenly spaced training blocks, in batches small enough for T·B rows."""
-    training = load_text(options.data).training
-    blocks = encode_blocks(tokenizer, training, block_length(model, options.length), "training text")
-    picked = spread(blocks, options.calibration_sequences)
-    return [{"input_ids": batch.to(device)} for batch in picked.split(BATCH)]
+def _batches(options: CalibrateOptions, tokenizer: Any, config: Any, device: torch.device) -> list[dict[str, Any]]:
+    """Evenly spaced training examples, in batches small enough for T·B rows."""
+    asked = {"data": options.data, "length": options.length}
+    training = training_of(as_converted(options.folder, results_of(options.folder), asked), config, tokenizer)
+    return batches_on(device, training.for_calibration(options.calibration_sequences, BATCH))

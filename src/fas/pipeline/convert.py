@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from fas.pipeline.measure import EVALUATION_BATCH, dense_row, layerwise_target, qcfs_row, spiking_row
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.prepared import prepared
+from fas.pipeline.run import Run
 from fas.pipeline.stages import (
-    Run,
     adopt_control,
     calibrate_for,
     kept_row,

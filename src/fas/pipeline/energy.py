@@ -14,13 +14,13 @@ from fas.accounting.ledger import Ledger
 from fas.accounting.prices import energy_models
 from fas.accounting.raster import chosen_sites, record
 from fas.errors import CheckpointError, ConfigError
-from fas.pipeline.load import block_length, load_ann, load_spiking
+from fas.pipeline.asked import as_converted, named, results_of
+from fas.pipeline.load import load_ann, load_spiking
+from fas.pipeline.source import evaluation_of
 from fas.progress import Progress
 from fas.report.ledger_plots import energy_bars, firing_rates, spike_raster
 from fas.report.results import write_whole
 from fas.runtime.control import at_time, calibrated_keys, clock_of, sites_of
-from fas.tasks.language_modeling import encode_blocks, spread
-from fas.tasks.text import evaluation_text
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,10 @@ class EnergyOptions:
     """What ``fas energy`` is asked; see its flags."""
 
     folder: str
-    data: str
+    data: str | None = None
     eval_data: str | None = None
+    task: str | None = None
+    columns: tuple[str | None, str | None, str | None] = (None, None, None)
     timesteps: tuple[int, ...] = ()
     codings: tuple[str, ...] = ()
     sequences: int = 4
@@ -57,15 +59,12 @@ def energy_of(options: EnergyOptions, progress: Progress) -> list[Ledger]:
     if not converted and (options.timesteps or options.codings or options.raster):
         raise ConfigError(f"{options.folder} is an ANN: it has no timesteps, coding or sites to choose")
     sites = chosen_sites(model, options.raster) if converted else []
-    blocks = encode_blocks(
-        tokenizer,
-        evaluation_text(options.data, options.eval_data),
-        block_length(model, options.length),
-        "evaluation text",
-    )
-    batch = {"input_ids": spread(blocks, options.sequences).to(model.device)}
+    batch = _batch(options, model, tokenizer)
+    generates = model.can_generate()
+    if options.decode and not generates:
+        progress.note(f"no decoding step: {type(model).__name__} does not generate")
     settings: dict[str, Any] = {
-        "decode": options.decode, "neurobench": options.neurobench, "energy_model": options.energy_model,
+        "decode": options.decode and generates, "neurobench": options.neurobench, "energy_model": options.energy_model,
     }  # fmt: skip
     if not converted:
         progress.start("counting the ANN")
@@ -92,11 +91,25 @@ def energy_of(options: EnergyOptions, progress: Progress) -> list[Ledger]:
 
 def _load(options: EnergyOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
-        return load_spiking(options.folder, options.device, options.dtype)
+        return load_spiking(options.folder, options.device, options.dtype, any_task=True)
     except CheckpointError:
         if (Path(options.folder) / "results.json").exists():
             raise
-    return load_ann(options.folder, options.device, options.dtype or "float32")
+    return load_ann(options.folder, options.device, options.dtype or "float32", any_task=True)
+
+
+def _batch(options: EnergyOptions, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Evenly spaced examples of what the model is evaluated on, without labels; those of a control are its conversion's."""
+    folder = Path(options.folder)
+    asked = {"data": options.data, "eval_data": options.eval_data, "length": options.length, "task": options.task}
+    examples = evaluation_of(
+        as_converted(folder, results_of(folder) or results_of(folder.parent), asked | named(options.columns)),
+        model.config,
+        tokenizer,
+    )
+    some = examples.some(options.sequences)
+    batch = some.collate([some[number] for number in range(len(some))])
+    return {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
 
 
 def _figures(folder: Path | None, name: str, found: Ledger, trains: dict[str, Any], progress: Progress) -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from fas.calibration import diagnose
 from fas.config import SpikingConfig
 from fas.errors import ConfigError, FasError
+from fas.pipeline.asked import as_converted, named, results_of
 from fas.pipeline.load import load_ann, load_spiking
 from fas.pipeline.measure import (
     EVALUATION_BATCH,
@@ -24,7 +25,6 @@ from fas.pipeline.measure import (
     spiking_row,
     stoppings,
 )
-from fas.pipeline.options import ConvertOptions
 from fas.pipeline.source import evaluation_of
 from fas.progress import Progress, Silent
 from fas.report.results import Results, Row
@@ -32,7 +32,6 @@ from fas.runtime.control import at_time, calibrated_keys, clock_of, sites_of
 from fas.tasks.examples import Examples
 
 DIAGNOSIS_BATCH = 4
-_COLUMNS = ("text_column", "pair_column", "label_column")
 
 
 def evaluate_folder(
@@ -71,10 +70,10 @@ def evaluate_folder(
     config = clock_of(model).config
     targets = _targets(model, config, timesteps, codings)
     plan = _adaptive_plan(targets, confidences, progress) if adaptive or confidences else {}
-    stored = Results.read(folder / "results.json") if (folder / "results.json").exists() else None
+    stored = results_of(folder)
     asked = {"data": data, "eval_data": eval_data, "length": length, "eval_sequences": eval_sequences}
-    options = _options(folder, stored, asked, columns)
-    examples = evaluation_of(options, model, tokenizer)
+    options = as_converted(folder, stored, asked | named(columns))
+    examples = evaluation_of(options, model.config, tokenizer)
     text = {"data": options.data, "eval_data": options.eval_data, **examples.about()}
     precision = str(model.dtype).removeprefix("torch.")
     same_text = stored is not None and stored.extra.get("evaluation") == text
@@ -96,23 +95,6 @@ def evaluate_folder(
     if stored is not None and (tuning := stored.extra.get("tuning")):
         found.rows, found.extra["tuning"] = [as_tuned(row) for row in rows], tuning
     return found
-
-
-def _options(
-    folder: Path, stored: Results | None, asked: dict[str, Any], columns: Sequence[str | None]
-) -> ConvertOptions:
-    """What to measure on: as ``asked``, else as the conversion said, if it is its data; its evaluation part, never what it
-    was trained on."""
-    then: dict[str, Any] = stored.extra.get("options", {}) if stored else {}
-    data = asked["data"] or then.get("data")
-    if data is None:
-        raise ConfigError(f"{folder} does not say what it was converted with; give --data")
-    if data != then.get("data"):
-        then = {name: then[name] for name in ("task", *_COLUMNS) if name in then}
-    then |= {name: value for name, value in asked.items() if value is not None}
-    then |= {name: column for name, column in zip(_COLUMNS, columns, strict=True) if column is not None}
-    known = ("eval_data", "length", "eval_sequences", "task", *_COLUMNS)
-    return ConvertOptions(str(folder), data, folder, **{name: then[name] for name in known if name in then})
 
 
 def _adaptive_plan(

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -184,9 +185,9 @@ def spiking_config_of(model: str) -> Any:
     return config
 
 
-def block_length(model: PreTrainedModel, asked: int | None) -> int:
+def block_length(config: PretrainedConfig, asked: int | None) -> int:
     """Tokens of a block: as ``asked``, else the model's context or 256; raises `ConfigError` beyond the context."""
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = getattr(config, "max_position_embeddings", None)
     if asked is not None and context is not None and asked > context:
         raise ConfigError(f"length={asked} is beyond the model's context of {context} tokens; use --length {context}")
     return asked or min(context or 256, 256)

@@ -14,9 +14,9 @@ from fas.tasks.glue import LANGUAGE_MODELING, TextTask, text_task
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _LEAST = {
-    "batch_size": 1, "calibration_sequences": 1, "eval_sequences": 1, "stage1_steps": 1, "length": 2, "seed": 0,
+    "batch_size": 1, "calibration_sequences": 1, "eval_sequences": 1, "stage1_steps": 1, "mlm_steps": 1, "length": 2, "seed": 0,
     "neurons_per_channel": 1, "fit_steps": 0, "align_steps": 0, "global_steps": 0, "lr": 0, "scale_lr": 0,
-    "spikes_per_neuron": 0, "spike_price": 0, "lora_rank": 1, "lora_alpha": 0,
+    "spikes_per_neuron": 0, "spike_price": 0, "lora_rank": 1, "lora_alpha": 0, "distill_states": 0,
 }  # fmt: skip
 
 
@@ -38,6 +38,9 @@ class ConvertOptions:
     """Labelled texts: the column of the text, by name or by number from 0; the same for the next two."""
     pair_column: str | None = None
     label_column: str | None = None
+    mlm_data: str | None = None
+    """Labelled texts: general text that Stage 1 begins with, by masked-language modelling (the control, too)."""
+    mlm_steps: int = 1000
     coverage: Coverage = "linear"
     levels: int = 15
     codings: tuple[Coding, ...] = ("sigma_delta",)
@@ -59,6 +62,8 @@ class ConvertOptions:
     scale_lr: float | None = None
     distill: float | None = None
     """Weight of KL(ANN ‖ QCFS model); None: ½, or 1 where the task loss made the control worse than the ANN."""
+    distill_states: float = 0.0
+    """Weight of the distance of hidden states to the teacher's, block by block (beyond the paper)."""
     lora_rank: int = 16
     lora_alpha: float = 32.0
     """The adapters' product is multiplied by alpha / rank."""
@@ -92,8 +97,10 @@ class ConvertOptions:
             raise ConfigError(
                 f"distill={self.distill} is not valid: the weight of the distillation loss is between 0 and 1"
             )
+        if self.mlm_data is not None and self.stage1 == "none":
+            raise ConfigError("mlm_data is for Stage 1, and stage1='none' leaves that out; choose one")
         if self.task == LANGUAGE_MODELING:
-            given = [name for name in ("text_column", "pair_column", "label_column") if getattr(self, name)]
+            given = [name for name in ("text_column", "pair_column", "label_column", "mlm_data") if getattr(self, name)]
             if given:
                 raise ConfigError(f"{given[0]} belongs to labelled texts; choose --task, such as text-classification")
         else:

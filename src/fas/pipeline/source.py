@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
 from fas.errors import FasError
 from fas.pipeline.load import Head, auto_class_of, block_length, load_ann, load_classifier
@@ -45,7 +51,7 @@ def source_of(options: ConvertOptions, progress: Progress) -> tuple[PreTrainedMo
 
 def _of_text(options: ConvertOptions) -> tuple[PreTrainedModel, Source]:
     ann, tokenizer = load_ann(options.model, options.device)
-    text, length = load_text(options.data, options.eval_data), block_length(ann, options.length)
+    text, length = load_text(options.data, options.eval_data), block_length(ann.config, options.length)
     training, held_out, evaluation = (
         Blocks(encode_blocks(tokenizer, documents, length, what))
         for documents, what in (
@@ -69,7 +75,7 @@ def _of_labelled_texts(options: ConvertOptions, progress: Progress) -> tuple[Pre
         return load_classifier(options.model, head, options.device)
 
     ann, tokenizer, new_head = fresh()
-    length = block_length(ann, options.length)
+    length = block_length(ann.config, options.length)
     names = _in_order_of(ann, names)
     training, held_out, evaluation = (
         encode_labelled(tokenizer, task, names, some, length)
@@ -82,31 +88,45 @@ def _of_labelled_texts(options: ConvertOptions, progress: Progress) -> tuple[Pre
     return ann, Source(lambda: fresh()[0], tokenizer, training, held_out, evaluation, new_head)
 
 
-def evaluation_of(options: ConvertOptions, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Examples:
-    """What ``options`` evaluates on, as ``model``, which has a head for it, reads it. Raises `FasError` kinds for another head
-    or data that cannot be read."""
-    labelled = options.task != LANGUAGE_MODELING
-    if labelled is not (auto_class_of(model.config) is AutoModelForSequenceClassification):
-        raise FasError(f"{options.model} is a {type(model).__name__}, which is not measured by {options.task}")
-    if not labelled:
+def evaluation_of(options: ConvertOptions, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Examples:
+    """What ``options`` evaluates on, as a model of ``config``, which has a head for it, reads it. Raises `FasError` kinds for
+    another head or data that cannot be read."""
+    length = _length(options, config)
+    if options.task == LANGUAGE_MODELING:
         documents = evaluation_text(options.data, options.eval_data)
-        blocks = encode_blocks(tokenizer, documents, block_length(model, options.length), "evaluation text")
-        return Blocks(blocks).some(options.eval_sequences)
+        return Blocks(encode_blocks(tokenizer, documents, length, "evaluation text")).some(options.eval_sequences)
     task = options.text_task()
     rows = evaluation_rows(task, options.data, options.eval_data)
-    names = () if task.regression else _names_of(model)
-    examples = encode_labelled(tokenizer, task, names, rows, block_length(model, options.length))
-    return examples.some(options.eval_sequences)
+    return encode_labelled(tokenizer, task, _names_of(config), rows, length).some(options.eval_sequences)
+
+
+def training_of(options: ConvertOptions, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Examples:
+    """What ``options`` trains on, read and refused in the same way."""
+    length = _length(options, config)
+    if options.task == LANGUAGE_MODELING:
+        documents = load_text(options.data, options.eval_data).training
+        return Blocks(encode_blocks(tokenizer, documents, length, "training text"))
+    task = options.text_task()
+    rows = load_labelled(task, options.data, options.eval_data).training
+    return encode_labelled(tokenizer, task, _names_of(config), rows, length)
+
+
+def _length(options: ConvertOptions, config: PretrainedConfig) -> int:
+    """Tokens of an example; raises `FasError` where the model has no head for the task."""
+    if (options.task == LANGUAGE_MODELING) is (auto_class_of(config) is AutoModelForSequenceClassification):
+        kind = ", ".join(config.architectures or ["model of an unknown class"])
+        raise FasError(f"{options.model} is a {kind}, which does not fit the task {options.task}")
+    return block_length(config, options.length)
 
 
 def _in_order_of(model: PreTrainedModel, names: tuple[str, ...] | None) -> tuple[str, ...]:
     """``names`` of classes in the order of the model's head, where it knows them by these names."""
     if names is None:
         return ()
-    own = _names_of(model)
+    own = _names_of(model.config)
     return own if set(own) == set(names) else names
 
 
-def _names_of(model: PreTrainedModel) -> tuple[str, ...]:
-    """The classes of the model's head in their order."""
-    return tuple(str(name) for _, name in sorted((model.config.id2label or {}).items()))
+def _names_of(config: PretrainedConfig) -> tuple[str, ...]:
+    """The classes of a model's head in their order; a regression ignores them."""
+    return tuple(str(name) for _, name in sorted((config.id2label or {}).items()))

@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,48 +22,22 @@ from fas import world
 from fas.calibration import CalibrationOptions, LayerReport, calibrate
 from fas.config import SpikingConfig
 from fas.conversion import convert, prepare
-from fas.pipeline.load import load_saved
+from fas.pipeline.masked import begin_with_text
 from fas.pipeline.measure import EVALUATION_BATCH
 from fas.pipeline.options import ConvertOptions
-from fas.pipeline.source import Source
+from fas.pipeline.run import Run
 from fas.pipeline.workspace import Workspace
-from fas.progress import Progress
 from fas.report.results import Row
 from fas.runtime.control import sites_of
-from fas.tasks.examples import Evaluation, Examples
+from fas.tasks.examples import Evaluation
 from fas.tasks.glue import LANGUAGE_MODELING
-from fas.training import Lora, Stage1Options, fine_tune
+from fas.training import Stage1Options, fine_tune
 
 LANGUAGE_BATCH = 8
 EPOCHS, LABELLED_BATCH, LABELLED_LR = 3, 32, 5e-5
 """Of labelled texts, as BERT is usually fine-tuned on GLUE (Devlin et al. 2019)."""
 LORA_LR = 2e-4
 """Of adapters, as for GPT-2 (Hu et al. 2021): they start at nothing and stand larger steps than weights."""
-
-
-@dataclass
-class Run:
-    """What all stages share."""
-
-    options: ConvertOptions
-    workspace: Workspace
-    progress: Progress
-    source: Source
-    device: torch.device
-
-    @property
-    def evaluation(self) -> Examples:
-        """What reported figures are measured on."""
-        return self.source.evaluation
-
-    def calibration_batches(self, size: int = 4) -> list[dict[str, Tensor]]:
-        """Evenly spaced training examples, in batches small enough for T·B rows."""
-        training = self.source.training
-        picked = training.some(self.options.calibration_sequences or training.CALIBRATION)
-        return [{name: value.to(self.device) for name, value in batch.items()} for batch in picked.unpadded(size)]
-
-    def load(self, stage: str) -> PreTrainedModel:
-        return load_saved(self.workspace.path(stage), self.device)
 
 
 def train_control(run: Run, ann: PreTrainedModel) -> dict[str, Any]:
@@ -77,6 +51,7 @@ def train_control(run: Run, ann: PreTrainedModel) -> dict[str, Any]:
     best = ann
     if options.stage1 != "none":
         tuned = run.source.fresh()
+        begin_with_text(run, tuned, spiking=False)
         fine_tune(tuned, training, _stage1_options(run, ann), None, run.progress, "control: fine-tuning the ANN")
         after = held_out.evaluate(tuned, EVALUATION_BATCH, run.progress, "fine-tuned ANN on held-out data")
         decision |= {"fine_tuned_held_out_loss": after.loss, **_held_out("fine_tuned", after)}
@@ -112,6 +87,7 @@ def train_qcfs(run: Run, ann: PreTrainedModel, decision: dict[str, Any]) -> None
     set_seed(options.seed)
     model = source.fresh()
     prepare(model, options.configurations()[0], run.calibration_batches(size=16))
+    begin_with_text(run, model, spiking=True)
     if options.stage1 != "none":
         settings = _stage1_options(run, ann)
         if options.distill is None:
@@ -125,8 +101,7 @@ def train_qcfs(run: Run, ann: PreTrainedModel, decision: dict[str, Any]) -> None
 def _stage1_options(run: Run, ann: PreTrainedModel) -> Stage1Options:
     options, labelled = run.options, run.options.task != LANGUAGE_MODELING
     small = ann.num_parameters() < 20_000_000  # small models stand, and need, larger steps (docs/log.md)
-    adapters = options.stage1 == "lora"
-    usual = LORA_LR if adapters else LABELLED_LR if labelled else 2e-5
+    usual = LORA_LR if run.adapters else LABELLED_LR if labelled else 2e-5
     batch = batch_size(options)
     steps = -(-EPOCHS * len(run.source.training) // batch) if labelled else 600 if small else 1000
     lr = options.lr if options.lr is not None else (2e-4 if small else usual)
@@ -136,8 +111,9 @@ def _stage1_options(run: Run, ann: PreTrainedModel) -> Stage1Options:
         lr=lr,
         scale_lr=options.scale_lr if options.scale_lr is not None else 10 * lr,
         distill=0.5 if options.distill is None else options.distill,
+        distill_states=options.distill_states,
         spikes_per_neuron=options.spikes_per_neuron,
-        lora=Lora(options.lora_rank, options.lora_alpha) if adapters else None,
+        lora=run.adapters,
         fsdp=options.fsdp,
         seed=options.seed,
     )

@@ -129,7 +129,7 @@ def _ready(options: TuneOptions) -> _Ready:
             length=options.length or then.get("length"),
             eval_sequences=options.eval_sequences or then.get("eval_sequences"),
         )
-    text, length = load_text(options.data, options.eval_data), block_length(model, options.length)
+    text, length = load_text(options.data, options.eval_data), block_length(model.config, options.length)
     training = encode_blocks(tokenizer, text.training, length, "training text")
     evaluation = encode_blocks(tokenizer, text.evaluation, length, "evaluation text")
     settings = _settings(options, model, stored)

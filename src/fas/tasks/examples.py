@@ -71,6 +71,10 @@ class Examples(Dataset[dict[str, Any]]):
     def unpadded(self, size: int) -> list[dict[str, Tensor]]:
         """Batches without labels, of at most ``size`` examples of one length each: what is fitted on them meets no padding."""
 
+    def for_calibration(self, count: int | None, size: int) -> list[dict[str, Tensor]]:
+        """At most ``count`` of them (None: `CALIBRATION`), from all over, in such batches."""
+        return self.some(count or self.CALIBRATION).unpadded(size)
+
     @abstractmethod
     def evaluate(
         self, model: PreTrainedModel, batch_size: int, progress: Progress | None = None, title: str = ""

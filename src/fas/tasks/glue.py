@@ -98,7 +98,7 @@ GLUE: dict[str, TextTask] = {
             (
                 Layout("premise", "label", "hypothesis"),
                 Layout("sentence1", "gold_label", "sentence2"),
-                _TWO[1],
+                *_TWO,
             ),
             labels=("entailment", "neutral", "contradiction"),
             validation="validation_matched",
@@ -112,11 +112,11 @@ _LABEL_NAMES = ("label", "labels", "class", "target")
 OWN: dict[str, TextTask] = {
     "text-classification": TextTask(
         "text-classification",
-        (*(Layout(text, label) for text in _TEXT_NAMES for label in _LABEL_NAMES), Layout(0, 1, columns=2)),
+        tuple(Layout(text, label) for text in _TEXT_NAMES for label in _LABEL_NAMES),
     ),
     "text-regression": TextTask(
         "text-regression",
-        (*(Layout(text, label) for text in _TEXT_NAMES for label in ("score", *_LABEL_NAMES)), Layout(0, 1, columns=2)),
+        tuple(Layout(text, label) for text in _TEXT_NAMES for label in ("score", *_LABEL_NAMES)),
         ("spearman", "pearson"),
         regression=True,
     ),

@@ -195,7 +195,9 @@ def _layout(task: TextTask, row: Mapping[Place, Any], source: str) -> Layout:
     """The first layout of ``task`` whose columns ``row`` has."""
     named = isinstance(next(iter(row)), str)
     for layout in task.layouts:
-        if layout.named == named and set(layout.places) <= set(row) and len(row) >= (layout.columns or 0):
+        if layout.named != named or not set(layout.places) <= set(row) or len(row) < (layout.columns or 0):
+            continue
+        if named or _is_label(task, row[layout.label]):  # else it is the header of something else
             return layout
     known = "; ".join(" and ".join(map(repr, layout.places)) for layout in task.layouts if layout.named == named)
     columns = ", ".join(map(str, row)) if named else f"{len(row)} columns and no header that is known"
@@ -203,6 +205,15 @@ def _layout(task: TextTask, row: Mapping[Place, Any], source: str) -> Layout:
         f"{source} has {columns}; {task.name} looks for {known or 'named columns'}: say which with --text-column, "
         "--label-column (and --pair-column), by name or by number from 0"
     )
+
+
+def _is_label(task: TextTask, value: Any) -> bool:
+    """Whether ``value`` can be a label of ``task``; any is one where the classes are those of the data."""
+    try:
+        label_of(task, task.labels or (str(value),), Labelled("", None, value))
+    except DataError:
+        return False
+    return True
 
 
 def class_names(task: TextTask, rows: Sequence[Labelled], source: str) -> tuple[str, ...]:

@@ -25,6 +25,10 @@ FULL_BATCH = 128
 """Tokens that one of a batch of evaluation may have; of shorter texts there are as many more."""
 
 
+FOR_EACH = 4
+"""Texts that are calibrated together for each block of text that would be: they are that much shorter."""
+
+
 @dataclass(frozen=True)
 class LabelledExamples(Examples):
     """Encoded texts (or pairs) with the number of their class, or their score."""
@@ -61,6 +65,23 @@ class LabelledExamples(Examples):
         parts = [some[i : i + size] for some in alike.values() for i in range(0, len(some), size)]
         random.Random(0).shuffle(parts)  # the first of them are to have all lengths
         return [self.collate(part) for part in parts]
+
+    def for_calibration(self, count: int | None, size: int) -> list[dict[str, Tensor]]:
+        """Each batch holds one of evenly spaced texts and the next ones as long as it, `FOR_EACH` times ``size`` in all."""
+        count, each = min(count or self.CALIBRATION, len(self)), FOR_EACH * size
+        alike, places = defaultdict(list), []
+        for number, length in enumerate(self.lengths()):
+            places.append(len(alike[length]))
+            alike[length].append(number)
+        seen: set[int] = set()
+        batches = []
+        for first in torch.linspace(0, len(self) - 1, -(-count // each)).long().tolist():
+            some = alike[len(self.encoded[first]["input_ids"])]
+            turned = some[places[first] :] + some[: places[first]]
+            chosen = [number for number in turned if number not in seen][: min(each, count - len(seen))]
+            seen |= set(chosen)
+            batches += self.picked(chosen).unpadded(each)
+        return batches
 
     def digest(self) -> bytes:
         return hashlib.sha256(repr(self.encoded).encode()).digest()

@@ -24,6 +24,7 @@ from fas.progress import Progress, Silent
 from fas.training.budget import SpikeBudget
 from fas.training.lora import Lora, adapted
 from fas.training.sharded import fsdp_arguments, shard_on_cpus, sharded_copy
+from fas.training.states import block_outputs, states_loss
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Stage1Options:
     distill: float = 0.5
     """Weight of KL(ANN ‖ student) on the logits, in nats per token; 1 − distill is the weight of the task loss."""
     temperature: float = 1.0
+    distill_states: float = 0.0
+    """Weight of the relative squared error of the blocks' hidden states against the teacher's (beyond the paper)."""
     spikes_per_neuron: float | None = None
     """Budget of expected spikes, all sites pooled; None: none. The control has no spikes and ignores it."""
     lora: Lora | None = None
@@ -116,18 +119,23 @@ class Stage1Trainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        """(1 − w)·task + w·KL(teacher ‖ student)·temperature², averaged over predicted tokens; and what exceeds the budget."""
+        """(1 − w)·task + w·KL(teacher ‖ student)·temperature², averaged over predicted tokens; the hidden states' distance to
+        the teacher's; and what exceeds the budget."""
         weight = self.options.distill if self.teacher is not None else 0.0
+        states = self.options.distill_states if self.teacher is not None and model.training else 0.0
         budget = self.budget if model.training else None
-        with budget.metering(inputs.get("attention_mask")) if budget is not None else nullcontext():
+        metering = budget.metering(inputs.get("attention_mask")) if budget is not None else nullcontext()
+        with metering, block_outputs(model) if states else nullcontext([]) as mine:
             outputs = model(**inputs)
         loss = (1 - weight) * outputs.loss
         if budget is not None:
             loss = loss + budget.penalty()
-        if self.teacher is not None and weight > 0:
-            with torch.no_grad():
+        if self.teacher is not None and (weight > 0 or states):
+            with torch.no_grad(), block_outputs(self.teacher) if states else nullcontext([]) as wanted:
                 target = self.teacher(**{k: v for k, v in inputs.items() if k != "labels"}).logits
             loss = loss + weight * logits_loss(outputs.logits, target, self.options.temperature)
+            if states:
+                loss = loss + states * states_loss(mine, wanted, inputs.get("attention_mask"))
         return (loss, outputs) if return_outputs else loss
 
 

@@ -1,0 +1,53 @@
+"""What all stages of one conversion share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fas.pipeline.load import load_saved
+from fas.pipeline.options import ConvertOptions
+from fas.pipeline.source import Source
+from fas.pipeline.workspace import Workspace
+from fas.progress import Progress
+from fas.tasks.examples import Examples
+from fas.training import Lora
+
+
+@dataclass
+class Run:
+    """What all stages share."""
+
+    options: ConvertOptions
+    workspace: Workspace
+    progress: Progress
+    source: Source
+    device: torch.device
+
+    @property
+    def evaluation(self) -> Examples:
+        """What reported figures are measured on."""
+        return self.source.evaluation
+
+    def calibration_batches(self, size: int = 4) -> list[dict[str, Tensor]]:
+        """Evenly spaced training examples, in batches small enough for T·B rows."""
+        batches = self.source.training.for_calibration(self.options.calibration_sequences, size)
+        return batches_on(self.device, batches)
+
+    @property
+    def adapters(self) -> Lora | None:
+        """What Stage 1 trains instead of the weights, if it is asked to."""
+        options = self.options
+        return Lora(options.lora_rank, options.lora_alpha) if options.stage1 == "lora" else None
+
+    def load(self, stage: str) -> PreTrainedModel:
+        return load_saved(self.workspace.path(stage), self.device)
+
+
+def batches_on(device: torch.device, batches: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """``batches`` where the model is."""
+    return [{name: value.to(device) for name, value in batch.items()} for batch in batches]
