@@ -163,11 +163,12 @@ def test_a_run_of_two_processes_that_failed_is_finished_by_one(place: Any, whole
     """One fails alone while the other waits: one sentence, both end, and what is finished stays."""
     root, arguments = place
     arguments = [*arguments, "--out", str(root / "failed")]
-    done = torchrun(str(TESTS / "together.py"), "fail", *arguments)
+    done = torchrun(str(TESTS / "together.py"), "fail", *[word for word in arguments if word != "--quiet"])
     assert done.returncode == 1
     said = [line for line in done.stderr.splitlines() if line.startswith("fas: error:")]
     assert said == ["fas: error: the second process has no data; give it some"]
     assert done.stdout == ""
+    assert done.stderr.count("control: fine-tuning the ANN") == 1, "the first alone says what it does"
     assert "[rank0]: Traceback" not in done.stderr, "what the first one lost is the second"
     assert {path.name for path in (root / "failed.work").iterdir()} == {
         "run.json",
