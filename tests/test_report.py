@@ -160,3 +160,36 @@ def test_figures_are_the_same_every_time_and_follow_the_page(results: Results) -
 
 def test_a_page_without_spikes_is_possible() -> None:
     assert "Measurements of m" in render(Results("m", "d", 0, [Row("ann", metric="loss", value=0.9)]))
+
+
+def at(task: str, name: str, value: float, **more: object) -> Row:
+    return Row(name, task, metric="acc", value=value, metrics={"acc": value}, **more)
+
+
+def test_accuracies_are_compared_in_points_with_the_control_of_their_task() -> None:
+    rows = [
+        at("piqa", "ann", 0.5, loss=2.0), at("piqa", "control", 0.5, loss=2.1, stderr=0.03, items=200),
+        at("piqa", "snn", 0.45, truncated=3, items=200), at("copa", "control", 0.0), at("copa", "snn", 0.7),
+        at("wsc", "snn", 0.7), Row("snn", "boolq", error="no room"),
+        Row("control", "wiki", metric="word_perplexity", value=20.0, metrics={"word_perplexity": 20.0}),
+        Row("snn", "wiki", metric="word_perplexity", value=30.0, metrics={"word_perplexity": 30.0}),
+    ]  # fmt: skip
+    results = Results("tiny", "tasks", 0, rows)
+    said = [words.ratio_label(row, results) for row in rows]
+    assert said == ["+0.0", "", "-5.0", "", "+70.0", "", "", "", "×1.500"]
+    assert words.model_label(rows[1], results) == "control (fine-tuned ANN)"  # the same accuracy, another model
+    assert words.value_label(rows[1], results) == "0.5000 ±0.030 (acc)"
+    text = " ".join(plain_table(results).split())
+    assert "piqa: 3 of 200 items were longer than the context and were cut at their left." in text
+    assert "boolq, SNN: not measured, because no room" in text
+    columns = {column.title: column.cells for column in columns_of(results)}
+    assert columns["task"][2:4] == ["piqa", "copa"]
+    assert columns["items"][:3] == ["", "200", "200"]
+    one = Results("tiny", "piqa", 0, rows[:3])
+    assert "task" not in {column.title for column in columns_of(one)}
+
+
+def test_the_best_accuracy_is_the_highest() -> None:
+    rows = [at("x", "control", 0.8)]
+    rows += [at("x", "snn", value, timesteps=t, schedule="synchronous") for value, t in ((0.5, 2), (0.7, 4), (0.6, 8))]
+    assert headline_row(Results("tiny", "x", 0, rows)) is rows[2]

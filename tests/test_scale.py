@@ -271,8 +271,11 @@ def test_what_two_processes_cannot_do_is_refused_before_anything_is_computed(
     assert not list(root.glob("refused*"))
 
 
-def test_commands_of_one_process_refuse_torchrun(launched: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", "builtin"]) == 2
+@pytest.mark.parametrize("arguments", [["inspect", "builtin"], ["eval", "somewhere", "--tasks", "piqa"]])
+def test_commands_of_one_process_refuse_torchrun(
+    launched: None, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert main(arguments) == 2
     assert "start it without torchrun" in capsys.readouterr().err
 
 

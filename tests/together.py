@@ -26,6 +26,7 @@ from fas.progress import Silent
 from fas.runtime.control import as_qcfs, clock_of
 from fas.tasks.glue import text_task
 from fas.tasks.language_modeling import Blocks
+from fas.tasks.sliding import SlidingText
 from fas.tasks.text_classification import LabelledExamples
 from fas.training import Lora, Stage1Options, fine_tune
 from fas.training.stage1 import Stage1Trainer
@@ -142,7 +143,15 @@ def evaluation() -> dict[str, Any]:
         few = Blocks(tiny.tokens(1, 9)).evaluate(model, 8)
     spikes = {name: [c.by_timestep.tolist(), c.neurons] for name, c in counted.sites.items()}
     stops = [row.mean_timesteps, row.stopped_early]
-    return {"loss": row.loss, "few": few.loss, "spikes": spikes, "by_site": row.by_site, "stops": stops}
+    sliding = SlidingText(tiny.tokens(1, 100)[0], 16, 8, 90, 400, 3).evaluate(model, 2)
+    return {
+        "sliding": [sliding.metrics, sliding.tokens],
+        "loss": row.loss,
+        "few": few.loss,
+        "spikes": spikes,
+        "by_site": row.by_site,
+        "stops": stops,
+    }
 
 
 def main(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,15 +13,22 @@ from fas.cli.options import (
     Converted,
     Device,
     DType,
+    IncludePath,
     LabelColumn,
+    Limit,
+    NumFewshot,
     PairColumn,
     Quiet,
     Seed,
+    Stride,
+    Tasks,
     TextColumn,
     fractions_in,
+    names_in,
     numbers_in,
     words_in,
 )
+from fas.errors import ConfigError
 
 NAME = "eval"
 DIAGNOSED = 16
@@ -41,6 +48,10 @@ def command(
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
     label_column: LabelColumn = None,
+    tasks: Tasks = None,
+    include_path: IncludePath = None,
+    limit: Limit = None,
+    num_fewshot: NumFewshot = None,
     timesteps: Annotated[
         list[str] | None, typer.Option(help="T, one or several: 2,4,8; default as converted.", show_default=False)
     ] = None,
@@ -49,12 +60,14 @@ def command(
     ] = None,
     layerwise: Annotated[bool, typer.Option("--layerwise", help="Also the layerwise schedule.")] = False,
     eval_sequences: Annotated[
-        int | None, typer.Option(help="At most so many sequences.", show_default=False, min=1)
+        int | None, typer.Option(help="At most so many sequences (documents with --stride).", show_default=False, min=1)
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences in a batch.", show_default="16", min=1)] = None,
     length: Annotated[
-        int | None, typer.Option(help="Tokens in a sequence.", show_default="min(context, 256)", min=2)
+        int | None,
+        typer.Option(help="Tokens in a sequence.", show_default="min(context, 256); with --tasks the context", min=2),
     ] = None,
+    stride: Stride = None,
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="Where the temporal error is: by site, and what each layer costs.")
     ] = False,
@@ -70,37 +83,55 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     """Measure a converted model on held-out text, beside the ANN, the control and the QCFS model that it came from."""
-    from fas.cli.session import print_json, session
+    from fas.cli.session import session
 
-    with session(quiet, parallel=True) as progress:
-        from fas.pipeline.evaluate import evaluate_folder
-        from fas.report.diagnosis_text import diagnosis_text
-        from fas.report.table import print_results
+    common = {
+        "timesteps": numbers_in(timesteps, "--timesteps"), "codings": words_in(coding), "layerwise": layerwise,
+        "batch_size": batch_size, "length": length, "seed": seed, "device": device, "dtype": dtype,
+    }  # fmt: skip
+    columns = (text_column, pair_column, label_column)
+    with_text = {
+        "data": data, "eval_data": eval_data, "columns": columns if any(columns) else None,
+        "eval_sequences": eval_sequences, "stride": stride, "diagnosed": DIAGNOSED if diagnose else None,
+        "adaptive": adaptive or None, "confidences": fractions_in(confidence, "--confidence"),
+    }  # fmt: skip
+    with_tasks = {"include": include_path, "limit": limit, "num_fewshot": num_fewshot}
+    with session(quiet, parallel=not tasks) as progress:
+        results = _measured(folder, names_in(tasks), common | {"progress": progress}, with_text, with_tasks)
+    if world.is_first():
+        _show(results, as_json)
 
-        results = evaluate_folder(
-            folder,
-            data,
-            eval_data=eval_data,
-            columns=(text_column, pair_column, label_column),
-            timesteps=numbers_in(timesteps, "--timesteps"),
-            codings=words_in(coding),
-            layerwise=layerwise,
-            eval_sequences=eval_sequences,
-            batch_size=batch_size,
-            length=length,
-            seed=seed,
-            device=device,
-            dtype=dtype,
-            diagnosed=DIAGNOSED if diagnose else 0,
-            adaptive=adaptive,
-            confidences=fractions_in(confidence, "--confidence") or (),
-            progress=progress,
-        )
-    if not world.is_first():
-        return
+
+def _measured(folder: Any, tasks: Any, common: dict[str, Any], text: dict[str, Any], asked: dict[str, Any]) -> Any:
+    """Text or ``tasks``; raises `ConfigError` for an option that belongs to the other."""
+    kind, own, foreign = ("with", asked, text) if tasks else ("without", text, asked)
+    if given := [name for name, value in foreign.items() if value is not None]:
+        raise ConfigError(f"{_OPTIONS[given[0]]} does not go {kind} --tasks; leave it out")
+    chosen = common | {name: value for name, value in own.items() if value is not None}
+    if tasks:
+        from fas.pipeline.zero_shot import evaluate_tasks
+
+        return evaluate_tasks(folder, tasks, **chosen)
+    from fas.pipeline.evaluate import evaluate_folder
+
+    return evaluate_folder(folder, **chosen)
+
+
+_OPTIONS = {
+    "data": "--data", "eval_data": "--eval-data", "columns": "a column", "eval_sequences": "--eval-sequences",
+    "stride": "--stride", "diagnosed": "--diagnose", "adaptive": "--adaptive", "confidences": "--confidence",
+    "include": "--include-path", "limit": "--limit", "num_fewshot": "--num-fewshot",
+}  # fmt: skip
+
+
+def _show(results: Any, as_json: bool) -> None:
+    from fas.cli.session import print_json
+    from fas.report.diagnosis_text import diagnosis_text
+    from fas.report.table import print_results
+
     if as_json:
         print_json(results.to_dict())
-    else:
-        print_results(results)
-        for found in results.extra.get("diagnosis", {}).values():
-            print("\n" + diagnosis_text(found))
+        return
+    print_results(results)
+    for found in results.extra.get("diagnosis", {}).values():
+        print("\n" + diagnosis_text(found))

@@ -39,6 +39,28 @@ TextColumn = Annotated[
 ]
 PairColumn = Annotated[str | None, typer.Option(help="Column of its pair, if there is one.", show_default="by task")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the label or score.", show_default="by task")]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Instead: tasks of lm-eval by name, YAML files, or files of questions: piqa,lambada_openai,my.jsonl.",
+        show_default=False,
+    ),
+]
+IncludePath = Annotated[
+    list[Path] | None, typer.Option(help="With --tasks: a folder of YAML tasks.", show_default=False)
+]
+Limit = Annotated[
+    int | None, typer.Option(help="With --tasks: at most so many items, evenly spaced.", show_default=False, min=1)
+]
+NumFewshot = Annotated[
+    int | None, typer.Option(help="With --tasks: solved examples before each.", show_default="by task", min=0)
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        help="Slide a window of --length tokens by so many; also per word and byte.", show_default="blocks", min=1
+    ),
+]
 Converted = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that fas convert wrote.", show_default=False)]
 
 
@@ -51,6 +73,15 @@ def words_in(values: Iterable[str] | None) -> tuple[str, ...] | None:
     if not values:
         return None
     return tuple(word.replace("-", "_") for value in values for word in value.replace(",", " ").split())
+
+
+def names_in(values: Iterable[str] | None) -> tuple[str, ...]:
+    """Entries of a repeated or comma-separated option as they stand: names and paths.
+
+    >>> names_in(["piqa,data/my-own.jsonl", "copa"]), names_in(None)
+    (('piqa', 'data/my-own.jsonl', 'copa'), ())
+    """
+    return tuple(word.strip() for value in values or () for word in value.split(",") if word.strip())
 
 
 def numbers_in(values: Iterable[str] | None, option: str) -> tuple[int, ...] | None:

@@ -25,11 +25,11 @@ from fas.pipeline.measure import (
     spiking_row,
     stoppings,
 )
-from fas.pipeline.source import evaluation_of
+from fas.pipeline.source import evaluation_of, sliding_of
 from fas.progress import Progress, Silent
 from fas.report.results import Results, Row
 from fas.runtime.control import at_time, calibrated_keys, clock_of, sites_of
-from fas.tasks.examples import Examples
+from fas.tasks.examples import Examples, Scored
 
 DIAGNOSIS_BATCH = 4
 
@@ -46,6 +46,7 @@ def evaluate_folder(
     eval_sequences: int | None = None,
     batch_size: int | None = None,
     length: int | None = None,
+    stride: int | None = None,
     seed: int = 0,
     device: str = "auto",
     dtype: str | None = None,
@@ -62,18 +63,20 @@ def evaluate_folder(
     with each coding. On the text of the conversion the same blocks are measured as then. The ANN is measured if the
     model it came from can be loaded; else its stored row is shown, marked so. ``diagnosed`` sequences say where the temporal
     error is (``extra["diagnosis"]``, by coding and time). ``adaptive`` adds rows in which each sequence stops by itself, when
-    settled or at one of ``confidences`` (0 to 1, which imply it). Raises `ConfigError` where none could, `CheckpointError` if
-    ``folder`` is not a converted model and `DataError` for too little text.
+    settled or at one of ``confidences`` (0 to 1, which imply it). ``stride`` moves a window of ``length`` over the whole text,
+    or over ``eval_sequences`` documents of it (`fas.tasks.sliding`). Raises `ConfigError` where none could, `CheckpointError`
+    if ``folder`` is not a converted model and `DataError` for too little text.
     """
     progress, batch, folder = progress or Silent(), batch_size or EVALUATION_BATCH, Path(folder)
     model, tokenizer = load_spiking(str(folder), device, dtype, any_task=True)
     config = clock_of(model).config
-    targets = _targets(model, config, timesteps, codings)
+    targets = targets_of(model, config, timesteps, codings)
     plan = _adaptive_plan(targets, confidences, progress) if adaptive or confidences else {}
     stored = results_of(folder)
     asked = {"data": data, "eval_data": eval_data, "length": length, "eval_sequences": eval_sequences}
     options = as_converted(folder, stored, asked | named(columns))
-    examples = evaluation_of(options, model.config, tokenizer)
+    blocks = evaluation_of(options, model.config, tokenizer)
+    examples = blocks if stride is None else sliding_of(options, model.config, tokenizer, stride, eval_sequences)
     text = {"data": options.data, "eval_data": options.eval_data, **examples.about()}
     precision = str(model.dtype).removeprefix("torch.")
     same_text = stored is not None and stored.extra.get("evaluation") == text
@@ -91,7 +94,7 @@ def evaluate_folder(
         for stopping in plan.get(target, ()):
             rows.append(spiking_row(model, target, examples, batch, progress, stopping))
     if diagnosed:
-        found.extra["diagnosis"] = _diagnoses(model, targets, examples.some(diagnosed), progress)
+        found.extra["diagnosis"] = _diagnoses(model, targets, blocks.some(diagnosed), progress)
     if stored is not None and (tuning := stored.extra.get("tuning")):
         found.rows, found.extra["tuning"] = [as_tuned(row) for row in rows], tuning
     return found
@@ -137,7 +140,7 @@ def _calibrated(model: PreTrainedModel) -> list[str]:
     return calibrated_keys(sites_of(model).values())
 
 
-def _targets(
+def targets_of(
     model: PreTrainedModel, config: SpikingConfig, timesteps: Sequence[int] | None, codings: Sequence[str] | None
 ) -> list[SpikingConfig]:
     """Each timestep crossed with each coding; without either, everything that the folder was calibrated for."""
@@ -155,7 +158,7 @@ def dense_rows(
     folder: Path,
     stored: Results | None,
     same_text: bool,
-    examples: Examples,
+    examples: Scored,
     batch: int,
     device: str,
     precision: str,

@@ -15,7 +15,7 @@ from fas.progress import Progress
 from fas.report.results import Row
 from fas.runtime.adaptive import Adaptive, adaptive
 from fas.runtime.control import as_qcfs, at_time, calibrated_keys, clock_of, sites_of
-from fas.tasks.examples import Evaluation, Examples
+from fas.tasks.examples import Evaluation, Scored
 
 EVALUATION_BATCH = 16
 
@@ -60,13 +60,13 @@ def stops_early(model: PreTrainedModel, stopping: Stopping | None) -> AbstractCo
     return adaptive(model, settled=stopping.settled, confidence=stopping.confidence)
 
 
-def dense_row(name: str, model: PreTrainedModel, examples: Examples, batch_size: int, progress: Progress) -> Row:
+def dense_row(name: str, model: PreTrainedModel, examples: Scored, batch_size: int, progress: Progress) -> Row:
     """The ANN or the control."""
     start = time.time()
     return _row(Row(name), examples.evaluate(model, batch_size, progress, f"evaluating {name}"), start)
 
 
-def qcfs_row(model: PreTrainedModel, examples: Examples, batch_size: int, progress: Progress) -> Row:
+def qcfs_row(model: PreTrainedModel, examples: Scored, batch_size: int, progress: Progress) -> Row:
     """The QCFS model inside a prepared or converted model."""
     config, start = clock_of(model).config, time.time()
     with as_qcfs(model):
@@ -77,7 +77,7 @@ def qcfs_row(model: PreTrainedModel, examples: Examples, batch_size: int, progre
 def spiking_row(
     model: PreTrainedModel,
     target: SpikingConfig,
-    examples: Examples,
+    examples: Scored,
     batch_size: int,
     progress: Progress,
     stopping: Stopping | None = None,
@@ -128,10 +128,13 @@ def layerwise_target(config: SpikingConfig) -> SpikingConfig:
 
 
 def _row(row: Row, measured: Evaluation, start: float) -> Row:
+    row.seconds, row.error = round(time.time() - start, 2), measured.error
+    if measured.error is not None:
+        return row
     row.metric, row.value, row.loss, row.tokens = measured.metric, measured.value, measured.loss, measured.tokens
     row.metrics = measured.metrics or None
-    row.perplexity = None if measured.metrics else measured.perplexity
-    row.seconds = round(time.time() - start, 2)
+    row.perplexity = measured.metrics.get("perplexity") if measured.metrics else measured.perplexity
+    row.stderr, row.items, row.truncated = measured.stderr, measured.items, measured.truncated
     if measured.spikes is not None:
         row.spikes_per_neuron = measured.spikes.per_neuron
         row.by_site = {name: count.per_neuron for name, count in measured.spikes.sites.items()}

@@ -13,7 +13,7 @@ from transformers import (
     set_seed,
 )
 
-from fas.errors import FasError
+from fas.errors import ConfigError, FasError
 from fas.pipeline.load import Head, auto_class_of, block_length, load_ann, load_classifier
 from fas.pipeline.options import ConvertOptions
 from fas.progress import Progress
@@ -21,6 +21,7 @@ from fas.tasks.examples import Examples
 from fas.tasks.glue import LANGUAGE_MODELING
 from fas.tasks.labelled import class_names, evaluation_rows, load_labelled
 from fas.tasks.language_modeling import Blocks, encode_blocks
+from fas.tasks.sliding import SlidingText, sliding_text
 from fas.tasks.text import evaluation_text, load_text
 from fas.tasks.text_classification import encode_labelled
 
@@ -117,6 +118,23 @@ def _length(options: ConvertOptions, config: PretrainedConfig) -> int:
         kind = ", ".join(config.architectures or ["model of an unknown class"])
         raise FasError(f"{options.model} is a {kind}, which does not fit the task {options.task}")
     return block_length(config, options.length)
+
+
+def sliding_of(
+    options: ConvertOptions,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    stride: int,
+    count: int | None,
+) -> SlidingText:
+    """The text of `evaluation_of`, at most ``count`` documents of it, under a window that moves by ``stride``. Raises
+    `ConfigError` for labelled texts or a stride that does not fit."""
+    if options.task != LANGUAGE_MODELING:
+        raise ConfigError(
+            f"stride={stride} moves a window over text, and {options.model} is measured by {options.task}"
+        )
+    documents = evaluation_text(options.data, options.eval_data)
+    return sliding_text(tokenizer, documents, _length(options, config), stride, count)
 
 
 def _in_order_of(model: PreTrainedModel, names: tuple[str, ...] | None) -> tuple[str, ...]:

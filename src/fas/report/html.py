@@ -46,7 +46,7 @@ def render(results: Results) -> str:
 def headline_row(results: Results) -> Row | None:
     """The SNN to put first: fewest timesteps within 2 % of the control, or, if none is that close, the closest."""
     rated = [
-        (found if row.metrics is None else 1 / found, row)
+        (1 / found if words.is_share(row) else found, row)
         for row in results.rows
         if row.name == "snn"
         and row.schedule != "layerwise"

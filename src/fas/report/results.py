@@ -58,6 +58,12 @@ class Row:
     value: float | None = None
     metrics: dict[str, float] | None = None
     """All metrics of the task by name, where it has others than the perplexity."""
+    stderr: float | None = None
+    """Standard error of ``value``, where it is known."""
+    items: int | None = None
+    """Questions, texts or documents that the metric was measured on."""
+    truncated: int | None = None
+    """Items that were longer than the context and lost what stood left of it."""
     perplexity: float | None = None
     loss: float | None = None
     """Nats per token."""
@@ -178,7 +184,7 @@ def this_command() -> str:
 def _row(values: dict[str, Any]) -> Row:
     _refuse_unknown(values, {f.name for f in fields(Row)})
     numbers = ("value", "perplexity", "loss", "spikes_per_neuron", "budget", "energy_strict_pj", "energy_ann_pj",
-               "confidence", "mean_timesteps", "stopped_early")  # fmt: skip
+               "confidence", "mean_timesteps", "stopped_early", "stderr")  # fmt: skip
     read: dict[str, Any] = {
         key: float(value) if key in numbers and value is not None else value for key, value in values.items()
     }

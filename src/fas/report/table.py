@@ -10,6 +10,9 @@ from typing import TextIO
 from fas.report import words
 from fas.report.results import Results, Row
 
+# metrics that stand beside the perplexity
+_BESIDE = {"word_perplexity": "word perplexity", "bits_per_byte": "bits/byte"}
+
 
 @dataclass(frozen=True)
 class Column:
@@ -27,6 +30,7 @@ def columns_of(results: Results) -> list[Column]:
     against = "ANN" if reference is not None and reference.name == "ann" else "control"
     spikes = ["" if row.spikes_per_neuron is None else f"{row.spikes_per_neuron:.2f}" for row in rows]
     columns = [
+        Column("task", [row.task or "" for row in rows]),
         Column("model", [words.model_label(row, results) + " *" * bool(row.stored) for row in rows]),
         Column("coding", [words.coding_label(row) for row in rows]),
         Column("coverage", [row.coverage or "" for row in rows]),
@@ -40,8 +44,16 @@ def columns_of(results: Results) -> list[Column]:
         ),
         Column("Stage 2", [words.stage2_label(row) for row in rows]),
         Column(words.metric_title(results), [words.value_label(row, results) for row in rows], numbers=True),
+        *(
+            Column(
+                title, [words.format_value((row.metrics or {}).get(name)) if row.metrics else "" for row in rows], True
+            )
+            for name, title in _BESIDE.items()
+            if any(row.metric == "perplexity" and name in (row.metrics or {}) for row in rows)
+        ),
         Column(f"vs {against}", [words.ratio_label(row, results) for row in rows], numbers=True),
         Column("spikes/neuron", spikes, numbers=True),
+        Column("items", [str(row.items or "") for row in rows], numbers=True),
         Column("energy", [words.energy_label(row) for row in rows], numbers=True),
     ]
     return [column for column in columns if _says_something(column)]
@@ -49,7 +61,7 @@ def columns_of(results: Results) -> list[Column]:
 
 def _says_something(column: Column) -> bool:
     # one coverage or one L for all rows stands in the title
-    enough = 1 if column.title in ("coverage", "L") else 0
+    enough = 1 if column.title in ("task", "coverage", "L") else 0
     return len(set(column.cells) - {""}) > enough
 
 
@@ -91,4 +103,4 @@ def print_results(results: Results, file: TextIO | None = None) -> None:
 
 def _group(row: Row) -> tuple[str | None, ...]:
     """Rows of one group stand together, without a line between them."""
-    return (row.coverage, row.coding, row.rows, row.schedule) if row.name == "snn" else (None,)
+    return (row.task, row.coverage, row.coding, row.rows, row.schedule) if row.name == "snn" else (row.task,)

@@ -14,8 +14,16 @@ ADAPTIVE_NOTE = (
     "Mean T: timesteps after which a sequence stopped; spikes of later ones do not count. In simulation all T are computed, "
     "so mean T is what hardware would take."
 )
+SHARE_NOTE = (
+    "±: the standard error of an accuracy over the items. Differences are in points, 100 times those of the accuracies; one "
+    "within the standard errors may be chance."
+)
 STORED_NOTE = "* measured when the model was converted, not in this run."
 
+# metrics that are no shares of 1
+_BY_RATIO = {
+    "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "loss", "brier_score", "bleu", "chrf", "ter",
+}  # fmt: skip
 _TUNED = {"qcfs": "QCFS model (of the tuned weights)", "snn": "SNN (weights tuned in time)"}
 _MODELS = {"ann": "ANN", "qcfs": "QCFS model", "snn": "SNN"}
 
@@ -32,8 +40,9 @@ def title(results: Results) -> str:
 def model_label(row: Row, results: Results) -> str:
     """What the row measures."""
     if row.name == "control":
-        ann = next((r for r in results.rows if r.name == "ann"), None)
-        same = ann is not None and ann.value == row.value and ann.metric == row.metric
+        ann = next((r for r in results.rows if r.name == "ann" and r.task == row.task), None)
+        # two models may well have one accuracy, but not one loss
+        same = ann is not None and (ann.value, ann.metric, ann.loss) == (row.value, row.metric, row.loss)
         return "control (= ANN)" if same else "control (fine-tuned ANN)"
     return (_TUNED if row.tuned else _MODELS).get(row.name, row.name)
 
@@ -86,9 +95,10 @@ def metric_title(results: Results) -> str:
 
 
 def value_label(row: Row, results: Results) -> str:
-    """The value, with its metric where the rows differ in that."""
+    """The value, with its standard error where that is known, and its metric where the rows differ in that."""
     mixed = metric_title(results) == "value" and row.metric
-    return format_value(row.value) + (f" ({row.metric})" if mixed else "")
+    error = "" if row.stderr is None or row.value is None else f" ±{row.stderr:.3f}"
+    return format_value(row.value) + error + (f" ({row.metric})" if mixed else "")
 
 
 def format_value(value: float | None) -> str:
@@ -102,15 +112,24 @@ def format_value(value: float | None) -> str:
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def reference_row(results: Results) -> Row | None:
-    """The control, or the ANN where no control was measured; what the ratios are taken against."""
+def reference_row(results: Results, task: str | None = None) -> Row | None:
+    """The control, or the ANN where no control was measured; what the ratios are taken against (at ``task``, if given)."""
     named = {row.name: row for row in reversed(results.rows) if row.value is not None}
-    return named.get("control") or named.get("ann")
+    reference = named.get("control") or named.get("ann")
+    if reference is None or task is None:
+        return reference
+    rows = (row for row in results.rows if row.name == reference.name and row.task == task and row.value is not None)
+    return next(rows, None)
+
+
+def is_share(row: Row) -> bool:
+    """Whether the value is a share of what could have been right (or a correlation), which is compared in points."""
+    return bool(row.metrics) and (row.metric or "").split(",")[0] not in _BY_RATIO
 
 
 def ratio(row: Row, results: Results) -> float | None:
     """The row's value over the reference's, where both measure the same."""
-    reference = reference_row(results)
+    reference = reference_row(results, row.task)
     if reference is None or reference.metric != row.metric or row.value is None or not reference.value:
         return None
     return row.value / reference.value
@@ -118,19 +137,35 @@ def ratio(row: Row, results: Results) -> float | None:
 
 def ratio_label(row: Row, results: Results) -> str:
     """``×1.013``, or ``-0.4`` points of a metric that is a share; empty for the reference itself."""
-    found, reference = ratio(row, results), reference_row(results)
-    if found is None or reference is None or row is reference:
+    reference = reference_row(results, row.task)
+    if reference is None or row is reference or reference.metric != row.metric:
         return ""
-    if row.metrics and row.value is not None and reference.value is not None:
+    if is_share(row) and row.value is not None and reference.value is not None:
         return f"{100 * (row.value - reference.value):+.1f}"
-    return f"×{found:.3f}"
+    found = ratio(row, results)
+    return "" if found is None else f"×{found:.3f}"
 
 
 def notes(results: Results) -> list[str]:
     """What a reader needs to know below the table."""
     adaptive = any(row.mean_timesteps is not None for row in results.rows)
     stored = any(row.stored for row in results.rows)
-    return [CAPTION, *_tuned_notes(results)] + [ADAPTIVE_NOTE] * adaptive + [STORED_NOTE] * stored
+    shares = any(is_share(row) and row.stderr is not None for row in results.rows)
+    return [
+        CAPTION, *_tuned_notes(results), *[SHARE_NOTE] * shares, *_item_notes(results), *[ADAPTIVE_NOTE] * adaptive,
+        *[STORED_NOTE] * stored,
+    ]  # fmt: skip
+
+
+def _item_notes(results: Results) -> list[str]:
+    """Items that were cut, by task, and rows that could not be measured."""
+    cut = {row.task: (row.truncated, row.items) for row in results.rows if row.truncated}
+    notes = [
+        f"{task}: {truncated} of {items} items were longer than the context and were cut at their left."
+        for task, (truncated, items) in cut.items()
+    ]
+    failed = (row for row in results.rows if row.error is not None and row.task is not None)
+    return notes + [f"{row.task}, {model_label(row, results)}: not measured, because {row.error}" for row in failed]
 
 
 def _tuned_notes(results: Results) -> list[str]:

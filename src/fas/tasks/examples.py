@@ -27,6 +27,14 @@ class Evaluation:
     spikes: SpikeCount | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     """By name, the one that counts first; empty in language modelling, where it is the perplexity."""
+    stderr: float | None = None
+    """Standard error of the metric that counts, where it is known."""
+    items: int | None = None
+    """Questions, texts or documents, where the task has them."""
+    truncated: int | None = None
+    """Items that were longer than the model's context and lost what stood left of it."""
+    error: str | None = None
+    """Why nothing could be measured; then no other figure counts."""
 
     @property
     def perplexity(self) -> float:
@@ -45,10 +53,35 @@ class Evaluation:
     @property
     def badness(self) -> float:
         """Less is better: the loss, or the negative metric of a task that has one."""
-        return -self.value if self.metrics else self.loss
+        return self.loss if self.metric == "perplexity" else -self.value
 
 
-class Examples(Dataset[dict[str, Any]]):
+class Scored:
+    """What a model in any of its forms can be measured on."""
+
+    @abstractmethod
+    def evaluate(
+        self, model: PreTrainedModel, batch_size: int, progress: Progress | None = None, title: str = ""
+    ) -> Evaluation:
+        """Score ``model`` on all of it; of several processes (`fas.world`) each runs its share of the batches, and all know the
+        result."""
+
+    def evaluate_spiking(
+        self, model: PreTrainedModel, batch_size: int, progress: Progress | None = None, title: str = ""
+    ) -> Evaluation:
+        """`evaluate`, with the spikes of all sites counted. The batch is divided by T, so that memory is that of one batch.
+
+        Of several processes each counts its own batches; all know the sum.
+        """
+        clock = clock_of(model)
+        rows = max(1, batch_size // clock.config.timesteps) if clock.folds else batch_size
+        with counting(model) as spikes:
+            measured = self.evaluate(model, rows, progress, title)
+        spikes.unite()
+        return replace(measured, spikes=spikes)
+
+
+class Examples(Scored, Dataset[dict[str, Any]]):
     """Examples of one task, by number; a `Dataset` for the Trainer."""
 
     HELD_OUT: ClassVar[int] = 256
@@ -76,13 +109,6 @@ class Examples(Dataset[dict[str, Any]]):
         return self.some(count or self.CALIBRATION).unpadded(size)
 
     @abstractmethod
-    def evaluate(
-        self, model: PreTrainedModel, batch_size: int, progress: Progress | None = None, title: str = ""
-    ) -> Evaluation:
-        """Score ``model`` on all of them; of several processes (`fas.world`) each runs its share of the batches, and all know
-        the result."""
-
-    @abstractmethod
     def digest(self) -> bytes:
         """What tells them from other examples."""
 
@@ -99,17 +125,3 @@ class Examples(Dataset[dict[str, Any]]):
         if count is None or count >= len(self):
             return self
         return self.picked(torch.linspace(0, len(self) - 1, count).long().tolist())
-
-    def evaluate_spiking(
-        self, model: PreTrainedModel, batch_size: int, progress: Progress | None = None, title: str = ""
-    ) -> Evaluation:
-        """`evaluate`, with the spikes of all sites counted. The batch is divided by T, so that memory is that of one batch.
-
-        Of several processes each counts its own batches; all know the sum.
-        """
-        clock = clock_of(model)
-        rows = max(1, batch_size // clock.config.timesteps) if clock.folds else batch_size
-        with counting(model) as spikes:
-            measured = self.evaluate(model, rows, progress, title)
-        spikes.unite()
-        return replace(measured, spikes=spikes)

@@ -119,7 +119,7 @@ def read(task: TextTask, path: Path) -> list[Labelled]:
         if path.suffix in _DELIMITED:
             return _delimited(task, path)
         if path.suffix in (".json", ".jsonl"):
-            return _rows(task, _json_rows(path), str(path))
+            return _rows(task, json_rows(path), str(path))
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     raise DataError(
@@ -141,7 +141,8 @@ def _delimited(task: TextTask, path: Path) -> list[Labelled]:
     return _rows(task, (dict(enumerate(line)) for line in lines), str(path))
 
 
-def _json_rows(path: Path) -> Iterable[Mapping[Place, Any]]:
+def json_rows(path: Path) -> Iterable[Mapping[Place, Any]]:
+    """The rows of a JSON list or of JSON lines; raises `DataError` for anything else."""
     text = path.read_text(encoding="utf-8")
     try:
         found = json.loads(text) if path.suffix == ".json" and text.lstrip().startswith("[") else None

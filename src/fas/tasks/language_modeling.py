@@ -21,18 +21,24 @@ def encode_blocks(
 ) -> Tensor:
     """All documents as one stream of tokens, cut into blocks ``[N, length]``; the rest of the stream is dropped.
 
-    Documents are separated by what the tokenizer adds (``<s>`` before each) or, where it adds nothing, by its end token.
-    Raises `DataError` where the text does not fill one block.
+    Documents are separated as in `stream_of`. Raises `DataError` where the text does not fill one block.
     """
+    stream = stream_of(tokenizer, documents)
+    count = len(stream) // length
+    if count == 0:
+        raise DataError(f"the {what} has {len(stream)} tokens, fewer than one block of {length}; give more text")
+    return torch.tensor(stream[: count * length]).view(count, length)
+
+
+def stream_of(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]) -> list[int]:
+    """All documents as one stream of tokens, separated by what the tokenizer adds (``<s>`` before each) or, where it adds
+    nothing, by its end token behind each."""
     stream: list[int] = []
     for ids in tokenizer(list(documents), verbose=False)["input_ids"]:
         starts = bool(ids) and ids[0] == tokenizer.bos_token_id
         end = [] if starts or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         stream += [*ids, *end]
-    count = len(stream) // length
-    if count == 0:
-        raise DataError(f"the {what} has {len(stream)} tokens, fewer than one block of {length}; give more text")
-    return torch.tensor(stream[: count * length]).view(count, length)
+    return stream
 
 
 def spread(blocks: Tensor, count: int | None) -> Tensor:

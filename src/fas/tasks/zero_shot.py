@@ -1,0 +1,193 @@
+"""Tasks of lm-evaluation-harness, by name, from YAML, or from a file of questions, as something to measure a model on."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from fas.errors import ConfigError, DataError, FasError
+from fas.progress import Progress
+from fas.tasks import choices
+from fas.tasks.examples import Evaluation, Scored
+from fas.tasks.harness import HarnessLM
+
+BOOTSTRAPPED = 1000
+"""Resamples where a standard error has no closed form (perplexity)."""
+_NORMALISED = ("hellaswag", "arc_challenge", "openbook")
+"""Tasks that are usually told by the accuracy per character of the choice; both accuracies are always computed."""
+_FIRST = ("acc", "acc_norm", "exact_match", "word_perplexity", "perplexity")
+_YAML = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How tasks are asked."""
+
+    limit: int | None = None
+    """At most so many items of each, evenly spaced; None: all."""
+    num_fewshot: int | None = None
+    """Solved examples in front of each question; None: as the task says, or none."""
+    seed: int = 0
+    length: int | None = None
+    """Tokens of context; None: the model's."""
+
+
+@dataclass(frozen=True)
+class HarnessTask(Scored):
+    """One task, or a group of tasks with a figure of its own, loaded and ready."""
+
+    name: str
+    loaded: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    asked: Asked = Asked()
+
+    def evaluate(
+        self, model: PreTrainedModel, batch_size: int, progress: Progress | None = None, title: str = ""
+    ) -> Evaluation:
+        """Score ``model``; what goes wrong inside is the result's ``error``, so that other tasks keep theirs."""
+        from lm_eval.evaluator import evaluate
+
+        with quietly():
+            lm = HarnessLM(model, self.tokenizer, batch_size, self.asked.length, progress, f"{title}, {self.name}")
+        try:
+            with quietly():
+                set_seed(self.asked.seed)
+                for task in self.loaded["tasks"].values():
+                    task.set_fewshot_seed(self.asked.seed)  # else the second model would be shown other examples
+                found: Any = evaluate(
+                    lm, self.loaded, samples=self._chosen(), bootstrap_iters=BOOTSTRAPPED, log_samples=False
+                )
+        except Exception as error:  # of lm-eval, the task's own code, the device: all are told in the row
+            return Evaluation(math.nan, 0, error=_reason(error))
+        metrics, errors = figures(found["results"][self.name], self.name)
+        items = sum(count["effective"] for count in found["n-samples"].values())
+        loss = lm.nats / lm.tokens if lm.tokens else math.nan
+        return Evaluation(loss, lm.tokens, None, metrics, errors.get(next(iter(metrics))), items, len(lm.truncated))
+
+    def _chosen(self) -> dict[str, list[int]] | None:
+        """The numbers of the items of each task, or None for all."""
+        if self.asked.limit is None:
+            return None
+        counts = {name: len(task.eval_docs) for name, task in self.loaded["tasks"].items()}
+        return {
+            name: torch.linspace(0, count - 1, min(count, self.asked.limit)).long().tolist()
+            for name, count in counts.items()
+        }
+
+
+def figures(entry: dict[str, Any], task: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Metrics and their standard errors from an ``entry`` of lm-eval's results, the one that counts first."""
+    named = {
+        key.removesuffix(",none"): float(value)
+        for key, value in entry.items()
+        if "," in key and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    errors = {name.replace("_stderr", "", 1): value for name, value in named.items() if "_stderr" in name}
+    order = ("acc_norm", *_FIRST) if task.startswith(_NORMALISED) else _FIRST
+    metrics = [name for name in named if "_stderr" not in name]
+    metrics.sort(key=lambda name: order.index(name) if name in order else len(order))
+    if not metrics:
+        raise FasError(f"the task {task} gave no figure: {entry}")
+    return {name: named[name] for name in metrics}, errors
+
+
+def load_tasks(
+    specs: Sequence[str], tokenizer: PreTrainedTokenizerBase, asked: Asked, include: Sequence[Path] = ()
+) -> list[HarnessTask]:
+    """The tasks that ``specs`` name: names of lm-eval (or of YAML tasks in the folders ``include``), YAML files, or files of
+    questions (`fas.tasks.choices`). Their data is loaded, nothing is computed.
+
+    Raises `ConfigError` for a name that does not exist or stands twice, `DataError` for data that cannot be had.
+    """
+    if lacking := next((folder for folder in include if not folder.is_dir()), None):
+        raise ConfigError(f"include_path={str(lacking)!r} is no folder; give one with YAML tasks of lm-eval")
+    with quietly():
+        manager = _manager(specs, include)
+        found = [task for spec in specs for task in _tasks_of(spec, manager, tokenizer, asked)]
+    names = [task.name for task in found]
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"two of the tasks are called {double}; rename one of the files, or ask for one of them")
+    for task in found:
+        _set_examples(task)
+    return found
+
+
+def _manager(specs: Sequence[str], include: Sequence[Path]) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    paths: list[str | Path] = list(include)
+    manager = TaskManager(include_path=paths, include_defaults=False)
+    if all(_is_file(spec) or spec in manager.task_index for spec in specs):
+        return manager  # reading lm-eval's own 14,000 takes ten seconds
+    return TaskManager(include_path=paths)
+
+
+def _tasks_of(spec: str, manager: Any, tokenizer: PreTrainedTokenizerBase, asked: Asked) -> list[HarnessTask]:
+    from lm_eval.api.task import ConfigurableTask
+
+    if spec.endswith(choices.ENDINGS):
+        task = ConfigurableTask(config=choices.settings_of(Path(spec)))
+        return [HarnessTask(task.task_name, {"tasks": {task.task_name: task}}, tokenizer, asked)]
+    if not _is_file(spec) and spec not in manager.task_index:
+        close = difflib.get_close_matches(spec, manager.all_tasks, 3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ConfigError(f"{spec!r} is no task of lm-eval, and no file of questions or YAML task{hint}")
+    try:
+        loaded = manager.load([spec])
+    except Exception as error:  # of lm-eval, the data library and the hub: the user needs one sentence
+        hint = "; without the hub, give files of questions (.jsonl)" if isinstance(error, OSError) else ""
+        raise DataError(f"the task {spec} cannot be loaded: {_reason(error)}{hint}") from None
+    group = loaded["groups"].get(spec)
+    if group is not None and group.has_aggregation:
+        return [HarnessTask(spec, loaded, tokenizer, asked)]
+    return [HarnessTask(name, {"tasks": {name: task}}, tokenizer, asked) for name, task in loaded["tasks"].items()]
+
+
+def _is_file(spec: str) -> bool:
+    """Whether ``spec`` means a file; raises `DataError` if there is none."""
+    if not spec.endswith((*choices.ENDINGS, *_YAML)):
+        return False
+    if not Path(spec).is_file():
+        raise DataError(f"{spec} does not exist; give a file of questions (.json, .jsonl), a YAML task, or a name")
+    return True
+
+
+def _set_examples(task: HarnessTask) -> None:
+    """As lm-eval's own command: a task that says 0 keeps it, any other takes what was asked for."""
+    for loaded in task.loaded["tasks"].values():
+        own, asked = loaded.get_config("num_fewshot"), task.asked.num_fewshot
+        if own != 0 and (asked is not None or own is None):
+            loaded.set_config(key="num_fewshot", value=asked or 0)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """lm-eval prints, draws bars, warns of each long item, and starts a process a core; here it only computes."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with (
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+            patch.dict(os.environ, DISABLE_MULTIPROC="1"),
+        ):
+            yield
+    finally:
+        logger.setLevel(level)
