@@ -12,10 +12,10 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 WORDS = [f"w{i}" for i in range(tiny.VOCAB - 3)]
 
 
-def save_ann(folder: Path, family: str = "gpt2") -> str:
+def save_ann(folder: Path, family: str = "gpt2", **settings: object) -> str:
     """Model and tokenizer of `tiny.ann` in ``folder``."""
     save_tokenizer(folder)
-    tiny.ann(family).save_pretrained(folder)
+    tiny.ann(family, **settings).save_pretrained(folder)
     return str(folder)
 
 

@@ -1,4 +1,8 @@
-"""Stage 2: layer by layer, coarse then fine, then one global pass; weights stay frozen."""
+"""Stage 2: layer by layer, coarse then fine, then one global pass; weights stay frozen.
+
+Of several processes (`fas.world`) the first calibrates the layers, one after the other as they must be, and all take over its
+neurons; each step of the global pass, and what is judged, is divided among them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fas import world
 from fas.calibration.block import LayerReport, calibrate_block
 from fas.calibration.fine import GLOBAL_LR, checkpointed, descend, only_trainable, restore
 from fas.calibration.kept import KeptLayers, fingerprint_of
@@ -42,7 +47,8 @@ def calibrate(
     killed goes on from there and ends the same, bit for bit. ``activations``: a folder for the hidden states of both streams,
     which stay in memory without one. Returns one report a layer. Raises `DataError` without batches and
     `FasError` if the model is no SNN or is in the layerwise schedule, which has no temporal error to calibrate away;
-    `CheckpointError` if ``resume`` holds layers of another calibration or a folder cannot be written.
+    `CheckpointError` if ``resume`` holds layers of another calibration or a folder cannot be written. Several processes must
+    all call it with the same model and batches.
     """
     options, progress = options or CalibrationOptions(), progress or Silent()
     clock, listed = clock_of(model), checked(batches)
@@ -56,28 +62,32 @@ def calibrate(
     earlier = [site.parameters_for(clock.config) for site in sites]
     parameters = [site.add_parameters(key) for site in sites]
     fresh = [copy.deepcopy(entry.state_dict()) for entry in parameters]
-    reports: list[LayerReport] = []
     try:
-        kept = (
-            None
-            if resume is None
-            else KeptLayers(resume, fingerprint_of(model.state_dict().items(), listed, options, key))
-        )
         target = _Target(model, listed, options)
         uncalibrated = target.distance()
-        every_block = []
-        for segment in find_segments(model):
-            every_block += blocks_of(segment)
-            reports += _segment(model, segment, listed, sites, options, progress, kept, place)
+
+        def layers() -> list[LayerReport]:
+            fingerprint = "" if resume is None else fingerprint_of(model.state_dict().items(), listed, options, key)
+            kept = None if resume is None else KeptLayers(resume, fingerprint)
+            return [
+                report
+                for segment in find_segments(model)
+                for report in _segment(model, segment, listed, sites, options, progress, kept, place)
+            ]
+
+        reports = world.once(layers)
+        if world.size() > 1:
+            world.same_as_first([value for entry in parameters for value in entry.state_dict().values()])
         by_layer = end = target.distance()
         if not by_layer < uncalibrated and not options.spike_price:  # with a price, silence is worth some distance
             restore(parameters, fresh)
             end = uncalibrated
         if options.global_steps:
+            every_block = [block for segment in find_segments(model) for block in blocks_of(segment)]
             with only_trainable(model, parameters), checkpointed(every_block):
                 end = descend(
-                    parameters, target.loss_of, len(listed), options.global_steps, target.distance, end,
-                    GLOBAL_LR[clock.config.coding], progress,
+                    parameters, target.part_of, len(listed), options.global_steps, target.distance, end,
+                    GLOBAL_LR[clock.config.coding], progress, together=True,
                 )  # fmt: skip
         summary = f"logits KL {uncalibrated:.4f} uncalibrated → {by_layer:.4f} by layer → {end:.4f} nats"
         if not end < uncalibrated and not options.spike_price:
@@ -150,14 +160,31 @@ class _Target:
         first = (next(v for v in batch.values() if isinstance(v, Tensor))[..., None] for batch in batches)
         self.judged = batches_of(first, options.judged_tokens)
 
-    def loss_of(self, index: int) -> Tensor:
+    def _loss(self, batch: Mapping[str, Any]) -> Tensor:
         """KL(QCFS model ‖ SNN) on one batch, in nats per token."""
-        inputs = {**self.batches[index], **without_cache(self.model)}
+        inputs = {**batch, **without_cache(self.model)}
         with as_qcfs(self.model), torch.no_grad():
             wanted = self.model(**inputs).logits
         return logits_loss(self.model(**inputs).logits, wanted, self.temperature)
 
+    def part_of(self, index: int) -> Tensor:
+        """This process's part of the loss of one batch: the parts of all add up to its loss, as the means of equal numbers of
+        tokens a sequence do. Batches whose tensors differ in length cannot be cut, and every process computes all of them."""
+        if world.size() == 1:
+            return self._loss(self.batches[index])
+        batch = self.batches[index]
+        counts = {len(value) for value in batch.values() if isinstance(value, Tensor)}
+        if len(counts) != 1:
+            return self._loss(batch) / world.size()
+        (count,) = counts
+        mine = world.share(count)
+        if mine.start == mine.stop:
+            return torch.zeros((), device=self.model.device, requires_grad=True)
+        cut = {name: value[mine] if isinstance(value, Tensor) else value for name, value in batch.items()}
+        return self._loss(cut) * ((mine.stop - mine.start) / count)
+
     @torch.no_grad()
     def distance(self) -> float:
-        """The same over the batches that are judged on, without gradient."""
-        return sum(float(self.loss_of(index)) for index in range(self.judged)) / self.judged
+        """The loss over the batches that are judged on, without gradient."""
+        parts = [float(self.part_of(index)) for index in range(self.judged)]
+        return sum(world.summed(torch.tensor(parts, dtype=torch.float64)).tolist()) / self.judged

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fas import world
 from fas.calibration.replay import no_caches, restore_forward
 from fas.neurons import NeuronParameters
 from fas.progress import Progress
@@ -65,6 +66,18 @@ def restore(parameters: Sequence[NeuronParameters], values: Sequence[Mapping[str
         entry.load_state_dict(its)
 
 
+def united(loss: Tensor, values: Sequence[Tensor]) -> Tensor:
+    """Give ``values`` the gradients, and return the loss, of all processes (`fas.world`) together: one sum of one tensor."""
+    if world.size() == 1:
+        return loss
+    gradients = [torch.zeros_like(value) if value.grad is None else value.grad for value in values]
+    total = world.summed(torch.cat([loss.detach().reshape(1), *(gradient.flatten() for gradient in gradients)]))
+    sizes = [value.numel() for value in values]
+    for value, part in zip(values, total[1:].split(sizes), strict=True):
+        value.grad = part.view_as(value).clone()
+    return total[0]
+
+
 def descend(
     parameters: Sequence[NeuronParameters],
     loss_of: Callable[[int], Tensor],
@@ -74,11 +87,12 @@ def descend(
     before: float,
     lr: float = LAYER_LR,
     progress: Progress | None = None,
+    together: bool = False,
 ) -> float:
     """Minimise the mean of ``loss_of(batch)``, a batch a step; keep the best point on the way, and return what it is worth.
 
     What counts is ``judged()``, which is ``before`` now: looked at after every pass over the batches and at the end, so a
-    calibration that does not help changes nothing.
+    calibration that does not help changes nothing. ``together``: each process has a part of every loss, which are summed.
     """
 
     def present() -> list[dict[str, Tensor]]:
@@ -91,6 +105,8 @@ def descend(
         loss = loss_of((step - 1) % batches)
         optimizer.zero_grad()
         loss.backward()
+        if together:
+            loss = united(loss, [value for group in optimizer.param_groups for value in group["params"]])
         optimizer.step()
         schedule.step()
         for entry in parameters:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fas import __version__
+from fas import __version__, world
 from fas.cli import ablate, calibrate, convert, demo, energy, eval, generate, inspect, recipes, tune
 from fas.cli.session import one_line
 from fas.errors import FasError
@@ -55,9 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("FAS_DEBUG") == "1":
             raise
         text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        if text:  # without a command the help was printed, and that is all
+        if text and world.first_to_fail():  # without a command the help was printed, and that is all
             print(f"fas: error: {one_line(text)}", file=sys.stderr)
         return 2
+    except Exception:
+        if world.first_to_fail():
+            raise
+        return 1  # another process has said why
+    world.leave()
     if code == _INTERRUPTED:
         print("fas: interrupted; the same command goes on from what it had finished", file=sys.stderr)
     return code if isinstance(code, int) else 0

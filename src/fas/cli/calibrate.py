@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fas import world
 from fas.cli.options import AsJson, Converted, Device, Quiet, Seed, numbers_in, words_in
 
 NAME = "calibrate"
@@ -46,7 +47,7 @@ def command(
     """Calibrate the neurons of a converted model for other timesteps; its weights and its other neurons stay."""
     from fas.cli.session import print_json, session
 
-    with session(quiet) as progress:
+    with session(quiet, parallel=True) as progress:
         from fas.pipeline.calibrate import CalibrateOptions, calibrate_again
 
         reports = calibrate_again(
@@ -68,6 +69,8 @@ def command(
             ),
             progress,
         )
+    if not world.is_first():
+        return
     if as_json:
         print_json({"calibrated": {key: [vars(entry) for entry in found] for key, found in reports.items()}})
         return

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fas import world
 from fas.cli.options import AsJson, LabelColumn, PairColumn, Quiet, TextColumn, numbers_in, words_in
 from fas.errors import ConfigError
 from fas.pipeline.options import ConvertOptions
@@ -51,6 +53,11 @@ _Activation = Annotated[
 ]
 _Targets = Annotated[
     list[str] | None, _flag("targets", "Only these sites spike: names as fas inspect shows them, or re:PATTERN.", _SNN)
+]
+_LoraRank = Annotated[int | None, _flag("lora_rank", "--stage1 lora: rank of the adapters.", _STAGE1)]
+_LoraAlpha = Annotated[float | None, _flag("lora_alpha", "Their product is times alpha / rank.", _STAGE1)]
+_Fsdp = Annotated[
+    bool | None, _flag("fsdp", "Under torchrun: optimizer states are shared among the GPUs.", _STAGE1, "--fsdp")
 ]
 _Distill = Annotated[
     float | None, _flag("distill", "Weight of distillation from the ANN, 0–1; else by the control.", _STAGE1)
@@ -100,7 +107,7 @@ def command(
     activation: _Activation = None,
     targets: _Targets = None,
     ignore: Annotated[list[str] | None, _flag("ignore", "These sites stay analog; named like targets.", _SNN)] = None,
-    stage1: Annotated[str | None, _flag("stage1", "full, or none: a training-free conversion.", _STAGE1)] = None,
+    stage1: Annotated[str | None, _flag("stage1", "full, lora (adapters), or none: no training.", _STAGE1)] = None,
     stage1_steps: Annotated[int | None, _flag("stage1_steps", "Optimizer steps; else by model size.", _STAGE1)] = None,
     mlm_data: Annotated[str | None, _flag("mlm_data", "Labelled texts: masked text to begin with.", _STAGE1)] = None,
     mlm_steps: Annotated[int | None, _flag("mlm_steps", "Optimizer steps on that text.", _STAGE1)] = None,
@@ -108,6 +115,9 @@ def command(
     length: Annotated[int | None, _flag("length", "Tokens in a sequence; else min(context, 256).", _STAGE1)] = None,
     lr: Annotated[float | None, _flag("lr", "Learning rate of the weights.", _STAGE1)] = None,
     scale_lr: Annotated[float | None, _flag("scale_lr", "Learning rate of the neurons' scales.", _STAGE1)] = None,
+    lora_rank: _LoraRank = None,
+    lora_alpha: _LoraAlpha = None,
+    fsdp: _Fsdp = None,
     distill: _Distill = None,
     distill_states: _DistillStates = None,
     spikes_per_neuron: _SpikesPerNeuron = None,
@@ -139,11 +149,8 @@ def command(
     flags = dict(locals())  # all of them, by name; the names are those of ConvertOptions
     from fas.cli.session import print_json, session
 
-    flags["codings"] = words_in(flags.pop("coding"))
-    flags |= {name: tuple(flags[name]) for name in ("targets", "ignore") if flags[name]}
-    flags["timesteps"] = numbers_in(timesteps, "--timesteps")
-    flags["steps"] = numbers_in([steps] if steps else None, "--steps")
-    with session(quiet) as progress:
+    flags |= lists_of(flags)
+    with session(quiet, parallel=True) as progress:
         if dry_run:
             return _show_plan(flags, recipe, as_json)
         options = options_from(flags, _recipe(recipe))
@@ -151,13 +158,32 @@ def command(
         from fas.pipeline.pareto import BUDGETS, run_pareto
         from fas.report.table import print_results
 
-        sweep = _sweep(options, budgets, pareto) or BUDGETS
+        check_sweep(options, pareto, budgets)
+        sweep = budgets_in(budgets) or BUDGETS
         results = run_pareto(options, sweep, progress) if pareto else run_conversion(options, progress)
         progress.note(f"written: {options.out}")
-    if as_json:
-        print_json(results.to_dict())
-    else:
-        print_results(results)
+    if world.is_first():
+        print_json(results.to_dict()) if as_json else print_results(results)
+
+
+def lists_of(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Those flags that hold several values, by the names and in the types of `ConvertOptions`."""
+    steps = flags["steps"]
+    return {
+        "codings": words_in(flags["coding"]),
+        "timesteps": numbers_in(flags["timesteps"], "--timesteps"),
+        "steps": numbers_in([steps] if steps else None, "--steps"),
+    } | {name: tuple(flags[name]) for name in ("targets", "ignore") if flags[name]}
+
+
+def check_sweep(options: ConvertOptions, pareto: bool, budgets: str | None) -> None:
+    """Raise `ConfigError` for what does not go together with ``pareto``, or without."""
+    if budgets and not pareto:
+        raise ConfigError("--budgets belong to --pareto; a single budget is --spikes-per-neuron")
+    if pareto and world.launched()[1] > 1:
+        raise ConfigError("--pareto runs in one process; start it without torchrun, or one budget after the other")
+    if pareto and options.spikes_per_neuron is not None:
+        raise ConfigError("--pareto takes its budgets from --budgets; leave --spikes-per-neuron out")
 
 
 def _recipe(name: str | None) -> Recipe | None:
@@ -174,14 +200,6 @@ def _show_plan(flags: dict[str, Any], recipe: str | None, as_json: bool) -> None
     found = _recipe(recipe)
     plan = dry_run(options_from(flags | {"out": flags["out"] or Path(found.name if found else "OUT")}, found), found)
     print_json(plan.to_dict()) if as_json else print(as_text(plan))
-
-
-def _sweep(options: ConvertOptions, budgets: str | None, pareto: bool) -> tuple[float | None, ...] | None:
-    if budgets and not pareto:
-        raise ConfigError("--budgets belong to --pareto; a single budget is --spikes-per-neuron")
-    if pareto and options.spikes_per_neuron is not None:
-        raise ConfigError("--pareto takes its budgets from --budgets; leave --spikes-per-neuron out")
-    return budgets_in(budgets)
 
 
 def budgets_in(text: str | None) -> tuple[float | None, ...] | None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fas import world
 from fas.cli.options import (
     Adaptive,
     AsJson,
@@ -95,9 +96,10 @@ def command(
         "adaptive": adaptive or None, "confidences": fractions_in(confidence, "--confidence"),
     }  # fmt: skip
     with_tasks = {"include": include_path, "limit": limit, "num_fewshot": num_fewshot}
-    with session(quiet) as progress:
+    with session(quiet, parallel=not tasks) as progress:
         results = _measured(folder, names_in(tasks), common | {"progress": progress}, with_text, with_tasks)
-    _show(results, as_json)
+    if world.is_first():
+        _show(results, as_json)
 
 
 def _measured(folder: Any, tasks: Any, common: dict[str, Any], text: dict[str, Any], asked: dict[str, Any]) -> Any:

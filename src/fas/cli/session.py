@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fas import world
 from fas.cli.show import progress_on
+from fas.errors import ConfigError
 from fas.progress import Progress
 
 _QUIET_LIBRARIES = {
@@ -25,10 +27,19 @@ _QUIET_LIBRARIES = {
 
 
 @contextmanager
-def session(quiet: bool = False) -> Iterator[Progress]:
-    """Progress for one command, while other libraries are silent and warnings become ``note:`` lines."""
+def session(quiet: bool = False, parallel: bool = False) -> Iterator[Progress]:
+    """Progress for one command, while other libraries are silent and warnings become ``note:`` lines.
+
+    Only commands that are ``parallel`` run under torchrun, where the first process alone shows anything; `ConfigError` for
+    others.
+    """
+    rank, size = world.launched()
+    if size > 1 and not parallel:
+        raise ConfigError("this command runs in one process; start it without torchrun")
+    if size > 1:  # DDP says in C++ that it looked for unused parameters and found none
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     silence_libraries()
-    progress = progress_on(quiet=quiet)
+    progress = progress_on(quiet=quiet or rank > 0)
     handler = _NoteHandler(progress)
     logger = logging.getLogger("fas")
     logger.addHandler(handler)

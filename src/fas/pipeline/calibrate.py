@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
+from fas import world
 from fas.calibration import CalibrationOptions, LayerReport, calibrate, calibrate_folder
 from fas.calibration.kept import file_name
 from fas.calibration.shelf import weight_files
@@ -83,6 +84,11 @@ def _in_memory(options: CalibrateOptions, progress: Progress) -> dict[str, list[
         layers = work / file_name(target.neuron_key)
         reports[target.neuron_key] = calibrate(model, batches, options.settings(), progress, layers)
     model.set_timesteps(**config.model_dump())
+    world.once(lambda: _write(options, model, tokenizer, work))
+    return reports
+
+
+def _write(options: CalibrateOptions, model: PreTrainedModel, tokenizer: Any, work: Path) -> None:
     staged = options.out.with_name(options.out.name + ".new")
     shutil.rmtree(staged, ignore_errors=True)
     try:
@@ -100,10 +106,11 @@ def _in_memory(options: CalibrateOptions, progress: Progress) -> dict[str, list[
             f"{options.out} could not be written ({error}); the calibrated layers are kept"
         ) from error
     shutil.rmtree(work, ignore_errors=True)
-    return reports
 
 
 def _from_disk(options: CalibrateOptions, progress: Progress) -> dict[str, list[LayerReport]]:
+    if world.launched()[1] > 1:
+        raise ConfigError("from disk one process holds one block at a time; start it without torchrun")
     if len(options.timesteps) * max(1, len(options.codings)) > 1:
         raise ConfigError("from disk one coding and one number of timesteps are calibrated at a time; give one of each")
     folder = Path(options.folder)

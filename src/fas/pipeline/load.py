@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from fas import world
 from fas.errors import CheckpointError, ConfigError, FasError
 from fas.neurons import Site
 from fas.runtime.memory import keep_freed_memory
@@ -36,7 +37,7 @@ def resolve(model: str) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is the GPU where there is one."""
+    """``auto`` is the GPU where there is one; under torchrun each process's own. Joins the processes of torchrun."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -48,12 +49,30 @@ def pick_device(name: str) -> torch.device:
             "device=cuda was asked for and this machine has no GPU that torch can use; choose --device cpu"
         )
     if device.type == "cuda":
-        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        device = torch.device("cuda", _own_gpu() if device.index is None else _alone(device))
         torch.cuda.set_device(device)  # the Trainer takes the current one; without an index older torch refuses it
     if device.type == "cpu":
         torch.set_float32_matmul_precision(_matmul_precision())
         keep_freed_memory()
+    world.join(device.type)
     return device
+
+
+def _own_gpu() -> int:
+    if world.launched()[1] == 1:
+        return torch.cuda.current_device()
+    if world.local_rank() >= (count := torch.cuda.device_count()):
+        raise ConfigError(
+            f"process {world.local_rank()} of this machine has no GPU of its own, for there are {count}; start "
+            f"--nproc-per-node {count}, or choose --device cpu"
+        )
+    return world.local_rank()
+
+
+def _alone(device: torch.device) -> int:
+    if world.launched()[1] > 1:
+        raise ConfigError(f"device={device} is one GPU for all processes of torchrun; choose --device cuda")
+    return device.index
 
 
 def _matmul_precision() -> str:

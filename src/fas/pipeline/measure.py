@@ -102,6 +102,8 @@ def spiking_row(
     label += "" if stopping is None else f", {stopping.label}"
     with at_time(model, **target.model_dump()), stops_early(model, stopping) as early:
         measured = examples.evaluate_spiking(model, batch_size, progress, f"evaluating SNN, {label}")
+        if early is not None:
+            early.unite()
     row = Row(
         "snn",
         coding=target.coding if target.folds_time else None,

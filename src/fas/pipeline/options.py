@@ -16,7 +16,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _LEAST = {
     "batch_size": 1, "calibration_sequences": 1, "eval_sequences": 1, "stage1_steps": 1, "mlm_steps": 1, "length": 2, "seed": 0,
     "neurons_per_channel": 1, "fit_steps": 0, "align_steps": 0, "global_steps": 0, "lr": 0, "scale_lr": 0,
-    "spikes_per_neuron": 0, "spike_price": 0, "distill_states": 0,
+    "spikes_per_neuron": 0, "spike_price": 0, "lora_rank": 1, "lora_alpha": 0, "distill_states": 0,
 }  # fmt: skip
 
 
@@ -53,10 +53,10 @@ class ConvertOptions:
     activation: Activation = "replace"
     targets: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
-    stage1: Literal["full", "none"] = "full"
+    stage1: Literal["full", "lora", "none"] = "full"
     stage1_steps: int | None = None
     batch_size: int | None = None
-    """Of Stage 1; None: 8 blocks of text, or 32 labelled texts."""
+    """Of Stage 1, all processes together; None: 8 blocks of text, or 32 labelled texts."""
     length: int | None = None
     lr: float | None = None
     scale_lr: float | None = None
@@ -64,6 +64,11 @@ class ConvertOptions:
     """Weight of KL(ANN ‖ QCFS model); None: ½, or 1 where the task loss made the control worse than the ANN."""
     distill_states: float = 0.0
     """Weight of the distance of hidden states to the teacher's, block by block (beyond the paper)."""
+    lora_rank: int = 16
+    lora_alpha: float = 32.0
+    """The adapters' product is multiplied by alpha / rank."""
+    fsdp: bool = False
+    """Under torchrun: the processes share parameters, gradients and optimizer states of Stage 1 (FSDP2)."""
     spikes_per_neuron: float | None = None
     """Budget of Stage 1: expected spikes a neuron, all sites together, in the first coding and time."""
     stage2: bool = True
@@ -84,8 +89,8 @@ class ConvertOptions:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.stage1 not in ("full", "none"):
-            raise ConfigError(f"stage1={self.stage1!r} is not valid: choose 'full' or 'none' (training-free)")
+        if self.stage1 not in ("full", "lora", "none"):
+            raise ConfigError(f"stage1={self.stage1!r} is not valid: choose 'full', 'lora' or 'none' (training-free)")
         if self.dtype not in _DTYPES:
             raise ConfigError(f"dtype={self.dtype!r} is not valid: choose one of {', '.join(_DTYPES)}")
         if self.distill is not None and not 0 <= self.distill <= 1:
@@ -100,7 +105,7 @@ class ConvertOptions:
                 raise ConfigError(f"{given[0]} belongs to labelled texts; choose --task, such as text-classification")
         else:
             self.text_task()
-        for name in ("stage2", "absorb_bias"):
+        for name in ("stage2", "absorb_bias", "fsdp"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not valid: choose true or false")
         for name, least in _LEAST.items():
@@ -163,8 +168,8 @@ class ConvertOptions:
         ]
 
     def fingerprint(self, **more: Any) -> str:
-        """Hash of everything that decides the result (not of where it is written or computed)."""
+        """Hash of everything that decides the result (not of where it is written, or where and by how many computed)."""
         values = asdict(self) | more
-        values.pop("out")
-        values.pop("device")
+        for name in ("out", "device", "fsdp"):
+            values.pop(name)
         return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()

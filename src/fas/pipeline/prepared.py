@@ -9,15 +9,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from fas import world
 from fas.errors import ConfigError
 from fas.models import planned
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.run import Run
 from fas.pipeline.source import Source, source_of
+from fas.pipeline.stages import batch_size
 from fas.pipeline.workspace import Workspace
 from fas.progress import Progress, Silent
 from fas.report.results import versions
 from fas.tasks.examples import Examples
+from fas.training import batch_for, require_peft
 
 
 @dataclass
@@ -50,6 +53,8 @@ class Prepared:
 
 def prepared(options: ConvertOptions, progress: Progress | None = None) -> Prepared:
     """Load model and data; raises `FasError` kinds for what cannot be converted, before anything is computed."""
+    if options.stage1 == "lora":
+        require_peft()
     ann, source = source_of(options, progress or Silent())
     planned(ann, options.configurations()[0])  # an unsupported model is refused before anything is trained
     if source.new_head and options.stage1 == "none":
@@ -57,6 +62,10 @@ def prepared(options: ConvertOptions, progress: Progress | None = None) -> Prepa
             f"{options.model} has no head for {options.task} yet, so stage1='none' would convert a random one; fine-tune it "
             "first, or choose stage1='full'"
         )
+    if options.stage1 != "none":
+        batch_for(batch_size(options), len(source.training))
+    if options.fsdp and world.size() == 1:
+        raise ConfigError("fsdp shares Stage 1 among several processes; start with torchrun, or leave --fsdp out")
     return Prepared(ann, source, ann.device)
 
 

@@ -17,6 +17,7 @@ from fas.pipeline.workspace import Workspace
 from fas.progress import Progress
 from fas.tasks.examples import Examples
 from fas.tasks.glue import LANGUAGE_MODELING
+from fas.training import Lora
 
 CALIBRATION_BATCH = 4
 """Examples in a batch of Stage 2, where there are T·B rows."""
@@ -50,6 +51,11 @@ class Run:
 
     def load(self, stage: str) -> PreTrainedModel:
         return load_saved(self.workspace.path(stage), self.device)
+
+
+def adapters_of(options: ConvertOptions) -> Lora | None:
+    """What Stage 1 trains instead of the weights, if it is asked to."""
+    return Lora(options.lora_rank, options.lora_alpha) if options.stage1 == "lora" else None
 
 
 def batches_on(device: torch.device, batches: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:

@@ -18,12 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
+from fas import world
 from fas.calibration import CalibrationOptions, LayerReport, calibrate
 from fas.config import SpikingConfig
 from fas.conversion import convert, prepare
 from fas.pipeline.masked import begin_with_text
 from fas.pipeline.options import ConvertOptions
-from fas.pipeline.run import Run
+from fas.pipeline.run import Run, adapters_of
 from fas.pipeline.workspace import Workspace
 from fas.report.results import Row
 from fas.runtime.control import sites_of
@@ -31,8 +32,11 @@ from fas.tasks.examples import Evaluation
 from fas.tasks.glue import LANGUAGE_MODELING
 from fas.training import Stage1Options, fine_tune
 
+LANGUAGE_BATCH = 8
 EPOCHS, LABELLED_BATCH, LABELLED_LR = 3, 32, 5e-5
 """Of labelled texts, as BERT is usually fine-tuned on GLUE (Devlin et al. 2019)."""
+LORA_LR = 2e-4
+"""Of adapters, as for GPT-2 (Hu et al. 2021): they start at nothing and stand larger steps than weights."""
 
 
 def train_control(run: Run, ann: PreTrainedModel) -> dict[str, Any]:
@@ -44,7 +48,7 @@ def train_control(run: Run, ann: PreTrainedModel) -> dict[str, Any]:
     before = held_out.evaluate(ann, run.at_once, run.progress, "ANN on held-out data")
     decision: dict[str, Any] = {"chosen": "ann", "ann_held_out_loss": before.loss, **_held_out("ann", before)}
     best = ann
-    if options.stage1 == "full":
+    if options.stage1 != "none":
         tuned = run.source.fresh()
         begin_with_text(run, tuned, spiking=False)
         settings = stage1_options(options, ann.num_parameters(), len(training))
@@ -72,8 +76,8 @@ def adopt_control(workspace: Workspace, finished: Path) -> None:
 
 
 def train_qcfs(run: Run, ann: PreTrainedModel, decision: dict[str, Any]) -> None:
-    """Stage 1: QCFS units with fitted scales, then full-parameter fine-tuning with the ANN as teacher, or the control where
-    the ANN has yet to learn the task.
+    """Stage 1: QCFS units with fitted scales, then fine-tuning with the ANN as teacher, or the control where the ANN has yet to
+    learn the task.
 
     Where the task loss on this data made the control worse than the ANN, it would do the same here: distil only.
     """
@@ -84,7 +88,7 @@ def train_qcfs(run: Run, ann: PreTrainedModel, decision: dict[str, Any]) -> None
     model = source.fresh()
     prepare(model, options.configurations()[0], run.calibration_batches(run.at_once))
     begin_with_text(run, model, spiking=True)
-    if options.stage1 == "full":
+    if options.stage1 != "none":
         settings = stage1_options(options, ann.num_parameters(), len(run.source.training))
         if options.distill is None:
             settings = replace(settings, distill=0.5 if decision["chosen"] == "fine-tuned" else 1.0)
@@ -96,10 +100,10 @@ def train_qcfs(run: Run, ann: PreTrainedModel, decision: dict[str, Any]) -> None
 
 def stage1_options(options: ConvertOptions, parameters: int, examples: int) -> Stage1Options:
     """How Stage 1 trains a model of so many ``parameters`` on so many ``examples``, where ``options`` leave it open."""
-    labelled = options.task != LANGUAGE_MODELING
+    labelled, adapters = options.task != LANGUAGE_MODELING, adapters_of(options)
     small = parameters < 20_000_000  # small models stand, and need, larger steps (docs/log.md)
-    usual = LABELLED_LR if labelled else 2e-5
-    batch = options.batch_size or (LABELLED_BATCH if labelled else 8)
+    usual = LORA_LR if adapters else LABELLED_LR if labelled else 2e-5
+    batch = batch_size(options)
     steps = -(-EPOCHS * examples // batch) if labelled else 600 if small else 1000
     lr = options.lr if options.lr is not None else (2e-4 if small else usual)
     return Stage1Options(
@@ -110,8 +114,15 @@ def stage1_options(options: ConvertOptions, parameters: int, examples: int) -> S
         distill=0.5 if options.distill is None else options.distill,
         distill_states=options.distill_states,
         spikes_per_neuron=options.spikes_per_neuron,
+        lora=adapters,
+        fsdp=options.fsdp,
         seed=options.seed,
     )
+
+
+def batch_size(options: ConvertOptions) -> int:
+    """Examples a step of Stage 1, of all processes together."""
+    return options.batch_size or (LANGUAGE_BATCH if options.task == LANGUAGE_MODELING else LABELLED_BATCH)
 
 
 def stage_of(target: SpikingConfig) -> str:
@@ -159,7 +170,7 @@ def spiking_for(
     if settings is not None:
         reports = calibrate(model, run.calibration_batches(), settings, run.progress, layers)
     yield model, reports
-    shutil.rmtree(layers, ignore_errors=True)
+    world.once(lambda: shutil.rmtree(layers, ignore_errors=True))
 
 
 def kept_row(workspace: Workspace, stage: str, measure: Callable[[], Row]) -> Row:

@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from fas import world
 from fas.errors import CheckpointError
 
 
@@ -23,7 +24,8 @@ def _fingerprint(marker: Path) -> str | None:
 class Workspace:
     """Stages of one run, each written beside and renamed, so that a stage exists whole or not at all.
 
-    Raises `CheckpointError` if ``out`` or its work folder belongs to a run with other arguments.
+    Of several processes (`fas.world`) the first writes and says what is there; all read. Raises `CheckpointError` if ``out``
+    or its work folder belongs to a run with other arguments.
     """
 
     def __init__(self, out: Path, fingerprint: str) -> None:
@@ -43,14 +45,23 @@ class Workspace:
 
     @property
     def finished(self) -> bool:
-        return self.out.exists()
+        return world.once(self.out.exists)
 
     def open(self) -> bool:
         """Make the work folder of a new run; whether one was there, of a run that was interrupted."""
-        if self.folder.exists():
-            return True
-        self._guarded(self._write_marker, self.folder)
-        return False
+
+        def opened() -> bool:
+            if self.folder.exists():
+                return True
+            self._guarded(self._write_marker, self.folder)
+            return False
+
+        resumed = world.once(opened)
+        if not self.folder.exists():
+            raise CheckpointError(
+                f"{self.folder} is not seen by process {world.rank()}; --out must be on a disk that all machines share"
+            )
+        return resumed
 
     def _write_marker(self, folder: Path) -> None:
         staged = folder.with_name(folder.name + ".new")
@@ -60,13 +71,16 @@ class Workspace:
         staged.rename(folder)
 
     def has(self, stage: str) -> bool:
-        return (self.folder / stage).exists()
+        return world.once((self.folder / stage).exists)
 
     def path(self, stage: str) -> Path:
         return self.folder / stage
 
     def store(self, stage: str, write: Callable[[Path], Any]) -> Path:
         """Let ``write`` fill a folder and rename it to ``stage``."""
+        return world.once(lambda: self._store(stage, write))
+
+    def _store(self, stage: str, write: Callable[[Path], Any]) -> Path:
         staged, final = self.folder / f"{stage}.new", self.folder / stage
         for left in (staged, final):  # final: stored by a run that was killed before it went on
             shutil.rmtree(left, ignore_errors=True)
@@ -90,14 +104,17 @@ class Workspace:
             write(folder)
             (folder / "run.json").write_text(json.dumps({"fingerprint": self.fingerprint}))
 
-        staged = self.store("result", whole)
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        staged.rename(self.out)
+        def finished() -> None:
+            staged = self._store("result", whole)
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            staged.rename(self.out)
+
+        world.once(finished)
         self.clear()
 
     def clear(self) -> None:
         """Remove the stages of a finished run."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        world.once(lambda: shutil.rmtree(self.folder, ignore_errors=True))
 
     def _guarded(self, write: Callable[[Path], Any], folder: Path) -> None:
         try:

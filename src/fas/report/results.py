@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fas import __version__
+from fas import __version__, world
 from fas.errors import FasError
 
 _DISTRIBUTIONS = ("torch", "transformers", "numpy")
@@ -171,7 +171,13 @@ def versions() -> dict[str, str]:
 def this_command() -> str:
     """The running command as one would type it."""
     program = Path(sys.argv[0])
-    name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name or "python"
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = spec.parent if spec is not None and program.name == "__main__.py" else None
+    name = f"-m {module}" if module else program.name
+    if world.launched()[1] > 1:
+        name = f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', '1')} {name}"
+    elif module or not name:
+        name = f"python {name}".strip()
     return " ".join([name, shlex.join(sys.argv[1:])]).strip()
 
 

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fas import world
 from fas.config import SpikingConfig
 from fas.errors import ConfigError, FasError
 from fas.models.family import Family
@@ -144,6 +145,13 @@ class Adaptive:
     def histogram(self) -> list[int]:
         """How many of `timesteps` are 1, 2 … up to the largest."""
         return [self.timesteps.count(t) for t in range(1, max(self.timesteps, default=0) + 1)]
+
+    def unite(self) -> None:
+        """Make `by_segment` that of all processes (`fas.world`), one after the other."""
+        everywhere, self.by_segment = world.gathered(self.by_segment), {}
+        for stops in everywhere:
+            for name, its in stops.items():
+                self.by_segment.setdefault(name, []).extend(its)
 
     def begin(self, module: nn.Module, family: Family, given: dict[str, Any], batch: int, cache: Any) -> None:
         """A segment starts on ``batch`` sequences: ``given`` are its arguments before folding, ``cache`` what it will fill."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fas import world
 from fas.models.family import Family
 from fas.neurons import Clock, Held
 from fas.runtime.control import clock_of
@@ -90,6 +91,16 @@ class SpikeCount:
         else:  # when a sequence stopped is known only later
             early.defer(count.by_timestep, fired)
         count.neurons += neurons * each
+
+    def unite(self) -> None:
+        """Make these the counts of all processes (`fas.world`) together."""
+        everywhere = world.gathered({name: (c.by_timestep.tolist(), c.neurons) for name, c in self.sites.items()})
+        self.sites.clear()
+        for counts in everywhere:
+            for name, (spikes, neurons) in counts.items():
+                count = self.sites.setdefault(name, SiteCount(torch.zeros(len(spikes), dtype=torch.int64)))
+                count.by_timestep += torch.tensor(spikes, dtype=torch.int64)
+                count.neurons += neurons
 
     @property
     def per_neuron(self) -> float:

@@ -63,16 +63,21 @@ class Scored:
     def evaluate(
         self, model: PreTrainedModel, batch_size: int, progress: Progress | None = None, title: str = ""
     ) -> Evaluation:
-        """Score ``model`` on all of it."""
+        """Score ``model`` on all of it; of several processes (`fas.world`) each runs its share of the batches, and all know the
+        result."""
 
     def evaluate_spiking(
         self, model: PreTrainedModel, batch_size: int, progress: Progress | None = None, title: str = ""
     ) -> Evaluation:
-        """`evaluate`, with the spikes of all sites counted. The batch is divided by T, so that memory is that of one batch."""
+        """`evaluate`, with the spikes of all sites counted. The batch is divided by T, so that memory is that of one batch.
+
+        Of several processes each counts its own batches; all know the sum.
+        """
         clock = clock_of(model)
         rows = max(1, batch_size // clock.config.timesteps) if clock.folds else batch_size
         with counting(model) as spikes:
             measured = self.evaluate(model, rows, progress, title)
+        spikes.unite()
         return replace(measured, spikes=spikes)
 
 

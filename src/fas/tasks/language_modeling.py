@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fas import world
 from fas.errors import DataError
 from fas.progress import Progress, Silent
 from fas.tasks.examples import Evaluation, Examples
@@ -56,18 +57,23 @@ def spread(blocks: Tensor, count: int | None) -> Tensor:
 def evaluate(
     model: PreTrainedModel, blocks: Tensor, batch_size: int = 16, progress: Progress | None = None, title: str = ""
 ) -> Evaluation:
-    """Loss of ``model`` on ``blocks`` ``[N, S]``: every token but the first of a block is predicted once."""
+    """Loss of ``model`` on ``blocks`` ``[N, S]``: every token but the first of a block is predicted once.
+
+    Of several processes (`fas.world`) each runs its share of the batches, which are those of one process; all know the result.
+    """
     progress = progress or Silent()
     training = model.training
     model.eval()
-    total = 0.0
-    progress.start(title or "evaluating", len(blocks))
-    for batch in blocks.split(batch_size):
-        ids = batch.to(model.device)
-        total += model(input_ids=ids, labels=ids, use_cache=False).loss.item() * len(batch)
-        progress.advance(len(batch))
+    batches = blocks.split(batch_size)
+    mine = range(len(batches))[world.share(len(batches))]
+    losses = torch.zeros(len(batches), dtype=torch.float64)
+    progress.start(title or "evaluating", sum(len(batches[number]) for number in mine))
+    for number in mine:
+        ids = batches[number].to(model.device)
+        losses[number] = model(input_ids=ids, labels=ids, use_cache=False).loss.item() * len(ids)
+        progress.advance(len(ids))
     model.train(training)
-    loss = total / len(blocks)
+    loss = sum(world.summed(losses).tolist()) / len(blocks)
     progress.done(f"loss {loss:.4f}")
     return Evaluation(loss, blocks.numel() - len(blocks))
 

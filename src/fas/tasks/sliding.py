@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fas import world
 from fas.errors import ConfigError, DataError
 from fas.progress import Progress, Silent
 from fas.tasks.examples import Evaluation, Scored
@@ -40,17 +41,23 @@ class SlidingText(Scored):
         """Nats of all tokens but the first, by token, word and byte (in bits): ``perplexity``, ``word_perplexity`` and
         ``bits_per_byte``. Separators of documents are predicted too, and are no words or bytes."""
         progress = progress or Silent()
-        training, nats, predicted = model.training, 0.0, 0
+        training, batches = model.training, list(self.batches(batch_size))
+        mine = range(len(batches))[world.share(len(batches))]
+        nats_of, predicted_of = torch.zeros(2, len(batches), dtype=torch.float64)
         model.eval()
-        progress.start(title or "evaluating", sum(1 for _ in self.windows()))
+        progress.start(title or "evaluating", sum(len(batches[number][0]) for number in mine))
         with torch.no_grad():
-            for ids, labels in self.batches(batch_size):
+            for number in mine:
+                ids, labels = batches[number]
                 logits = model(input_ids=ids.to(model.device), use_cache=False).logits[:, :-1]
                 wanted = labels[:, 1:].to(logits.device)
                 lowest = torch.promote_types(logits.dtype, torch.float32)
-                nats += float(F.cross_entropy(logits.flatten(0, 1).to(lowest), wanted.flatten(), reduction="sum"))
-                predicted += int((wanted != IGNORED).sum())
+                nats_of[number] = float(
+                    F.cross_entropy(logits.flatten(0, 1).to(lowest), wanted.flatten(), reduction="sum")
+                )
+                predicted_of[number] = int((wanted != IGNORED).sum())
                 progress.advance(len(ids))
+        nats, predicted = sum(world.summed(nats_of).tolist()), int(world.summed(predicted_of).sum())
         model.train(training)
         loss = nats / predicted
         progress.done(f"loss {loss:.4f}")

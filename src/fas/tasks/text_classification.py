@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
+from fas import world
 from fas.progress import Progress, Silent
 from fas.tasks.examples import Evaluation, Examples
 from fas.tasks.glue import TextTask
@@ -95,14 +96,17 @@ class LabelledExamples(Examples):
         progress = progress or Silent()
         training = model.training
         model.eval()
-        progress.start(title or "evaluating", len(self))
-        logits = torch.empty(len(self), int(model.config.num_labels or 1))
-        for numbers in self._batches(batch_size):
+        batches = list(self._batches(batch_size))
+        mine = batches[world.rank() :: world.size()]  # they get shorter: each process has long and short ones
+        progress.start(title or "evaluating", sum(map(len, mine)))
+        logits = torch.zeros(len(self), int(model.config.num_labels or 1))
+        for numbers in mine:
             batch = self.collate([self.encoded[number] for number in numbers])
             inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
             logits[numbers] = model(**inputs).logits.float().cpu()
             progress.advance(len(numbers))
         model.train(training)
+        logits = world.summed(logits)
         wanted = torch.tensor([example["labels"] for example in self.encoded])
         loss, predicted = self._loss(logits, wanted)
         metrics = scored(self.task.metrics, predicted.numpy(), wanted.numpy())

@@ -1,10 +1,14 @@
-"""Stage 1: full-parameter fine-tuning of the QCFS model, and of the ANN as its control, on the Hugging Face Trainer."""
+"""Stage 1: fine-tuning of the QCFS model, and of the ANN as its control, on the Hugging Face Trainer.
+
+All parameters are trained, or adapters (`fas.training.lora`). Under torchrun each process takes its share of every batch (DDP,
+or FSDP2: `fas.training.sharded`), so that a step is that of one process.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,10 +16,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from fas import world
+from fas.errors import ConfigError
 from fas.losses import logits_loss
 from fas.neurons import NeuronParameters, Site
 from fas.progress import Progress, Silent
 from fas.training.budget import SpikeBudget
+from fas.training.lora import Lora, adapted
+from fas.training.sharded import fsdp_arguments, shard_on_cpus, sharded_copy
 from fas.training.states import block_outputs, states_loss
 
 
@@ -25,6 +33,7 @@ class Stage1Options:
 
     steps: int = 400
     batch_size: int = 16
+    """Examples a step, of all processes together."""
     lr: float = 3e-4
     scale_lr: float = 3e-3
     """Learning rate of log λ: Adam moves a scale by about this share of itself per step. Of an SNN: of log θ and v₀."""
@@ -38,6 +47,10 @@ class Stage1Options:
     """Weight of the relative squared error of the blocks' hidden states against the teacher's (beyond the paper)."""
     spikes_per_neuron: float | None = None
     """Budget of expected spikes, all sites pooled; None: none. The control has no spikes and ignores it."""
+    lora: Lora | None = None
+    """Train adapters instead of the weights."""
+    fsdp: bool = False
+    """Of several processes each holds a part of the parameters, gradients and optimizer states, not all of them."""
     seed: int = 0
 
 
@@ -76,6 +89,13 @@ class Stage1Trainer(Trainer):
         if teacher is not None:
             teacher.eval().requires_grad_(False).to(self.args.device)  # type: ignore[arg-type]
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Accelerate leaves FSDP out on CPUs without a word, although its FSDP2 works there."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            shard_on_cpus(self.accelerator, self.args.fsdp_plugin_args)
+            self.is_fsdp_enabled = True
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """AdamW with the scales in a group of their own, without weight decay."""
         if self.optimizer is None:
@@ -89,6 +109,13 @@ class Stage1Trainer(Trainer):
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
         return self.optimizer
 
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """A grouping by lengths draws from a generator of its own: all processes must draw the same."""
+        sampler: Any = super()._get_train_sampler(*args, **kwargs)
+        if getattr(sampler, "generator", self) is None:
+            sampler.generator = torch.Generator().manual_seed(self.options.seed)
+        return sampler
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
@@ -96,12 +123,13 @@ class Stage1Trainer(Trainer):
         the teacher's; and what exceeds the budget."""
         weight = self.options.distill if self.teacher is not None else 0.0
         states = self.options.distill_states if self.teacher is not None and model.training else 0.0
-        metering = self.budget.metering() if self.budget is not None and model.training else nullcontext()
+        budget = self.budget if model.training else None
+        metering = budget.metering(inputs.get("attention_mask")) if budget is not None else nullcontext()
         with metering, block_outputs(model) if states else nullcontext([]) as mine:
             outputs = model(**inputs)
         loss = (1 - weight) * outputs.loss
-        if self.budget is not None and model.training:
-            loss = loss + self.budget.penalty()
+        if budget is not None:
+            loss = loss + budget.penalty()
         if self.teacher is not None and (weight > 0 or states):
             with torch.no_grad(), block_outputs(self.teacher) if states else nullcontext([]) as wanted:
                 target = self.teacher(**{k: v for k, v in inputs.items() if k != "labels"}).logits
@@ -145,43 +173,84 @@ def fine_tune(
     The same function trains the QCFS model (with a ``teacher`` to distil from) and its control (without one): same data
     in the same order, steps, schedule and seed.
     """
+    batch = batch_for(options.batch_size, len(examples))
     progress = progress or Silent()
     progress.start(title, options.steps)
     set_seed(options.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=options.steps,
-            per_device_train_batch_size=options.batch_size,
-            learning_rate=options.lr,
-            lr_scheduler_type="cosine",
-            warmup_steps=round(options.warmup * options.steps),
-            max_grad_norm=1.0,
-            seed=options.seed,
-            data_seed=options.seed,
-            logging_steps=max(1, options.steps // 20),
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=model.device.type == "cpu",
-            dataloader_drop_last=len(examples) >= options.batch_size,
-            train_sampling_strategy="random" if examples.lengths() is None else "group_by_length",
-        )
-        # several GPUs in one process would mean DataParallel, whose replicas share one site: use one
-        arguments._n_gpu = min(arguments.n_gpu, 1)
-        trainer = Stage1Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=examples,
-            data_collator=examples.collate,
-            callbacks=[_Report(progress), _InBounds()],
-            options=options,
-            teacher=teacher,
-        )
-        trainer.remove_callback(_printer())
-        loss = trainer.train().training_loss
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        arguments = _arguments(folder, model, examples, options, batch)
+        student = model
+        if options.lora is not None:
+            stack.enter_context(adapted(model, options.lora))
+        if arguments.fsdp:
+            student = stack.enter_context(sharded_copy(model))
+        loss = _train(student, arguments, examples, options, teacher, progress)
     progress.done(f"mean training loss {loss:.4f}")
     return model.eval()
+
+
+def _train(
+    model: PreTrainedModel,
+    arguments: TrainingArguments,
+    examples: TrainingSet,
+    options: Stage1Options,
+    teacher: PreTrainedModel | None,
+    progress: Progress,
+) -> float:
+    """Train and return the mean loss; optimizer states are gone afterwards."""
+    trainer = Stage1Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=examples,
+        data_collator=examples.collate,
+        callbacks=[_Report(progress), _InBounds()],
+        options=options,
+        teacher=teacher,
+    )
+    trainer.remove_callback(_printer())
+    return trainer.train().training_loss
+
+
+def batch_for(asked: int, examples: int) -> int:
+    """Examples a step of all processes together: ``asked``, or as many as there are. Raises `ConfigError` if the processes
+    cannot share them equally."""
+    batch, processes = min(asked, examples), world.size()
+    if batch % processes:
+        raise ConfigError(
+            f"a batch of {batch} cannot be divided equally among {processes} processes; choose --batch-size "
+            f"{-(-batch // processes) * processes}, or another --nproc-per-node"
+        )
+    return batch
+
+
+def _arguments(
+    folder: str, model: PreTrainedModel, examples: TrainingSet, options: Stage1Options, batch: int
+) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=folder,
+        max_steps=options.steps,
+        per_device_train_batch_size=batch,
+        accelerator_config={"split_batches": True},
+        learning_rate=options.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(options.warmup * options.steps),
+        max_grad_norm=1.0,
+        seed=options.seed,
+        data_seed=options.seed,
+        logging_steps=max(1, options.steps // 20),
+        save_strategy="no",
+        report_to=[],
+        log_level_replica="passive",  # else it unsilences transformers there
+        disable_tqdm=True,
+        use_cpu=model.device.type == "cpu",
+        dataloader_drop_last=True,
+        train_sampling_strategy="random" if examples.lengths() is None else "group_by_length",
+        **(fsdp_arguments(model) if options.fsdp and world.size() > 1 else {}),
+    )
+    # several GPUs in one process would mean DataParallel, whose replicas share one site: use one
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _printer() -> type[TrainerCallback]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fas import world
 from fas.models import find_segments
 
 
@@ -25,7 +26,7 @@ def block_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
         module.register_forward_hook(keep)
         for segment in find_segments(model)
         for module in segment.module.modules()
-        if type(module).__name__ == segment.family.block
+        if type(module).__name__.removeprefix("FSDP") == segment.family.block  # sharded, its class has another name
     ]
     try:
         yield found
@@ -35,10 +36,13 @@ def block_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def states_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
-    """Mean over blocks of ‖s − t‖² / ‖t‖² over the tokens that ``mask`` ``[B, S]`` shows (None: all); dimensionless."""
-    total = torch.zeros((), device=student[0].device)
+    """Mean over blocks of ‖s − t‖² / ‖t‖² over the tokens that ``mask`` ``[B, S]`` shows (None: all), of all
+    processes together; dimensionless."""
+    errors, powers = [], []
     for given, wanted in zip(student, teacher, strict=True):
         weight = 1.0 if mask is None or mask.shape != given.shape[:2] else mask[..., None].to(given.dtype)
-        error, power = ((given - wanted).square() * weight).sum(), (wanted.square() * weight).sum()
-        total = total + error / power.clamp(min=torch.finfo(power.dtype).tiny)
-    return total / len(student)
+        errors.append(((given - wanted).square() * weight).sum())
+        powers.append((wanted.square() * weight).sum())
+    # the Trainer takes the mean over processes, which is to be all errors over all powers
+    power = world.summed(torch.stack(powers)) / world.size()
+    return (torch.stack(errors) / power.clamp(min=torch.finfo(power.dtype).tiny)).mean()
