@@ -14,13 +14,18 @@ WORDS = [f"w{i}" for i in range(tiny.VOCAB - 3)]
 
 def save_ann(folder: Path, family: str = "gpt2", **settings: object) -> str:
     """Model and tokenizer of `tiny.ann` in ``folder``."""
+    save_tokenizer(folder)
+    tiny.ann(family, **settings).save_pretrained(folder)
+    return str(folder)
+
+
+def save_tokenizer(folder: Path) -> None:
+    """One token a word."""
     vocabulary = {word: i for i, word in enumerate(["<s>", "</s>", "<pad>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<pad>")
     fast.save_pretrained(folder)
-    tiny.ann(family, **settings).save_pretrained(folder)
-    return str(folder)
 
 
 def save_encoder(folder: Path, family: str = "bert_base", **settings: object) -> str:

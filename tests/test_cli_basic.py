@@ -25,9 +25,10 @@ from fas.cli.show import Lines, progress_on
 from fas.config import SpikingConfig
 from fas.conversion import convert, prepare
 from fas.errors import ConfigError
+from fas.pipeline.recipes import read_recipe
 from fas.tasks.builtin import model_path
 
-COMMANDS = ("demo", "convert", "tune", "eval", "generate", "inspect", "ablate")
+COMMANDS = ("demo", "convert", "tune", "eval", "generate", "inspect", "ablate", "recipes")
 
 
 @pytest.fixture(scope="module")
@@ -192,11 +193,11 @@ def test_inspect_in_words(capsys: pytest.CaptureFixture[str]) -> None:
 def test_recipe_is_overruled_by_flags(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: builtin\ndata: builtin\nout: somewhere\nlevels: 4\ntimesteps: [2, 4]\nseed: 3\n")
-    options = options_from({"levels": 8, "seed": None}, recipe)
+    options = options_from({"levels": 8, "seed": None}, read_recipe(recipe))
     assert (options.levels, options.timesteps, options.seed, options.out) == (8, (2, 4), 3, Path("somewhere"))
     recipe.write_text("colour: red\n")
     with pytest.raises(ConfigError, match="colour"):
-        options_from({}, recipe)
+        options_from({}, read_recipe(recipe))
 
 
 def test_plain_progress_is_few_lines(capsys: pytest.CaptureFixture[str]) -> None:

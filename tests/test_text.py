@@ -2,10 +2,14 @@
 
 import json
 
+import folders
 import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer
 
 from fas.errors import DataError
-from fas.tasks import builtin
+from fas.tasks import builtin, language_modeling
 from fas.tasks.language_modeling import encode_blocks
 from fas.tasks.text import documents, evaluation_text, load_text
 
@@ -107,3 +111,24 @@ def test_builtin_split_does_not_depend_on_the_interpreter():
     held_out = {"topic:with": True, "topic:lambda": False, "module:json": False, "topic:unary": True}
     assert {name: builtin.is_evaluation(name) for name in held_out} == held_out
     assert any(text.startswith('The "with" statement') for text in builtin.evaluation_documents())
+
+
+def test_many_documents_are_encoded_a_part_at_a_time(monkeypatch, tmp_path):
+    folders.save_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    texts = [" ".join(folders.WORDS[i : i + 3 + i % 4]) for i in range(20)]
+    whole = encode_blocks(tokenizer, texts, 7)
+    monkeypatch.setattr(language_modeling, "ENCODED_AT_ONCE", 3)
+    assert torch.equal(encode_blocks(tokenizer, texts, 7), whole)
+    assert whole.numel() == (sum(len(text.split()) + 1 for text in texts) // 7) * 7
+
+
+def test_a_hub_data_set_is_named_with_its_configuration_and_split(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "datasets.load_dataset",
+        lambda *place, split: asked.append((*place, split)) or Dataset.from_dict({"text": ["a"]}),
+    )
+    for source in ("owner/name:sub@test", "owner/name", "owner/name@validation"):
+        assert documents(source) == ["a"]
+    assert asked == [("owner/name", "sub", "test"), ("owner/name", None, "train"), ("owner/name", None, "validation")]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +13,9 @@ from fas import world
 from fas.cli.options import AsJson, LabelColumn, PairColumn, Quiet, TextColumn, numbers_in, words_in
 from fas.errors import ConfigError
 from fas.pipeline.options import ConvertOptions
-from fas.tasks.glue import GLUE
+
+if TYPE_CHECKING:
+    from fas.pipeline.recipes import Recipe
 
 NAME = "convert"
 EXAMPLE = "fas convert --model openai-community/gpt2 --data notes.txt --out gpt2-snn --timesteps 4"
@@ -74,6 +77,9 @@ _BeforeStage2 = Annotated[
 _Pareto = Annotated[
     bool, typer.Option("--pareto", help="Convert under several spike budgets, each into a folder of --out.")
 ]
+_DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only print the plan: stages, sites, memory, time, files. Loads no weights.")
+]
 _Budgets = Annotated[
     str | None, typer.Option(help="--pareto: budgets, none,1.5,1.0 …", show_default="none,1.5,1,0.7,0.5")
 ]
@@ -88,7 +94,7 @@ def command(
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
     label_column: LabelColumn = None,
-    recipe: Annotated[Path | None, _flag("recipe", "YAML file with options by name; flags overrule it.")] = None,
+    recipe: Annotated[str | None, _flag("recipe", "By name (fas recipes), or a YAML file; flags overrule it.")] = None,
     coverage: _Coverage = None,
     levels: Annotated[int | None, _flag("levels", "L: grid points on each side of zero.", _SNN)] = None,
     coding: Annotated[list[str] | None, _flag("codings", "sigma_delta, rate, or sigma_delta,rate.", _SNN)] = None,
@@ -129,6 +135,7 @@ def command(
     seed: Annotated[int | None, _flag("seed", "Same seed, same result")] = None,
     device: Annotated[str | None, _flag("device", "auto, cpu, cuda or cuda:1.")] = None,
     dtype: Annotated[str | None, _flag("dtype", "float32, bfloat16 or float16; neurons use fp32.")] = None,
+    dry_run: _DryRun = False,
     pareto: _Pareto = False,
     budgets: _Budgets = None,
     as_json: AsJson = False,
@@ -142,12 +149,11 @@ def command(
     flags = dict(locals())  # all of them, by name; the names are those of ConvertOptions
     from fas.cli.session import print_json, session
 
-    flags["codings"] = words_in(flags.pop("coding"))
-    flags |= {name: tuple(flags[name]) for name in ("targets", "ignore") if flags[name]}
-    flags["timesteps"] = numbers_in(timesteps, "--timesteps")
-    flags["steps"] = numbers_in([steps] if steps else None, "--steps")
+    flags |= lists_of(flags)
     with session(quiet, parallel=True) as progress:
-        options = options_from(flags, recipe)
+        if dry_run:
+            return _show_plan(flags, recipe, as_json)
+        options = options_from(flags, _recipe(recipe))
         from fas.pipeline.convert import run_conversion
         from fas.pipeline.pareto import BUDGETS, run_pareto
         from fas.report.table import print_results
@@ -160,6 +166,16 @@ def command(
         print_json(results.to_dict()) if as_json else print_results(results)
 
 
+def lists_of(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Those flags that hold several values, by the names and in the types of `ConvertOptions`."""
+    steps = flags["steps"]
+    return {
+        "codings": words_in(flags["coding"]),
+        "timesteps": numbers_in(flags["timesteps"], "--timesteps"),
+        "steps": numbers_in([steps] if steps else None, "--steps"),
+    } | {name: tuple(flags[name]) for name in ("targets", "ignore") if flags[name]}
+
+
 def check_sweep(options: ConvertOptions, pareto: bool, budgets: str | None) -> None:
     """Raise `ConfigError` for what does not go together with ``pareto``, or without."""
     if budgets and not pareto:
@@ -168,6 +184,22 @@ def check_sweep(options: ConvertOptions, pareto: bool, budgets: str | None) -> N
         raise ConfigError("--pareto runs in one process; start it without torchrun, or one budget after the other")
     if pareto and options.spikes_per_neuron is not None:
         raise ConfigError("--pareto takes its budgets from --budgets; leave --spikes-per-neuron out")
+
+
+def _recipe(name: str | None) -> Recipe | None:
+    from fas.pipeline.recipes import read_recipe
+
+    return None if name is None else read_recipe(name)
+
+
+def _show_plan(flags: dict[str, Any], recipe: str | None, as_json: bool) -> None:
+    from fas.cli.session import print_json
+    from fas.pipeline.dry_run import dry_run
+    from fas.report.plan_text import as_text
+
+    found = _recipe(recipe)
+    plan = dry_run(options_from(flags | {"out": flags["out"] or Path(found.name if found else "OUT")}, found), found)
+    print_json(plan.to_dict()) if as_json else print(as_text(plan))
 
 
 def budgets_in(text: str | None) -> tuple[float | None, ...] | None:
@@ -188,35 +220,12 @@ def budgets_in(text: str | None) -> tuple[float | None, ...] | None:
     return found
 
 
-def options_from(flags: dict[str, Any], recipe: Path | None) -> ConvertOptions:
+def options_from(flags: dict[str, Any], recipe: Recipe | None = None) -> ConvertOptions:
     """The options of a conversion: the recipe's, overruled by the flags that were given (those that are not None)."""
+    from fas.pipeline.recipes import recipe_options
+
     known = [field.name for field in fields(ConvertOptions)]
-    values = _read_recipe(recipe, known) if recipe else {}
-    values |= {name: flags[name] for name in known if flags.get(name) is not None}
-    task = GLUE.get(values.get("task", ""))
-    if task is not None and task.hub is not None:
-        values.setdefault("data", task.hub)
-    missing = [f"--{name}" for name in ("model", "data", "out") if name not in values]
-    if missing:
-        raise ConfigError(f"{' and '.join(missing)} must be given as option or in the recipe; see fas convert --help")
-    return ConvertOptions(**values)
-
-
-def _read_recipe(path: Path, known: list[str]) -> dict[str, Any]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must have lines of the form 'coverage: linear'")
-    if "coding" in values:
-        values["codings"] = values.pop("coding")
-    for name in {"codings", "timesteps", "steps", "targets", "ignore"} & set(values):
-        values[name] = values[name] if isinstance(values[name], list) else [values[name]]
-    unknown = sorted(set(map(str, values)) - set(known))
-    if unknown:
-        raise ConfigError(f"{path}: unknown option {unknown[0]!r}; known are {', '.join(known)}")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return values | ({"out": Path(str(values["out"]))} if "out" in values else {})
+    values = dict(recipe.options) if recipe is not None else {}
+    if flags.get("data") is not None:
+        values.pop("eval_data", None)  # which belongs to the recipe's data
+    return recipe_options(values | {name: flags[name] for name in known if flags.get(name) is not None})

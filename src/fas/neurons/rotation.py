@@ -36,6 +36,11 @@ def _hadamard(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 _kept_hadamard = lru_cache(maxsize=32)(_hadamard)
 
 
+def forget() -> None:
+    """Make the matrices that are kept anew when they are asked for."""
+    _kept_hadamard.cache_clear()
+
+
 def rotate(x: Tensor, block: int) -> Tensor:
     """``x`` ``[…, C]`` with each ``block`` of channels rotated; applied twice it gives ``x`` back."""
     if block <= 1:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from fas.pipeline.measure import EVALUATION_BATCH, dense_row, layerwise_target, qcfs_row, spiking_row
+from fas.pipeline.measure import dense_row, layerwise_target, qcfs_row, spiking_row
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.prepared import prepared
 from fas.pipeline.run import Run
@@ -75,7 +75,7 @@ def _dense_rows(run: Run, decision: dict[str, Any]) -> list[Row]:
     dtype = getattr(torch, run.options.dtype)
 
     def measure(name: str, model: PreTrainedModel) -> Row:
-        return dense_row(name, model.to(dtype), run.evaluation, EVALUATION_BATCH, run.progress)
+        return dense_row(name, model.to(dtype), run.evaluation, run.at_once, run.progress)
 
     if run.source.new_head:  # the ANN has not learnt the task
         return [kept_row(run.workspace, "row-control", lambda: measure("control", run.load("control")))]
@@ -88,9 +88,7 @@ def _dense_rows(run: Run, decision: dict[str, Any]) -> list[Row]:
 def _spiking_rows(run: Run) -> list[Row]:
     options = run.options
     model = spiking_model(run, calibrated=True)
-    rows = [
-        kept_row(run.workspace, "row-qcfs", lambda: qcfs_row(model, run.evaluation, EVALUATION_BATCH, run.progress))
-    ]
+    rows = [kept_row(run.workspace, "row-qcfs", lambda: qcfs_row(model, run.evaluation, run.at_once, run.progress))]
     plan = [(model, layerwise_target(options.configurations()[0]), "row-layerwise")]
     plan += [(model, target, f"row-{target.coding}-{target.timesteps}") for target in options.configurations()]
     if options.before_stage2 and options.stage2:
@@ -103,7 +101,7 @@ def _spiking_rows(run: Run) -> list[Row]:
             kept_row(
                 run.workspace,
                 stage,
-                lambda s=spiking, t=target: spiking_row(s, t, run.evaluation, EVALUATION_BATCH, run.progress),
+                lambda s=spiking, t=target: spiking_row(s, t, run.evaluation, run.at_once, run.progress),
             )
         )
     return rows

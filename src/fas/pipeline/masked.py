@@ -14,7 +14,7 @@ from fas import world
 from fas.conversion import prepare
 from fas.errors import FasError
 from fas.pipeline.load import block_length, resolve
-from fas.pipeline.run import Run, batches_on
+from fas.pipeline.run import Run, adapters_of, batches_on
 from fas.tasks.language_modeling import Blocks, encode_blocks
 from fas.tasks.masked import MaskedBlocks
 from fas.tasks.text import load_text
@@ -54,7 +54,8 @@ def _trained(run: Run, like: PreTrainedModel, spiking: bool) -> dict[str, Tensor
         teacher = _with_head(run)[0] if whole else None  # a new head has nothing to teach
     settings = Stage1Options(
         steps=options.mlm_steps, batch_size=options.batch_size or 32, lr=options.lr or MASKED_LR,
-        scale_lr=options.scale_lr or 10 * (options.lr or MASKED_LR), lora=run.adapters, fsdp=options.fsdp, seed=options.seed,
+        scale_lr=options.scale_lr or 10 * (options.lr or MASKED_LR), lora=adapters_of(options),
+        fsdp=options.fsdp, seed=options.seed,
     )  # fmt: skip
     title = f"masked text: fine-tuning the {'QCFS model' if spiking else 'ANN'}"
     examples = MaskedBlocks(blocks, tokenizer, options.seed + world.rank())  # each process hides tokens of its own

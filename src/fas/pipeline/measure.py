@@ -17,7 +17,17 @@ from fas.runtime.adaptive import Adaptive, adaptive
 from fas.runtime.control import as_qcfs, at_time, calibrated_keys, clock_of, sites_of
 from fas.tasks.examples import Evaluation, Scored
 
-EVALUATION_BATCH = 16
+EVALUATION_BATCH, USUAL_LENGTH = 16, 256
+
+
+def evaluation_batch(length: int) -> int:
+    """Blocks of ``length`` tokens that are measured at once: where they are long, as many tokens as in 16 of 256, whose logits
+    are what fills the memory.
+
+    >>> evaluation_batch(128), evaluation_batch(1024), evaluation_batch(16384)
+    (16, 4, 1)
+    """
+    return max(1, min(EVALUATION_BATCH, EVALUATION_BATCH * USUAL_LENGTH // length))
 
 
 @dataclass(frozen=True)

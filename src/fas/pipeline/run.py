@@ -10,12 +10,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fas.pipeline.load import load_saved
+from fas.pipeline.measure import EVALUATION_BATCH, evaluation_batch
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.source import Source
 from fas.pipeline.workspace import Workspace
 from fas.progress import Progress
 from fas.tasks.examples import Examples
+from fas.tasks.glue import LANGUAGE_MODELING
 from fas.training import Lora
+
+CALIBRATION_BATCH = 4
+"""Examples in a batch of Stage 2, where there are T·B rows."""
 
 
 @dataclass
@@ -33,19 +38,24 @@ class Run:
         """What reported figures are measured on."""
         return self.source.evaluation
 
-    def calibration_batches(self, size: int = 4) -> list[dict[str, Tensor]]:
+    @property
+    def at_once(self) -> int:
+        """Examples that are measured together; labelled texts see to their length themselves."""
+        labelled = self.options.task != LANGUAGE_MODELING
+        return EVALUATION_BATCH if labelled else evaluation_batch(self.source.evaluation.about()["length"])
+
+    def calibration_batches(self, size: int = CALIBRATION_BATCH) -> list[dict[str, Tensor]]:
         """Evenly spaced training examples, in batches small enough for T·B rows."""
         batches = self.source.training.for_calibration(self.options.calibration_sequences, size)
         return batches_on(self.device, batches)
 
-    @property
-    def adapters(self) -> Lora | None:
-        """What Stage 1 trains instead of the weights, if it is asked to."""
-        options = self.options
-        return Lora(options.lora_rank, options.lora_alpha) if options.stage1 == "lora" else None
-
     def load(self, stage: str) -> PreTrainedModel:
         return load_saved(self.workspace.path(stage), self.device)
+
+
+def adapters_of(options: ConvertOptions) -> Lora | None:
+    """What Stage 1 trains instead of the weights, if it is asked to."""
+    return Lora(options.lora_rank, options.lora_alpha) if options.stage1 == "lora" else None
 
 
 def batches_on(device: torch.device, batches: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:

@@ -23,9 +23,8 @@ from fas.calibration import CalibrationOptions, LayerReport, calibrate
 from fas.config import SpikingConfig
 from fas.conversion import convert, prepare
 from fas.pipeline.masked import begin_with_text
-from fas.pipeline.measure import EVALUATION_BATCH
 from fas.pipeline.options import ConvertOptions
-from fas.pipeline.run import Run
+from fas.pipeline.run import Run, adapters_of
 from fas.pipeline.workspace import Workspace
 from fas.report.results import Row
 from fas.runtime.control import sites_of
@@ -46,14 +45,15 @@ def train_control(run: Run, ann: PreTrainedModel) -> dict[str, Any]:
     if workspace.has("control-decision"):
         return workspace.read_json("control-decision")
     held_out = run.source.held_out.some(training.HELD_OUT)
-    before = held_out.evaluate(ann, EVALUATION_BATCH, run.progress, "ANN on held-out data")
+    before = held_out.evaluate(ann, run.at_once, run.progress, "ANN on held-out data")
     decision: dict[str, Any] = {"chosen": "ann", "ann_held_out_loss": before.loss, **_held_out("ann", before)}
     best = ann
     if options.stage1 != "none":
         tuned = run.source.fresh()
         begin_with_text(run, tuned, spiking=False)
-        fine_tune(tuned, training, _stage1_options(run, ann), None, run.progress, "control: fine-tuning the ANN")
-        after = held_out.evaluate(tuned, EVALUATION_BATCH, run.progress, "fine-tuned ANN on held-out data")
+        settings = stage1_options(options, ann.num_parameters(), len(training))
+        fine_tune(tuned, training, settings, None, run.progress, "control: fine-tuning the ANN")
+        after = held_out.evaluate(tuned, run.at_once, run.progress, "fine-tuned ANN on held-out data")
         decision |= {"fine_tuned_held_out_loss": after.loss, **_held_out("fine_tuned", after)}
         if after.badness < before.badness or run.source.new_head:
             best, decision["chosen"] = tuned, "fine-tuned"
@@ -86,10 +86,10 @@ def train_qcfs(run: Run, ann: PreTrainedModel, decision: dict[str, Any]) -> None
     options, source = run.options, run.source
     set_seed(options.seed)
     model = source.fresh()
-    prepare(model, options.configurations()[0], run.calibration_batches(size=16))
+    prepare(model, options.configurations()[0], run.calibration_batches(run.at_once))
     begin_with_text(run, model, spiking=True)
     if options.stage1 != "none":
-        settings = _stage1_options(run, ann)
+        settings = stage1_options(options, ann.num_parameters(), len(run.source.training))
         if options.distill is None:
             settings = replace(settings, distill=0.5 if decision["chosen"] == "fine-tuned" else 1.0)
         teacher, name = (run.load("control"), "control") if source.new_head else (ann, "ANN")
@@ -98,12 +98,13 @@ def train_qcfs(run: Run, ann: PreTrainedModel, decision: dict[str, Any]) -> None
     run.workspace.store("qcfs", model.save_pretrained)
 
 
-def _stage1_options(run: Run, ann: PreTrainedModel) -> Stage1Options:
-    options, labelled = run.options, run.options.task != LANGUAGE_MODELING
-    small = ann.num_parameters() < 20_000_000  # small models stand, and need, larger steps (docs/log.md)
-    usual = LORA_LR if run.adapters else LABELLED_LR if labelled else 2e-5
+def stage1_options(options: ConvertOptions, parameters: int, examples: int) -> Stage1Options:
+    """How Stage 1 trains a model of so many ``parameters`` on so many ``examples``, where ``options`` leave it open."""
+    labelled, adapters = options.task != LANGUAGE_MODELING, adapters_of(options)
+    small = parameters < 20_000_000  # small models stand, and need, larger steps (docs/log.md)
+    usual = LORA_LR if adapters else LABELLED_LR if labelled else 2e-5
     batch = batch_size(options)
-    steps = -(-EPOCHS * len(run.source.training) // batch) if labelled else 600 if small else 1000
+    steps = -(-EPOCHS * examples // batch) if labelled else 600 if small else 1000
     lr = options.lr if options.lr is not None else (2e-4 if small else usual)
     return Stage1Options(
         steps=options.stage1_steps or steps,
@@ -113,7 +114,7 @@ def _stage1_options(run: Run, ann: PreTrainedModel) -> Stage1Options:
         distill=0.5 if options.distill is None else options.distill,
         distill_states=options.distill_states,
         spikes_per_neuron=options.spikes_per_neuron,
-        lora=run.adapters,
+        lora=adapters,
         fsdp=options.fsdp,
         seed=options.seed,
     )

@@ -81,13 +81,23 @@ def inspect_model(name: str, place: str, coverage: str | None, workload: Workloa
     ``coverage`` None takes that of a converted folder, else ``linear``. Raises `FasError` for what transformers
     cannot build, and `UnsupportedModelError` with the first module that no family accounts for.
     """
-    config, converted = _configuration(name, place)
+    config, converted = configuration_of(name, place)
     spiking = converted.get("spiking", {})
     kept = {
         name: spiking[name] for name in ("rotation", "scales", "activation", "targets", "ignore") if name in spiking
     }
     settled = SpikingConfig(coverage=coverage or spiking.get("coverage", "linear"), **kept)
-    model = _skeleton(name, config)
+    return inspected(name, _skeleton(name, config), settled, workload, converted)
+
+
+def inspected(
+    name: str,
+    model: PreTrainedModel,
+    settled: SpikingConfig,
+    workload: Workload,
+    converted: dict[str, Any] | None = None,
+) -> Inspection:
+    """The same of ``model``, which needs no memory for its weights, as ``settled`` would convert it."""
     plan = planned(model, settled)
     segments, placements = [segment for segment, _ in plan], [place for _, places in plan for place in places]
     macs = _macs(model, segments, placements)
@@ -104,13 +114,15 @@ def inspect_model(name: str, place: str, coverage: str | None, workload: Workloa
         memory=_memory(model, placements, workload),
         seconds=_seconds(macs, workload),
         workload=workload,
-        converted=converted,
+        converted=converted or {},
     )
 
 
-def _configuration(name: str, place: str) -> tuple[PreTrainedConfig, dict[str, Any]]:
+def configuration_of(name: str, place: str, here: bool = False) -> tuple[PreTrainedConfig, dict[str, Any]]:
+    """Of the model in ``place`` (folder or hub id), called ``name``, and of a converted one how it was converted; raises
+    `FasError` where there is none, or another quantization. ``here``: the hub is not asked, its cache is."""
     try:
-        config = AutoConfig.from_pretrained(place)
+        config = AutoConfig.from_pretrained(place, local_files_only=here)
     except FasError:
         raise
     except (OSError, ValueError) as error:
@@ -209,13 +221,13 @@ def _attention_modules(model: PreTrainedModel) -> int:
 
 
 def _seconds(macs: dict[str, int], work: Workload) -> dict[str, float]:
-    second = 2 * work.batch_size * work.length / _throughput()
+    second = 2 * work.batch_size * work.length / throughput()
     dense = (macs["blocks"] + macs["head"]) * second
     # forward and backward are three forwards: of the control and of the QCFS model; the teacher runs forward only
     return {"stage1_step": 7 * dense, "snn_batch": (work.timesteps * macs["blocks"] + macs["head"]) * second}
 
 
-def _throughput() -> float:
+def throughput() -> float:
     """Floating-point operations a second of a large fp32 product here (best of three)."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     square = torch.ones(1024, 1024, device=device)

@@ -37,12 +37,12 @@ def _sites(found: Inspection) -> list[str]:
         values = "signed" if group.signed else "unsigned"
         replaces = f"; stands in for {group.replaces}" if group.replaces else ""
         table.append((group.pattern, str(group.count), str(group.width), values, ", ".join(group.consumers) + replaces))
-    return [f"{count} sites become spikes with coverage {found.coverage}:", *_aligned(table)]
+    return [f"{count} sites become spikes with coverage {found.coverage}:", *aligned(table)]
 
 
 def _analog(found: Inspection) -> list[str]:
     table = [(str(count), what) for what, count in found.analog.items()]
-    return ["What stays analog, evaluated at every timestep (the output head once):", *_aligned(table)]
+    return ["What stays analog, evaluated at every timestep (the output head once):", *aligned(table)]
 
 
 def _macs(found: Inspection) -> list[str]:
@@ -66,20 +66,27 @@ def _memory(found: Inspection) -> list[str]:
         (human(memory["exact_cache"]), "exact key/value cache of these tokens; the settled one takes "
                                        f"{human(memory['exact_cache'] // work.timesteps)}"),
     ]  # fmt: skip
-    return ["Memory, roughly:", *_aligned(table)]
+    return ["Memory, roughly:", *aligned(table)]
 
 
 def _time(found: Inspection) -> list[str]:
     work = found.workload
     table = [
-        (_duration(found.seconds["stage1_step"]), "a step of Stage 1, its control and its teacher included"),
-        (_duration(found.seconds["snn_batch"]), f"a batch through the SNN at T = {work.timesteps}"),
+        (duration(found.seconds["stage1_step"]), "a step of Stage 1, its control and its teacher included"),
+        (duration(found.seconds["snn_batch"]), f"a batch through the SNN at T = {work.timesteps}"),
     ]
     size = f"{work.batch_size} sequences of {work.length} tokens, fp32"
-    return [f"Time on this machine, at least (matrix products alone; {size}):", *_aligned(table)]
+    return [f"Time on this machine, at least (matrix products alone; {size}):", *aligned(table)]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Of a rough estimate.
+
+    >>> duration(0.25), duration(90), duration(7200)
+    ('250 ms', '90.0 s', '2.0 h')
+    """
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.0f} days"
     return (
         f"{1000 * seconds:.0f} ms"
         if seconds < 1
@@ -89,7 +96,8 @@ def _duration(seconds: float) -> str:
     )
 
 
-def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
+def aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows of a table as indented lines, columns under each other."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
 

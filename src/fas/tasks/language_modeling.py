@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -15,6 +16,9 @@ from fas.errors import DataError
 from fas.progress import Progress, Silent
 from fas.tasks.examples import Evaluation, Examples
 
+ENCODED_AT_ONCE = 1000
+"""Documents: a tokenizer holds hundreds of bytes for a token while it works, and the blocks hold eight."""
+
 
 def encode_blocks(
     tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: int, what: str = "text"
@@ -27,17 +31,18 @@ def encode_blocks(
     count = len(stream) // length
     if count == 0:
         raise DataError(f"the {what} has {len(stream)} tokens, fewer than one block of {length}; give more text")
-    return torch.tensor(stream[: count * length]).view(count, length)
+    return torch.frombuffer(stream, dtype=torch.long)[: count * length].view(count, length)
 
 
-def stream_of(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]) -> list[int]:
+def stream_of(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]) -> array[int]:
     """All documents as one stream of tokens, separated by what the tokenizer adds (``<s>`` before each) or, where it adds
     nothing, by its end token behind each."""
-    stream: list[int] = []
-    for ids in tokenizer(list(documents), verbose=False)["input_ids"]:
-        starts = bool(ids) and ids[0] == tokenizer.bos_token_id
-        end = [] if starts or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        stream += [*ids, *end]
+    stream = array("q")
+    for start in range(0, len(documents), ENCODED_AT_ONCE):
+        for ids in tokenizer(list(documents[start : start + ENCODED_AT_ONCE]), verbose=False)["input_ids"]:
+            starts = bool(ids) and ids[0] == tokenizer.bos_token_id
+            end = [] if starts or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+            stream.extend([*ids, *end])
     return stream
 
 

@@ -77,7 +77,8 @@ def evaluation_text(data: str, eval_data: str | None = None) -> list[str]:
 def documents(source: str) -> list[str]:
     """All documents of ``source``: ``builtin``, a file (text, JSON, CSV, TSV), a folder of those, or a hub data set.
 
-    A hub data set is named as on the hub, with its configuration after a colon: ``Salesforce/wikitext:wikitext-2-raw-v1``.
+    A hub data set is named as on the hub, with its configuration after a colon and its split, if not that for training, after
+    an at sign: ``Salesforce/wikitext:wikitext-2-raw-v1@test``.
     """
     if source == "builtin":
         return builtin.training_documents()
@@ -127,9 +128,10 @@ def _read_table(path: Path) -> list[str]:
 def _from_hub(source: str) -> list[str]:
     from datasets import load_dataset
 
-    name, _, configuration = source.partition(":")
+    place, _, split = source.partition("@")
+    name, _, configuration = place.partition(":")
     try:
-        table = load_dataset(name, configuration or None, split="train")
+        table = load_dataset(name, configuration or None, split=split or "train")
     except Exception as error:  # the hub client raises many unrelated types; the user needs one sentence
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{source} is neither a local file nor a data set that the hub gives: {reason}") from None

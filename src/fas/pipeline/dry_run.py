@@ -1,0 +1,207 @@
+"""``fas convert --dry-run``: the plan of a conversion with its memory and time; nothing is trained, loaded or written."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from fas.errors import ConfigError, FasError
+from fas.pipeline.estimate import Estimate, Workload
+from fas.pipeline.forwards import Architecture
+from fas.pipeline.load import auto_class_of, block_length, pick_device, resolve
+from fas.pipeline.options import ConvertOptions
+from fas.pipeline.recipes import Recipe
+from fas.report.inspection import Workload as Inspected
+from fas.report.inspection import configuration_of, inspected, throughput
+from fas.report.plan import Plan, Speed
+from fas.tasks.glue import LANGUAGE_MODELING
+from fas.tasks.labelled import MOST_HELD_OUT, load_labelled
+from fas.tasks.language_modeling import Blocks
+from fas.tasks.text import HELD_OUT_SHARE, load_text
+from fas.tasks.text_classification import LabelledExamples
+
+ASSUMED_GPU = Speed(3e13, 1e12, "assumed for a GPU: 30 TFLOP/s in fp32 and 1 TB/s; none is here to be measured")
+CHARACTERS_A_TOKEN = 4.0
+UNKNOWN = (2_000_000, 200_000)
+"""Tokens to train and to evaluate on, or a hundredth as many texts, where nothing says it."""
+BYTES_A_TOKEN, BYTES_A_TEXT = 28, 6_000
+"""What examples take in memory: a token of running text with its characters, a labelled text with its numbers."""
+ENCODING, MOST_ENCODED = 130, 1_000_000
+"""Bytes of a token in the tokenizer's hands, which has so many at once."""
+
+
+def dry_run(options: ConvertOptions, recipe: Recipe | None = None) -> Plan:
+    """What `run_conversion` would do. Raises `FasError` kinds for a model or options that it would refuse.
+
+    The model's configuration comes from its folder or the hub's cache, or else from the recipe's ``architecture`` (without
+    one, from the hub); of data that is no local file the recipe says how much there is.
+    """
+    config, origin = _configuration(options, recipe)
+    notes: list[str] = []
+    architecture, new_head = _architecture(options, config)
+    with torch.device("meta"):
+        model = architecture.build()
+    work = _workload(options, model, recipe, new_head, notes)
+    speed = _speed(options.device)
+    first = options.configurations()[0]
+    shape = Inspected(first.timesteps, options.batch_size or 8, work.length, options.dtype)
+    estimate = Estimate(options, architecture, model, work, speed)
+    about = recipe.about if recipe is not None else None
+    if about is not None and about.note:
+        notes.append(about.note)
+    return Plan(
+        model=options.model,
+        configuration=origin,
+        recipe=recipe.name if recipe is not None else None,
+        about=about.model_dump() if about is not None else None,
+        inspection=inspected(options.model, model, first, shape),
+        stages=estimate.stages(),
+        speed=speed,
+        files=_files(options, estimate),
+        notes=notes,
+        commands=about.commands(recipe.name) if about is not None and recipe is not None else {},
+    )
+
+
+def _configuration(options: ConvertOptions, recipe: Recipe | None) -> tuple[PreTrainedConfig, str]:
+    place = resolve(options.model)
+    known = dict(recipe.architecture) if recipe is not None and recipe.options.get("model") == options.model else {}
+    try:
+        config, converted = configuration_of(options.model, place, here=bool(known))
+    except FasError:
+        if not known or Path(place).exists():
+            raise
+        kind = known.pop("model_type", None)
+        try:
+            return AutoConfig.for_model(
+                kind, **known
+            ), "the recipe (the hub was not asked, and its cache here has none)"
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"architecture of {recipe and recipe.name}: {error}") from None
+    if converted:
+        raise FasError(f"{options.model} is quantized or converted already; FAS starts from the original model")
+    return config, "its folder" if Path(place).exists() else "the hub, or its cache here"
+
+
+def _architecture(options: ConvertOptions, config: PreTrainedConfig) -> tuple[Architecture, bool]:
+    """The model that a conversion starts from, and whether its head is new."""
+    stored = auto_class_of(config)
+    if options.task == LANGUAGE_MODELING:
+        if stored not in (None, AutoModelForCausalLM):
+            raise FasError(
+                f"{options.model} is not a causal language model: its architectures are {config.architectures}"
+            )
+        return Architecture(config, AutoModelForCausalLM), False
+    task = options.text_task()
+    new_head = stored is not AutoModelForSequenceClassification
+    if new_head:
+        config.num_labels = 1 if task.regression else len(task.labels or ("", ""))
+        config.problem_type = "regression" if task.regression else "single_label_classification"
+    if config.pad_token_id is None:
+        config.pad_token_id = 0  # as the tokenizer would say
+    return Architecture(config, AutoModelForSequenceClassification), new_head
+
+
+def _workload(
+    options: ConvertOptions, model: PreTrainedModel, recipe: Recipe | None, new_head: bool, notes: list[str]
+) -> Workload:
+    length, labelled = block_length(model.config, options.length), options.task != LANGUAGE_MODELING
+    kind: Any = LabelledExamples if labelled else Blocks
+    amount, held_out = _amount(options, recipe, notes)
+    size = 1 if labelled else length
+    training, held_out, evaluation = (max(1, count // size) for count in (*amount[:1], held_out, amount[1]))
+    calibration = options.calibration_sequences or kind.CALIBRATION
+    each = BYTES_A_TEXT if labelled else BYTES_A_TOKEN * length
+    if labelled:
+        notes.append(f"every text is taken to have {length} tokens, so times are at most these")
+    return Workload(
+        training=training,
+        held_out=min(held_out, kind.HELD_OUT),
+        evaluation=min(evaluation, options.eval_sequences or evaluation),
+        calibration=min(calibration, training),
+        length=length,
+        labelled=labelled,
+        new_head=new_head,
+        data=each * (training + held_out + evaluation) + ENCODING * min(MOST_ENCODED, training * length),
+    )
+
+
+def _amount(options: ConvertOptions, recipe: Recipe | None, notes: list[str]) -> tuple[tuple[int, int], int]:
+    """Texts, or tokens, to train and to evaluate on, and held out: counted where the data lies here."""
+    if options.task != LANGUAGE_MODELING:
+        return _texts(options, recipe, notes)
+    if options.data == "builtin" or Path(options.data).exists():
+        text = load_text(options.data, options.eval_data)
+        each = _characters_a_token(options, text.training)
+        sides = [int(sum(map(len, some)) / each) for some in (text.training, text.evaluation, text.held_out)]
+        return (sides[0], sides[1]), sides[2]
+    training, evaluation = _said(options, recipe, UNKNOWN, "tokens", notes)
+    return (training, evaluation), round(training * HELD_OUT_SHARE)
+
+
+def _texts(options: ConvertOptions, recipe: Recipe | None, notes: list[str]) -> tuple[tuple[int, int], int]:
+    task = options.text_task()
+    if Path(options.data).exists():
+        rows = load_labelled(task, options.data, options.eval_data)
+        return (len(rows.training), len(rows.evaluation)), len(rows.held_out)
+    usual = (UNKNOWN[0] // 100, UNKNOWN[1] // 100)
+    training, evaluation = _said(options, recipe, usual, "texts", notes)
+    held_out = min(MOST_HELD_OUT, round(training * HELD_OUT_SHARE))
+    return (training - held_out, evaluation), held_out
+
+
+def _said(
+    options: ConvertOptions, recipe: Recipe | None, usual: tuple[int, int], unit: str, notes: list[str]
+) -> tuple[int, int]:
+    if recipe is not None and recipe.examples is not None and recipe.options.get("data") in (None, options.data):
+        return recipe.examples.training, recipe.examples.evaluation
+    notes.append(
+        f"{options.data} is not here; taken to have {usual[0]:,} {unit} to train on and {usual[1]:,} to evaluate on"
+    )
+    return usual
+
+
+def _characters_a_token(options: ConvertOptions, documents: list[str]) -> float:
+    """Of the model's own tokenizer on the beginning of the text, if it is at hand."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve(options.model), local_files_only=True)
+    except Exception:  # without one the estimate is rougher, and that is all
+        return CHARACTERS_A_TOKEN
+    sample = "\n\n".join(documents[:100])[:100_000]
+    return len(sample) / max(1, len(tokenizer(sample, verbose=False)["input_ids"]))
+
+
+def _speed(device: str) -> Speed:
+    """What this machine does in a second, from a probe of less than one; for a GPU that is not here it is assumed."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        return ASSUMED_GPU
+    values = torch.ones(1 << 25, device=pick_device(device))  # beyond any cache
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        float((values + 1.0)[0])  # reading one entry waits for the device
+        best = min(best, time.perf_counter() - start)
+    return Speed(throughput(), values.nbytes / best, "measured on this machine in a probe")
+
+
+def _files(options: ConvertOptions, estimate: Estimate) -> dict[str, int]:
+    """Bytes of the weights in the folder and, while it runs, beside it; all else is small."""
+    size = {"float32": 4, "bfloat16": 2, "float16": 2}[options.dtype] * estimate.parameters
+    neurons = 4 * sum(p.width for p in estimate.placements) * (1 + 4 * len(estimate.targets))
+    out = options.out.name
+    return {
+        f"{out}/model.safetensors": size + neurons,
+        f"{out}/control/model.safetensors": size,
+        f"{out}.work (while it runs)": 2 * estimate.weights + 2 * size + 2 * neurons,
+    }

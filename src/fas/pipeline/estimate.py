@@ -1,0 +1,236 @@
+"""Memory and time of each stage of a conversion, by parts.
+
+A stage holds, at its peak (bytes; P is what the parameters take in fp32, whatever ``--dtype`` says, which is for evaluation):
+
+* *process*: Python and its libraries, `PROCESS`; on a GPU torch's own context, `CONTEXT`, in place of it
+* *data*: tokens and texts, which stay from the beginning to the end
+* *weights*: P for each model that is there: in Stage 1 the student and the ANN (its teacher), and where the head is new the
+  control, too
+* *AdamW's moments*: 2 P; *gradients*: what is left after a backward pass that was traced, P
+* *activations*: what else is alive at the peak of a pass, traced (`fas.pipeline.forwards`): the layers' and QCFS units' saved
+  tensors, attention maps, logits of the vocabulary and their distance to the teacher's; T·B rows where time is folded
+* *samples*: what scales and neurons are fitted on
+* *fragments*: `HOLES` of activations and samples: freed memory stays (`fas.runtime.memory`), in holes that the next tensor does
+  not always fit, all the more between samples, which stay
+
+Time is operations of matrix products by what the machine does a second, and bytes written by what it writes a second (`Speed`);
+for Stage 2 the search, `SEARCHES` passes over the rows of each site. Constants are measured (benchmarks/dry_run.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedModel
+
+from fas.calibration import CalibrationOptions
+from fas.config import SpikingConfig
+from fas.conversion.scales import SAMPLES_PER_SITE
+from fas.models import planned
+from fas.pipeline.forwards import (
+    Architecture,
+    Shape,
+    calibration_distance,
+    evaluation,
+    spiking_evaluation,
+    training_step,
+)
+from fas.pipeline.measure import EVALUATION_BATCH, evaluation_batch, layerwise_target
+from fas.pipeline.options import ConvertOptions
+from fas.pipeline.run import CALIBRATION_BATCH
+from fas.pipeline.stages import stage1_options
+from fas.pipeline.traced import Cost
+from fas.report.plan import PlannedStage, Speed
+from fas.tasks.text_classification import FOR_EACH, FULL_BATCH
+
+PROCESS, CONTEXT = 630_000_000, 600_000_000
+HOLES = {"activations": 0.3, "samples": 0.7}
+SEARCHES = 60
+TRIALS = 2
+"""How often a block runs for each of its sites in Stage 2: what it is now, and most often the first candidate."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How much goes through a conversion: examples (blocks of running text, or labelled texts) and their tokens."""
+
+    training: int
+    held_out: int
+    evaluation: int
+    calibration: int
+    length: int
+    labelled: bool
+    new_head: bool
+    data: int
+    """Bytes that the examples take."""
+
+
+class Estimate:
+    """The stages of ``options`` for an ``architecture``, of which ``model`` is a model without memory.
+
+    Raises what `planned` raises for a model that FAS does not know.
+    """
+
+    def __init__(
+        self, options: ConvertOptions, architecture: Architecture, model: PreTrainedModel, work: Workload, speed: Speed
+    ) -> None:
+        self.options, self.architecture, self.work, self.speed = options, architecture, work, speed
+        self.targets = options.configurations()
+        self.placements = [place for _, places in planned(model, self.targets[0]) for place in places]
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.weights = 4 * self.parameters
+        self.settings = stage1_options(options, self.parameters, work.training)
+        self.hidden = model.config.get_text_config().hidden_size
+        self.layers = model.config.get_text_config().num_hidden_layers
+        self.on_gpu = options.device.startswith("cuda")
+
+    def stages(self) -> list[PlannedStage]:
+        """In the order in which they run."""
+        trained = self.options.stage1 == "full"
+        found = [self.control()] if trained else []
+        found += [self.fitting(), *([self.stage1()] if trained else [])]
+        found += [self.stage2(target) for target in self.targets if self.options.stage2]
+        return [*found, self.dense_rows(), *(self.spiking_row(target) for target in self.measured())]
+
+    def measured(self) -> list[SpikingConfig]:
+        """The SNN's rows: layerwise, and each coding and time."""
+        return [layerwise_target(self.targets[0]), *self.targets]
+
+    def control(self) -> PlannedStage:
+        """Fine-tuning the ANN, and which of the two is better on held-out data."""
+        step = self.architecture.cost(lambda build: training_step(build, self.training_batch))
+        judged = self.architecture.cost(lambda build: evaluation(build, self.evaluated))
+        batches = 2 * self.work.held_out / self.evaluated.batch
+        memory = _larger(self._training_memory(2, step), {"weights": 2 * self.weights, "activations": judged.peak})
+        return self._stage(
+            "control", f"{self._steps()} of the ANN; both on {self.work.held_out} held-out {self._examples}", memory,
+            [(self.settings.steps, step), (batches, judged)],
+            self.settings.steps * self.training_batch.tokens + 2 * self.work.held_out * self.work.length,
+        )  # fmt: skip
+
+    def fitting(self) -> PlannedStage:
+        """The scales of all sites, fitted to what they will carry."""
+        shape = self._calibrated(EVALUATION_BATCH if self.work.labelled else self.evaluated.batch)
+        run = self.architecture.cost(lambda build: evaluation(build, replace(shape, labelled=True)))  # no loss
+        rows = min(SAMPLES_PER_SITE, self.work.calibration * self.work.length)
+        widths = [place.width for place in self.placements if place.spec.kind != "group"]
+        twice = [place.width for place in self.placements if place.spec.replaces]
+        samples = 4 * rows * (sum(widths) + sum(twice))
+        fitted = (
+            4 * rows * 6 * max(widths, default=0)
+        )  # one site at a time: inputs, targets, candidates and their errors
+        memory = {"weights": 2 * self.weights, "samples": samples, "activations": max(run.peak, fitted)}
+        tries = Cost(written=48 * 4 * 4 * rows * sum(widths))
+        return self._stage(
+            "scales", f"{len(self.placements)} sites, {self.work.calibration} {self._examples}", memory,
+            [(self.work.calibration / shape.batch, run), (1, tries)], self.work.calibration * self.work.length,
+        )  # fmt: skip
+
+    def stage1(self) -> PlannedStage:
+        """Fine-tuning the QCFS model."""
+        distill = 0.5 if self.options.distill is None else self.options.distill
+        step = self.architecture.cost(lambda build: training_step(build, self.training_batch, self.targets[0], distill))
+        models = 3 if self.work.new_head else 2
+        return self._stage(
+            "Stage 1", f"{self._steps()} of the QCFS model", self._training_memory(models, step),
+            [(self.settings.steps, step)], self.settings.steps * self.training_batch.tokens,
+        )  # fmt: skip
+
+    def stage2(self, target: SpikingConfig) -> PlannedStage:
+        """Calibration for one coding and time."""
+        own, shape = CalibrationOptions(), self._calibrated(CALIBRATION_BATCH)
+        batches = min(-(-own.judged_tokens // shape.tokens), -(-self.work.calibration // shape.batch))
+        walked, rows = batches * shape.tokens, min(own.search_rows, batches * shape.tokens)
+        distance = self.architecture.cost(lambda build: calibration_distance(build, shape, target))
+        states = 4 * walked * self.hidden * (2 * target.timesteps + 1)
+        searched = [place.width for place in self.placements if place.spec.kind not in ("group", "norm")]
+        block = sum(searched) // max(1, self.layers)
+        samples = 4 * rows * (block + 4 * target.timesteps * max(searched, default=0))
+        search = Cost(written=SEARCHES * 4 * rows * target.timesteps * sum(searched))
+        passes = (2 + TRIALS * len(searched) / max(1, self.layers)) * batches
+        memory = {"weights": self.weights, "hidden states": states, "samples": samples, "activations": distance.peak}
+        tokens = walked * round(passes / batches)
+        return self._stage(
+            f"Stage 2, {_named(target)}", f"{len(searched)} sites, {walked:,} tokens", memory,
+            [(passes, distance), (1, search)], tokens,
+        )  # fmt: skip
+
+    def dense_rows(self) -> PlannedStage:
+        """The ANN, the control and the QCFS model on the evaluation data."""
+        dense = self.architecture.cost(lambda build: evaluation(build, self.evaluated))
+        qcfs = self.architecture.cost(
+            lambda build: spiking_evaluation(build, self.evaluated, self.targets[0], qcfs=True)
+        )
+        batches, names = self.work.evaluation / self.evaluated.batch, 1 if self.work.new_head else 2
+        memory = {"weights": self.weights, "activations": max(dense.peak, qcfs.peak)}
+        return self._stage(
+            "evaluation", f"ANN, control and QCFS model on {self.work.evaluation:,} {self._examples}", memory,
+            [(names * batches, dense), (batches, qcfs)], (names + 1) * self.work.evaluation * self.work.length,
+        )  # fmt: skip
+
+    def spiking_row(self, target: SpikingConfig) -> PlannedStage:
+        """The SNN on the evaluation data."""
+        whole = self.evaluated
+        shape = replace(whole, batch=max(1, whole.batch // target.timesteps)) if target.folds_time else whole
+        run = self.architecture.cost(lambda build: spiking_evaluation(build, shape, target))
+        models = 2 if self.options.before_stage2 and self.options.stage2 else 1
+        memory = {"weights": models * self.weights, "activations": run.peak}
+        return self._stage(
+            f"evaluation, {_named(target)}", f"{self.work.evaluation:,} {self._examples}", memory,
+            [(models * self.work.evaluation / shape.batch, run)], models * self.work.evaluation * self.work.length,
+        )  # fmt: skip
+
+    @property
+    def training_batch(self) -> Shape:
+        """Of Stage 1 and of the control."""
+        return self._shape(self.settings.batch_size)
+
+    @property
+    def evaluated(self) -> Shape:
+        """A batch of the evaluation of what has no time; folded, it is divided by T."""
+        if self.work.labelled:
+            return self._shape(EVALUATION_BATCH * max(1, FULL_BATCH // self.work.length))
+        return self._shape(evaluation_batch(self.work.length))
+
+    def _calibrated(self, size: int) -> Shape:
+        """A batch of what scales and neurons are fitted on; labelled texts are short, so there are more."""
+        return self._shape(size * FOR_EACH if self.work.labelled else size)
+
+    def _shape(self, batch: int) -> Shape:
+        return Shape(batch, self.work.length, self.work.labelled)
+
+    @property
+    def _examples(self) -> str:
+        return "texts" if self.work.labelled else f"blocks of {self.work.length} tokens"
+
+    def _steps(self) -> str:
+        return f"{self.settings.steps:,} steps of {self.settings.batch_size} {self._examples}"
+
+    def _training_memory(self, models: int, step: Cost) -> dict[str, int]:
+        return {
+            "weights": models * self.weights,
+            "AdamW's moments": 2 * self.weights,
+            "gradients": step.kept,
+            "activations": step.peak - step.kept,
+        }
+
+    def _stage(
+        self, name: str, does: str, memory: dict[str, int], runs: Sequence[tuple[float, Cost]], tokens: int
+    ) -> PlannedStage:
+        fragments = round(sum(share * memory.get(part, 0) for part, share in HOLES.items()))
+        own = (
+            {"context": CONTEXT}
+            if self.on_gpu
+            else {"process": PROCESS, "data": self.work.data, "fragments": fragments}
+        )
+        seconds = sum(count * (cost.flops / self.speed.flops + cost.written / self.speed.bytes) for count, cost in runs)
+        return PlannedStage(name, does, tokens, memory | own, seconds)
+
+
+def _larger(*found: dict[str, int]) -> dict[str, int]:
+    return max(found, key=lambda memory: sum(memory.values()))
+
+
+def _named(target: SpikingConfig) -> str:
+    return f"{target.coding.replace('_', '-')}, T={target.timesteps}" if target.folds_time else "layerwise"
