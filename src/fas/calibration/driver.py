@@ -89,7 +89,9 @@ def calibrate(
                     parameters, target.part_of, len(listed), options.global_steps, target.distance, end,
                     GLOBAL_LR[clock.config.coding], progress, together=True,
                 )  # fmt: skip
-        kind, unit = ("squared error", "") if getattr(model.config, "problem_type", None) == "regression" else ("KL", " nats")
+        kind, unit = (
+            ("squared error", "") if getattr(model.config, "problem_type", None) == "regression" else ("KL", " nats")
+        )
         summary = f"logits {kind} {uncalibrated:.4f} uncalibrated → {by_layer:.4f} by layer → {end:.4f}{unit}"
         if not end < uncalibrated and not options.spike_price:
             summary += "; no better, so the uncalibrated neurons stay"
