@@ -264,7 +264,7 @@ def test_the_global_pass_starts_from_the_uncalibrated_neurons_where_the_layers_m
                 site.parameters_for(clock_of(model).config).log_threshold.data += 3
         return LayerReport("", 0.0, 0.0, 0.0)
 
-    def watched(parameters, loss_of, batches, steps, judged, before, *rest):
+    def watched(parameters, loss_of, batches, steps, judged, before, *rest, **more):
         started.append(before - judged())
         return before
 
