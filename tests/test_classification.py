@@ -124,6 +124,10 @@ def test_no_text_is_calibrated_on_twice(place) -> None:
     batches = examples.for_calibration(160, 4)
     seen = [tuple(ids.tolist()) for batch in batches for ids in batch["input_ids"]]
     assert len(seen) == len(set(seen)) == 160
+    few = {tuple(ids.tolist()) for batch in examples.for_calibration(48, 4) for ids in batch["input_ids"]}
+    for number in (0, 79, 159):  # evenly spaced, each with the next fifteen
+        assert tuple(examples[number]["input_ids"]) in few
+    assert all(tuple(examples[number]["input_ids"]) in few for number in range(79, 95))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
