@@ -29,7 +29,7 @@ from fas.report.table import plain_table
 from fas.runtime.control import sites_of
 from fas.runtime.spikes import counting
 from fas.tasks.glue import GLUE, OWN
-from fas.tasks.labelled import Labelled
+from fas.tasks.labelled import Labelled, load_labelled
 from fas.tasks.language_modeling import Blocks
 from fas.tasks.masked import MaskedBlocks
 from fas.tasks.text_classification import encode_labelled
@@ -421,6 +421,27 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(place, learnt)
     ):  # fmt: skip
         with pytest.raises(ConfigError):
             options(place, "x", **bad)
+
+
+def test_the_command_names_the_tasks_and_knows_where_their_data_is(place, capsys, monkeypatch) -> None:
+    assert main(["convert", "--task", "sst-2", "--model", str(place / "encoder"), "--out", str(place / "z")]) != 0
+    assert "sst2" in capsys.readouterr().err
+    assert main(["convert", "--task", "text-classification", "--model", "m", "--out", str(place / "z")]) != 0
+    assert "--data must be given" in capsys.readouterr().err
+    asked = []
+    monkeypatch.setattr("datasets.load_dataset", lambda *names: asked.append(names) or {})
+    assert main(["convert", "--task", "rte", "--model", str(place / "encoder"), "--out", str(place / "z")]) != 0
+    assert asked == [("nyu-mll/glue", "rte")]
+    assert "no split called train" in capsys.readouterr().err
+
+
+def test_the_hub_gives_training_and_validation_rows(place, monkeypatch) -> None:
+    rows = [{"premise": f"w{i}", "hypothesis": "w2", "label": i % 3, "idx": i} for i in range(40)]
+    table = {"train": rows[:30], "validation_matched": rows[30:35], "test_matched": rows[35:]}
+    monkeypatch.setattr("datasets.load_dataset", lambda *names: table)
+    data = load_labelled(GLUE["mnli"], "nyu-mll/glue:mnli")
+    assert [row.text for row in data.evaluation] == [f"w{i}" for i in range(30, 35)]
+    assert len(data.training) + len(data.held_out) == 30
 
 
 def test_commands_for_language_models_refuse_a_classifier(place, learnt) -> None:

@@ -19,7 +19,7 @@ from fas.errors import ConfigError
 from fas.pipeline.about import About, Block, ExampleCounts
 from fas.pipeline.options import ConvertOptions
 from fas.report.plan_text import figure_text
-from fas.tasks.glue import GLUE
+from fas.tasks.glue import LANGUAGE_MODELING, text_task
 
 _LISTS = ("codings", "timesteps", "steps", "targets", "ignore")
 _BLOCKS = ("extends", "about", "architecture", "examples")
@@ -75,9 +75,9 @@ def recipe_options(given: Mapping[str, Any]) -> ConvertOptions:
     Raises `ConfigError` for what is missing or not valid.
     """
     options = dict(given)
-    task = GLUE.get(options.get("task", ""))
-    if task is not None and task.hub is not None:
-        options.setdefault("data", task.hub)
+    task = options.get("task", LANGUAGE_MODELING)
+    if task != LANGUAGE_MODELING and (hub := text_task(task).hub):
+        options.setdefault("data", hub)
     missing = [f"--{name}" for name in ("model", "data", "out") if name not in options]
     if missing:
         raise ConfigError(f"{' and '.join(missing)} must be given as option or in the recipe; see fas convert --help")
