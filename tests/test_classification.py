@@ -10,14 +10,13 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fas.cli import main
 from fas.conversion import prepare
 from fas.errors import CheckpointError, ConfigError, DataError, FasError
-from fas.losses import logits_kl, logits_loss
 from fas.pipeline import stages
+from fas.pipeline.asked import as_converted, named
 from fas.pipeline.convert import run_conversion
 from fas.pipeline.evaluate import evaluate_folder
 from fas.pipeline.load import load_ann, load_spiking
@@ -25,14 +24,12 @@ from fas.pipeline.options import ConvertOptions
 from fas.pipeline.prepared import prepared
 from fas.pipeline.workspace import Workspace
 from fas.progress import Silent
+from fas.report.results import Results
 from fas.report.table import plain_table
 from fas.runtime.control import sites_of
 from fas.runtime.spikes import counting
 from fas.tasks.glue import GLUE, OWN
-from fas.tasks.labelled import Labelled, load_labelled
-from fas.tasks.language_modeling import Blocks
-from fas.tasks.masked import MaskedBlocks
-from fas.tasks.text_classification import encode_labelled
+from fas.tasks.labelled import load_labelled
 
 SMALL = {
     "levels": 4, "timesteps": (4,), "stage1_steps": 4, "batch_size": 8, "calibration_sequences": 24, "fit_steps": 2, "lr": 1e-3,
@@ -59,109 +56,6 @@ def learnt(place):
     """Long enough to learn which kind of words a text has."""
     asked = options(place, "learnt", stage1_steps=100, lr=3e-3, before_stage2=True, coverage="linear")
     return asked, run_conversion(asked)
-
-
-# examples
-
-
-@pytest.fixture(scope="module")
-def examples(place):
-    tokenizer = AutoTokenizer.from_pretrained(place / "encoder")
-    rows = [Labelled(" ".join(folders.WORDS[: 1 + i % 7]), None, i % 2) for i in range(40)]
-    return encode_labelled(tokenizer, GLUE["sst2"], GLUE["sst2"].labels, rows, 6)
-
-
-def test_texts_are_cut_where_the_model_ends_and_counted(examples) -> None:
-    """One to seven words between [CLS] and [SEP]; six tokens are seen, so five, six and seven words are cut."""
-    assert examples.truncated == sum(i % 7 >= 4 for i in range(40))
-    assert sorted(set(examples.lengths())) == [3, 4, 5, 6]
-    assert all(example["input_ids"][0] == 0 and example["input_ids"][-1] == 1 for example in examples.encoded)
-    assert examples.about() == {"sequences": 40, "length": 6, "truncated": examples.truncated}
-
-
-def test_a_batch_is_padded_and_says_where(examples) -> None:
-    batch = examples.collate([examples[0], examples[3]])
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0, 0], [1] * 6]
-    assert batch["input_ids"][0, 3:].tolist() == [2, 2, 2]
-    assert batch["labels"].tolist() == [0, 1]
-
-
-def test_batches_for_calibration_meet_no_padding_and_miss_no_text(examples) -> None:
-    batches = examples.unpadded(5)
-    assert all(bool(batch["attention_mask"].all()) and "labels" not in batch for batch in batches)
-    assert max(len(batch["input_ids"]) for batch in batches) == 5
-    seen = sorted(ids.tolist() for batch in batches for ids in batch["input_ids"])
-    assert seen == sorted(example["input_ids"] for example in examples.encoded)
-    lengths = [batch["input_ids"].shape[1] for batch in batches]
-    assert lengths != sorted(lengths), "the first few are to hold more than the shortest"
-    again = examples.unpadded(5)
-    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(batches, again, strict=True))
-
-
-def test_calibration_takes_full_batches_of_one_length_from_all_over(place) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(place / "encoder")
-    rows = [Labelled(" ".join(folders.WORDS[i % 80 : i % 80 + 1 + i % 5]), None, 0) for i in range(400)]
-    examples = encode_labelled(tokenizer, GLUE["sst2"], GLUE["sst2"].labels, rows, 64)
-    batches = examples.for_calibration(96, 4)
-    assert [len(batch["input_ids"]) for batch in batches] == [16] * 6
-    assert len({batch["input_ids"].shape[1] for batch in batches}) > 1
-    assert all(bool(batch["attention_mask"].all()) for batch in batches)
-    assert all("labels" not in batch for batch in batches)
-    known = {tuple(example["input_ids"]) for example in examples.encoded}
-    assert {tuple(ids.tolist()) for batch in batches for ids in batch["input_ids"]} <= known
-    few = examples.picked(range(10))  # two of each length
-    assert sum(len(batch["input_ids"]) for batch in few.for_calibration(None, 4)) <= 10
-    assert sum(len(batch["input_ids"]) for batch in examples.for_calibration(20, 4)) == 20
-    assert [len(batch["input_ids"]) for batch in Blocks(torch.zeros(40, 3).long()).for_calibration(None, 5)] == [
-        5
-    ] * 6 + [2]
-
-
-def test_no_text_is_calibrated_on_twice(place) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(place / "encoder")
-    rows = [Labelled(f"{folders.WORDS[i % 80]} {folders.WORDS[i // 80]}", None, 0) for i in range(160)]
-    examples = encode_labelled(tokenizer, GLUE["sst2"], GLUE["sst2"].labels, rows, 64)
-    batches = examples.for_calibration(160, 4)
-    seen = [tuple(ids.tolist()) for batch in batches for ids in batch["input_ids"]]
-    assert len(seen) == len(set(seen)) == 160
-    few = {tuple(ids.tolist()) for batch in examples.for_calibration(48, 4) for ids in batch["input_ids"]}
-    for number in (0, 79, 159):  # evenly spaced, each with the next fifteen
-        assert tuple(examples[number]["input_ids"]) in few
-    assert all(tuple(examples[number]["input_ids"]) in few for number in range(79, 95))
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
-@pytest.mark.parametrize("regression", [False, True])
-def test_a_model_is_scored_as_one_text_at_a_time_scores_it(place, batch_size, regression) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(place / "encoder")
-    task = GLUE["stsb"] if regression else GLUE["mrpc"]
-    made = torch.Generator().manual_seed(0)
-    rows = [
-        Labelled(
-            " ".join(folders.WORDS[int(w)] for w in torch.randint(80, (1 + i % 9,), generator=made)),
-            " ".join(folders.WORDS[int(w)] for w in torch.randint(80, (1 + i % 4,), generator=made)),
-            i / 7 if regression else i % 2,
-        )
-        for i in range(30)
-    ]
-    examples = encode_labelled(tokenizer, task, task.labels or (), rows, 64)
-    model = tiny.ann("bert_sequence", num_labels=1 if regression else 2)
-    found = examples.evaluate(model, batch_size)
-    logits = []
-    for row in rows:
-        with torch.no_grad():
-            logits.append(model(**tokenizer(row.text, row.pair, return_tensors="pt")).logits[0])
-    logits, wanted = torch.stack(logits), torch.tensor([row.label for row in rows])
-    if regression:
-        assert found.loss == pytest.approx(float(F.mse_loss(logits[:, 0], wanted)), rel=1e-4)
-        pearson = float(torch.corrcoef(torch.stack([logits[:, 0], wanted]))[0, 1])
-        assert found.metrics["pearson"] == pytest.approx(pearson, abs=1e-4)
-        assert found.metric == "spearman"
-    else:
-        assert found.loss == pytest.approx(float(F.cross_entropy(logits, wanted)), rel=1e-4)
-        assert found.metrics["accuracy"] == pytest.approx(float((logits.argmax(1) == wanted).float().mean()))
-        assert (found.metric, found.value) == ("f1", found.metrics["f1"])
-    assert found.badness == -found.value
 
 
 def test_padding_has_no_spikes_and_no_neurons(place, learnt) -> None:
@@ -235,6 +129,48 @@ def test_fas_eval_on_other_data_with_its_own_columns(place, learnt) -> None:
     assert {row.name for row in found.rows} == {"control", "qcfs", "snn"}
     assert found.rows[0].tokens == 400
     assert found.rows[0].value > 0.9
+
+
+def test_other_data_is_taken_whole_with_the_task_of_the_conversion() -> None:
+    then = {
+        "data": "a",
+        "eval_data": "b",
+        "length": 9,
+        "eval_sequences": 3,
+        "task": "rte",
+        "text_column": None,
+        "lr": 1.0,
+    }
+    stored = Results("m", "a", 0, extra={"options": then})
+    same = as_converted("folder", stored, {"data": None, "length": 7})
+    assert (same.data, same.eval_data, same.length, same.eval_sequences, same.task) == ("a", "b", 7, 3, "rte")
+    other = as_converted("folder", stored, {"data": "c"} | named(("x", None, "y")))
+    assert (other.data, other.eval_data, other.length, other.eval_sequences, other.task) == (
+        "c",
+        None,
+        None,
+        None,
+        "rte",
+    )
+    assert (other.text_column, other.pair_column, other.label_column) == ("x", None, "y")
+    with pytest.raises(ConfigError, match="--data"):
+        as_converted("folder", None, {"data": None})
+
+
+def test_classes_are_numbered_as_the_models_head_has_them(place) -> None:
+    """Sorted they would be a, b; the head that comes with the model has them the other way round."""
+    model = tiny.ann("bert_sequence", num_labels=2, id2label={0: "b", 1: "a"}, label2id={"b": 0, "a": 1})
+    model.save_pretrained(place / "turned")
+    AutoTokenizer.from_pretrained(place / "encoder").save_pretrained(place / "turned")
+    file = place / "named.tsv"
+    file.write_text("text\tlabel\n" + "".join(f"w{i % 50} w{i // 50}\t{'ab'[i % 2]}\n" for i in range(60)))
+    asked = options(place, "n", model=str(place / "turned"), task="text-classification", data=str(file))
+    training = prepared(asked).source.training
+    words = {
+        tuple(AutoTokenizer.from_pretrained(place / "turned")(f"w{i % 50} w{i // 50}")["input_ids"]): i
+        for i in range(60)
+    }
+    assert all(example["labels"] == 1 - words[tuple(example["input_ids"])] % 2 for example in training.encoded)
 
 
 def test_diagnosis_of_a_classifier(learnt) -> None:
@@ -339,19 +275,6 @@ def test_an_interrupted_conversion_ends_the_same(place, monkeypatch) -> None:
 # masked text before the task
 
 
-def test_masked_blocks_hide_the_same_tokens_for_the_same_seed(place) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(place / "encoder")
-    blocks = torch.randint(5, 90, (6, 40), generator=torch.Generator().manual_seed(1))
-    first, second, other = (MaskedBlocks(blocks, tokenizer, seed) for seed in (0, 0, 1))
-    batches = [some.collate([some[i] for i in range(6)]) for some in (first, second, other)]
-    assert torch.equal(batches[0]["input_ids"], batches[1]["input_ids"])
-    assert not torch.equal(batches[0]["input_ids"], batches[2]["input_ids"])
-    hidden = batches[0]["labels"] != -100
-    assert 0.08 < hidden.float().mean() < 0.24
-    assert torch.equal(batches[0]["labels"][hidden], blocks[hidden])
-    assert torch.equal(batches[0]["input_ids"][~hidden], blocks[~hidden])
-
-
 def test_stage_1_may_begin_with_masked_text(place, monkeypatch) -> None:
     """Both the control and the QCFS model do, each in its own form, and start the task from there."""
     asked = options(place, "masked", mlm_data=str(place / "text.txt"), mlm_steps=3)
@@ -380,18 +303,6 @@ def test_stage_1_may_begin_with_masked_text(place, monkeypatch) -> None:
     assert not torch.equal(qcfs[scale], fresh.base_model.state_dict()[scale])
     assert workspace.has("text-control")
     assert workspace.has("text-qcfs")
-
-
-# losses
-
-
-def test_a_regression_is_a_squared_error_and_classes_are_a_divergence() -> None:
-    student, teacher = torch.randn(7, 1), torch.randn(7, 1)
-    assert float(logits_loss(student, teacher)) == pytest.approx(float((student - teacher).square().mean()))
-    student, teacher = torch.randn(7, 3), torch.randn(7, 3)
-    assert torch.equal(logits_loss(student, teacher, 2.0), logits_kl(student, teacher, 2.0))
-    p, q = teacher.softmax(-1), student.softmax(-1)
-    assert float(logits_loss(student, teacher)) == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-4)
 
 
 # what is refused
@@ -465,10 +376,3 @@ def test_a_checkpoint_that_lacks_weights_of_the_encoder_is_refused(place) -> Non
     save_file(values, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="lacks"):
         run_conversion(options(place, "y", model=str(folder)))
-
-
-def test_blocks_and_texts_are_examples_alike() -> None:
-    blocks = Blocks(torch.arange(40).view(10, 4))
-    assert [int(example["input_ids"][0]) for example in blocks.some(3)] == [0, 16, 36]
-    assert blocks.some(None) is blocks
-    assert blocks.collate([blocks[0], blocks[2]])["labels"].tolist() == [[0, 1, 2, 3], [8, 9, 10, 11]]
