@@ -173,6 +173,38 @@ def test_classes_are_numbered_as_the_models_head_has_them(place) -> None:
     assert all(example["labels"] == 1 - words[tuple(example["input_ids"])] % 2 for example in training.encoded)
 
 
+@pytest.mark.parametrize("own", [("NOT_ENTAILMENT", "ENTAILMENT"), ("LABEL_0", "LABEL_1")])
+def test_numbers_of_the_data_find_the_class_of_a_head_in_another_order(place, own) -> None:
+    """RTE's 0 is entailment, which a head may have second, in capitals; one without names has the data's order."""
+    folder = place / own[0].lower()
+    names = {"id2label": dict(enumerate(own)), "label2id": {name: i for i, name in enumerate(own)}}
+    tiny.ann("bert_sequence", num_labels=2, **names).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(place / "encoder").save_pretrained(folder)
+    turned = own[0] != "LABEL_0"
+    for form in ("number", "name"):
+        file = place / f"{form}.tsv"
+        labels = (0, 1) if form == "number" else ("entailment", "not_entailment")
+        lines = [f"w{i % 50}\tw{i // 50}\t{labels[i % 2]}" for i in range(60)]
+        file.write_text("\n".join(["sentence1\tsentence2\tlabel", *lines]))
+        asked = options(place, f"r-{form}-{turned}", model=str(folder), task="rte", data=str(file), stage1="none")
+        source = prepared(asked).source
+        tokenizer = source.tokenizer
+        wanted = {tuple(tokenizer(f"w{i % 50}", f"w{i // 50}")["input_ids"]): i % 2 for i in range(60)}
+        for example in source.training.encoded:
+            label = wanted[tuple(example["input_ids"])]
+            assert example["labels"] == (1 - label if turned else label)
+        results = run_conversion(asked)
+        again = evaluate_folder(asked.out)  # the saved head knows the names
+        assert [row.value for row in again.rows if row.name == "qcfs"] == [results.rows[2].value]
+
+
+def test_a_decoder_learns_a_class_at_the_end_of_its_text(place) -> None:
+    folders.save_ann(place / "decoder")
+    results = run_conversion(options(place, "decoder-snn", model=str(place / "decoder"), stage1_steps=60, lr=3e-3))
+    assert results.rows[0].value > 0.8
+    assert type(load_spiking(str(place / "decoder-snn"), any_task=True)[0]).__name__ == "GPT2ForSequenceClassification"
+
+
 def test_diagnosis_of_a_classifier(learnt) -> None:
     asked, _ = learnt
     found = evaluate_folder(asked.out, diagnosed=8)

@@ -73,13 +73,15 @@ def _of_labelled_texts(options: ConvertOptions, progress: Progress) -> tuple[Pre
 
     def fresh() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
         set_seed(options.seed)  # for a new head, which is random
-        return load_classifier(options.model, head, options.device)
+        loaded = load_classifier(options.model, head, options.device)
+        name_classes(loaded[0].config, _in_order_of(loaded[0], names))
+        return loaded
 
     ann, tokenizer, new_head = fresh()
     length = block_length(ann.config, options.length)
-    names = _in_order_of(ann, names)
+    numbered = _names_of(ann.config)
     training, held_out, evaluation = (
-        encode_labelled(tokenizer, task, names, some, length)
+        encode_labelled(tokenizer, task, numbered, some, length)
         for some in (rows.training, rows.held_out, rows.evaluation)
     )
     cut = training.truncated + held_out.truncated + evaluation.truncated
@@ -138,11 +140,18 @@ def sliding_of(
 
 
 def _in_order_of(model: PreTrainedModel, names: tuple[str, ...] | None) -> tuple[str, ...]:
-    """``names`` of classes in the order of the model's head, where it knows them by these names."""
+    """``names`` of classes in the order of the model's head, where it knows them by these names, in capitals or not."""
     if names is None:
         return ()
-    own = _names_of(model.config)
-    return own if set(own) == set(names) else names
+    own, spelled = [name.lower() for name in _names_of(model.config)], {name.lower(): name for name in names}
+    return tuple(spelled[name] for name in own) if sorted(own) == sorted(spelled) else names
+
+
+def name_classes(config: PretrainedConfig, names: tuple[str, ...]) -> None:
+    """Have the head of ``config`` call its classes ``names``, so that a saved model is measured by them; () leaves it."""
+    if names:
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: number for number, name in enumerate(names)}
 
 
 def _names_of(config: PretrainedConfig) -> tuple[str, ...]:

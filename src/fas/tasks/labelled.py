@@ -221,7 +221,7 @@ def class_names(task: TextTask, rows: Sequence[Labelled], source: str) -> tuple[
     """The classes in their order: the task's, or those of the training ``rows``, sorted (numbers as numbers)."""
     if task.labels is not None:
         return task.labels
-    found = {str(row.label) for row in rows}
+    found = {str(row.label).strip() for row in rows}
     if len(found) < 2:
         raise DataError(f"{source} has one class only ({', '.join(found)}); a classification needs two")
     return tuple(sorted(found, key=lambda name: (0, int(name), name) if name.lstrip("-").isdigit() else (1, 0, name)))
@@ -235,10 +235,10 @@ def label_of(task: TextTask, names: Sequence[str], row: Labelled) -> int | float
             return float(name)
         except ValueError:
             raise DataError(f"{name!r} is no score; {task.name} needs a number for {row.text[:40]!r}") from None
+    if name not in names and task.labels is not None and name.isdigit() and int(name) < len(task.labels):
+        name = task.labels[int(name)]  # the number of the data; a model may have another order
     if name in names:
         return names.index(name)
-    if task.labels is not None and name.isdigit() and int(name) < len(names):
-        return int(name)
     raise DataError(
         f"{name!r} is none of the classes {', '.join(names)} (of {row.text[:40]!r}); are its labels public?"
     )
