@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def _spearman(predicted: np.ndarray, wanted: np.ndarray) -> float:
     return _or_zero(predicted, wanted, spearmanr)
 
 
-def _or_zero(predicted: np.ndarray, wanted: np.ndarray, correlation) -> float:  # type: ignore[no-untyped-def]
+def _or_zero(predicted: np.ndarray, wanted: np.ndarray, correlation: Callable[..., Any]) -> float:
     if np.ptp(predicted) == 0 or np.ptp(wanted) == 0:
         return 0.0
     found = float(correlation(predicted, wanted)[0])
