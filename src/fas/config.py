@@ -13,6 +13,7 @@ from fas.steps import default_steps, is_complete
 
 CONFIG_VERSION = 1
 
+Part = Literal["vision", "projector", "text"]
 Coverage = Literal["ffn", "linear", "attention", "full"]
 Activation = Literal["replace", "keep"]
 Scales = Literal["channel", "tensor"]
@@ -60,6 +61,8 @@ class SpikingConfig(BaseModel):
     in front), so that channels with outliers have their own; or one a ``tensor``, for comparison."""
     activation: Activation = "replace"
     """Pointwise activations of FFNs: ``replace`` (an unsigned unit stands in for them, the paper's way) or ``keep``."""
+    parts: tuple[Part, ...] = ()
+    """Parts of a vision-language model that spike: ``vision``, ``projector``, ``text``; the others stay analog; () is all."""
     targets: tuple[str, ...] = ()
     """Sites that spike, of those of the coverage: exact names, or ``re:`` and what the whole name matches; () is all."""
     ignore: tuple[str, ...] = ()

@@ -54,6 +54,10 @@ _Activation = Annotated[
 _Targets = Annotated[
     list[str] | None, _flag("targets", "Only these sites spike: names as fas inspect shows them, or re:PATTERN.", _SNN)
 ]
+_Parts = Annotated[
+    list[str] | None, _flag("parts", "Of a vision-language model, what spikes: vision,projector,text.", _SNN)
+]
+_DATA = "Training text, labelled texts or images with text: files, a folder, a hub data set, or builtin."
 _LoraRank = Annotated[int | None, _flag("lora_rank", "--stage1 lora: rank of the adapters.", _STAGE1)]
 _LoraAlpha = Annotated[float | None, _flag("lora_alpha", "Their product is times alpha / rank.", _STAGE1)]
 _Fsdp = Annotated[
@@ -87,10 +91,10 @@ _Budgets = Annotated[
 
 def command(
     model: Annotated[str | None, _flag("model", "Hub id, local folder, or builtin.")] = None,
-    data: Annotated[str | None, _flag("data", "Training text: files, a hub data set, or builtin.")] = None,
+    data: Annotated[str | None, _flag("data", _DATA)] = None,
     out: Annotated[Path | None, _flag("out", "Folder to write; an interrupted conversion goes on.")] = None,
     eval_data: Annotated[str | None, _flag("eval_data", "Evaluation text; else the last 10 % of --data.")] = None,
-    task: Annotated[str | None, _flag("task", "language-modeling, sst2, mrpc … (GLUE), text-classification.")] = None,
+    task: Annotated[str | None, _flag("task", "language-modeling, sst2 … (GLUE), text-classification, vqa …")] = None,
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
     label_column: LabelColumn = None,
@@ -105,6 +109,7 @@ def command(
     rotation: _Rotation = None,
     scales: _Scales = None,
     activation: _Activation = None,
+    parts: _Parts = None,
     targets: _Targets = None,
     ignore: Annotated[list[str] | None, _flag("ignore", "These sites stay analog; named like targets.", _SNN)] = None,
     stage1: Annotated[str | None, _flag("stage1", "full, lora (adapters), or none: no training.", _STAGE1)] = None,
@@ -141,7 +146,7 @@ def command(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Convert a language model, or a classifier of texts: fine-tune its quantized form, make it spike, calibrate that.
+    """Convert a language, vision-language or classifying model: fine-tune its quantized form, make it spike, calibrate that.
 
     Writes the spiking model, the fine-tuned original (the control) and results.json to --out, and prints their quality
     side by side. Killed at any moment and started again with the same options, it goes on from the last finished stage.
@@ -171,6 +176,7 @@ def lists_of(flags: Mapping[str, Any]) -> dict[str, Any]:
     steps = flags["steps"]
     return {
         "codings": words_in(flags["coding"]),
+        "parts": words_in(flags["parts"]),
         "timesteps": numbers_in(flags["timesteps"], "--timesteps"),
         "steps": numbers_in([steps] if steps else None, "--steps"),
     } | {name: tuple(flags[name]) for name in ("targets", "ignore") if flags[name]}

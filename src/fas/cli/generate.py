@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +17,10 @@ _SAMPLING = "With --sample"
 
 def command(
     folder: Converted,
-    prompt: Annotated[str, typer.Option(help="Text to go on from.")],
+    prompt: Annotated[str, typer.Option(help="Text to go on from, or a question about the image.")],
+    image: Annotated[
+        Path | None, typer.Option(help="Of a vision-language model: what it sees.", show_default=False)
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 64,
     sample: Annotated[bool, typer.Option("--sample/--greedy", help="Draw tokens, or take the likeliest.")] = False,
     temperature: Annotated[
@@ -49,17 +53,17 @@ def command(
         from fas.pipeline.measure import chosen_stopping
 
         decoding = Decoding(max_new_tokens, sample, temperature, top_p, num_beams, seed)
-        model, tokenizer = load_spiking(str(folder), device, dtype)
+        model, tokenizer = load_spiking(str(folder), device, dtype, any_task=image is not None)
         model.set_timesteps(timesteps, cache=cache, **({"coding": coding.replace("-", "_")} if coding else {}))
         stopping = chosen_stopping(model, confidence) if adaptive or confidence is not None else None
-        written = continue_text(model, tokenizer, prompt, decoding, stopping)
+        written = continue_text(model, tokenizer, prompt, decoding, stopping, image)
         answer: dict[str, Any] = {"model": str(folder), "decoding": decoding.to_dict(), **written.to_dict()}
         progress.note(written.summary())
         if ann:
             control = folder / "control"
             if control.is_dir():
                 answer["control"] = continue_text(
-                    *load_ann(str(control), device, dtype or "float32"), prompt, decoding
+                    *load_ann(str(control), device, dtype or "float32", any_task=True), prompt, decoding, image=image
                 ).to_dict()
             else:
                 progress.note(f"note: {control} does not exist, so only the SNN writes")

@@ -9,6 +9,7 @@ register(
     Family(
         name="blip",
         segment="BlipVisionModel",
+        part="vision",
         block="BlipEncoderLayer",
         sites=BLIP_VISION_BLOCK,
         twice=frozenset({"post_layernorm"}),  # once on all states, once more on the first

@@ -29,6 +29,7 @@ register(
     Family(
         name="blip2",
         segment="Blip2VisionModel",
+        part="vision",
         block="Blip2EncoderLayer",
         sites=BLIP_VISION_BLOCK,
         twice=frozenset({"post_layernorm"}),  # once on all states, once more on the first
@@ -39,6 +40,7 @@ register(
     Family(
         name="blip2",
         segment="Blip2QFormerModel",
+        part="projector",
         block="Blip2QFormerLayer",
         sites=(
             SiteSpec(

@@ -8,6 +8,7 @@ for tower in ("Text", "Vision"):
         Family(
             name="clip",
             segment=f"CLIP{tower}Model",
+            part="vision" if tower == "Vision" else "text",
             block="CLIPEncoderLayer",
             sites=CLIP_BLOCK,
             analog=classes("CLIP", "TextEmbeddings", "VisionEmbeddings", "Encoder", "Attention", "MLP") | CONVOLUTION,

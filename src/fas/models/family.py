@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fas.config import Coverage
+from fas.config import Coverage, Part
 
 COVERAGE_ORDER: tuple[Coverage, ...] = ("ffn", "linear", "attention", "full")
 
@@ -65,6 +65,8 @@ class Family:
     name: str
     segment: str
     """Class through whose forward time is folded."""
+    part: Part = "text"
+    """What the segment is in a vision-language model; a Q-Former is a projector."""
     block: str = ""
     """Class of the repeated layer; a projector has none."""
     sites: tuple[SiteSpec, ...] = ()

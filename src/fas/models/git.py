@@ -10,6 +10,7 @@ register(
     Family(
         name="git",
         segment="GitVisionModel",
+        part="vision",
         block="GitVisionEncoderLayer",
         sites=CLIP_BLOCK,
         analog=classes("GitVision", "Transformer", "Embeddings", "Encoder", "Attention", "MLP") | CONVOLUTION,
@@ -19,6 +20,7 @@ register(
     Family(
         name="git",
         segment="GitProjection",
+        part="projector",
         segment_sites=(SiteSpec("projection_input", ("visual_projection.0",)),),
         analog=frozenset({"Sequential"}),
         foldable=frozenset({"embeddings"}),

@@ -8,6 +8,7 @@ for prefix, name in (("Idefics3", "idefics3"), ("SmolVLM", "smolvlm")):
         Family(
             name=name,
             segment=f"{prefix}VisionTransformer",
+            part="vision",
             block=f"{prefix}EncoderLayer",
             sites=CLIP_BLOCK,
             analog=classes(prefix, "VisionEmbeddings", "Encoder", "VisionAttention", "VisionMLP") | CONVOLUTION,
@@ -18,6 +19,7 @@ for prefix, name in (("Idefics3", "idefics3"), ("SmolVLM", "smolvlm")):
         Family(
             name=name,
             segment=f"{prefix}Connector",
+            part="projector",
             segment_sites=(SiteSpec("connector_input", ("modality_projection.proj",)),),
             analog=classes(prefix, "SimpleMLP"),
             foldable=frozenset({"image_hidden_states"}),

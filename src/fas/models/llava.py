@@ -6,6 +6,7 @@ register(
     Family(
         name="llava",
         segment="LlavaMultiModalProjector",
+        part="projector",
         segment_sites=(
             SiteSpec("projector_input", ("linear_1",)),
             SiteSpec("projector_hidden", ("linear_2",), coverage="ffn", signed=False, replaces="act"),

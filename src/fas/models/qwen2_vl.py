@@ -7,6 +7,7 @@ register(
     Family(
         name="qwen2_vl",
         segment="Qwen2VisionTransformerPretrainedModel",
+        part="vision",
         block="Qwen2VLVisionBlock",
         sites=(
             SiteSpec("attention_input", ("attn.qkv",)),

@@ -25,9 +25,10 @@ def planned(model: nn.Module, config: SpikingConfig) -> Plan:
     names = [place.name for _, places in plan for place in places]
     targets, ignored = _matching(config.targets, names, "targets"), _matching(config.ignore, names, "ignore")
     chosen = {name for name in names if (not config.targets or name in targets) and name not in ignored}
+    chosen &= _in_parts(plan, config)
     if not chosen:
         raise ConfigError(
-            f"targets {list(config.targets)} and ignore {list(config.ignore)} leave none of the {len(names)} sites"
+            f"targets {list(config.targets)} and ignore {list(config.ignore)} leave none of the {len(names)} sites of its parts"
         )
     return _only(plan, chosen.__contains__)
 
@@ -48,6 +49,16 @@ def _every(model: nn.Module, config: SpikingConfig) -> Plan:
 
 def _only(plan: Plan, keep: Callable[[str], bool]) -> Plan:
     return [(segment, [place for place in places if keep(place.name)]) for segment, places in plan]
+
+
+def _in_parts(plan: Plan, config: SpikingConfig) -> set[str]:
+    """The sites of the parts that spike."""
+    there = {segment.family.part for segment, _ in plan}
+    for part in config.parts:
+        if part not in there:
+            raise ConfigError(f"parts: the model has no {part}; it has {', '.join(sorted(there))}")
+    wanted = set(config.parts) or there
+    return {place.name for segment, places in plan if segment.family.part in wanted for place in places}
 
 
 def _matching(entries: Iterable[str], names: list[str], setting: str) -> set[str]:

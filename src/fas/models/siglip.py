@@ -20,6 +20,7 @@ register(
     Family(
         name="siglip",
         segment="SiglipVisionModel",
+        part="vision",
         block="SiglipEncoderLayer",
         sites=CLIP_BLOCK,
         segment_sites=(

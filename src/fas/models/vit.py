@@ -7,6 +7,7 @@ register(
     Family(
         name="vit",
         segment="ViTModel",
+        part="vision",
         block="ViTLayer",
         sites=(
             SiteSpec("attention_input", ("attention.q_proj", "attention.k_proj", "attention.v_proj")),

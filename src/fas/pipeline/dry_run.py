@@ -25,7 +25,7 @@ from fas.pipeline.recipes import Recipe
 from fas.report.inspection import Workload as Inspected
 from fas.report.inspection import configuration_of, inspected, throughput
 from fas.report.plan import Plan, Speed
-from fas.tasks.glue import LANGUAGE_MODELING
+from fas.tasks.glue import LANGUAGE_MODELING, VISUAL
 from fas.tasks.labelled import MOST_HELD_OUT, load_labelled
 from fas.tasks.language_modeling import Blocks
 from fas.tasks.text import HELD_OUT_SHARE, load_text
@@ -103,6 +103,8 @@ def _architecture(options: ConvertOptions, config: PreTrainedConfig) -> tuple[Ar
                 f"{options.model} is not a causal language model: its architectures are {config.architectures}"
             )
         return Architecture(config, AutoModelForCausalLM), False
+    if options.task in VISUAL:
+        raise ConfigError(f"a dry run knows texts, not yet images; convert {options.model} without --dry-run")
     task = options.text_task()
     new_head = stored is not AutoModelForSequenceClassification
     if new_head:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, ProcessorMixin, set_seed
 
 from fas.config import SpikingConfig
 from fas.errors import ConfigError, DataError
 from fas.pipeline.measure import Stopping, stops_early
+from fas.pipeline.source import Reader
 from fas.runtime.control import clock_of, sites_of
 from fas.runtime.spikes import counting
+from fas.tasks.vision_language import asked
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,18 @@ class Continuation:
 
 def continue_text(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Reader,
     prompt: str,
     decoding: Decoding,
     stopping: Stopping | None = None,
+    image: Path | None = None,
 ) -> Continuation:
     """Let ``model`` go on from ``prompt``; spikes are counted over prompt and new tokens, all beams. ``stopping``: each token
-    stops by itself; a confident one reads the whole text anew, as a cache would replay timesteps that never ran."""
-    inputs = _encode(model, tokenizer, prompt, decoding.max_new_tokens)
+    stops by itself; a confident one reads the whole text anew, as a cache would replay timesteps that never ran.
+    ``image``: what is asked about, of a model with a processor as ``tokenizer``."""
+    inputs = _encode(model, tokenizer, prompt, decoding.max_new_tokens, image)
+    if isinstance(tokenizer, ProcessorMixin):
+        tokenizer = tokenizer.tokenizer  # type: ignore[attr-defined]
     counter = counting(model) if sites_of(model) else nullcontext(None)
     set_seed(decoding.seed)
     started = time.perf_counter()
@@ -111,8 +118,16 @@ def continue_text(
 
 
 def _encode(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, new: int
+    model: PreTrainedModel, tokenizer: Reader, prompt: str, new: int, image: Path | None
 ) -> dict[str, torch.Tensor]:
+    if isinstance(tokenizer, ProcessorMixin) is (image is None):
+        wants, given = ("an image", "none") if image is None else ("no image", str(image))
+        raise ConfigError(
+            f"the model reads {wants} and was given {given}; {'give' if image is None else 'leave out'} --image"
+        )
+    if isinstance(tokenizer, ProcessorMixin):
+        assert image is not None
+        return {name: value.to(model.device) for name, value in asked(tokenizer, image, prompt).items()}
     ids = tokenizer(prompt)["input_ids"]
     if not ids and tokenizer.bos_token_id is not None:
         ids = [tokenizer.bos_token_id]

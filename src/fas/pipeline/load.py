@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,11 +12,14 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
+    AutoProcessor,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
 
 from fas import world
@@ -98,6 +102,21 @@ def load_ann(
     return _load(model, device, dtype, cls)
 
 
+def load_seeing(model: str, device: str = "auto", dtype: str = "float32") -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The original image-text-to-text model and its processor. Raises `FasError` for any other model."""
+    config = _config(model)
+    if auto_class_of(config) is not AutoModelForImageTextToText:
+        raise FasError(
+            f"{model} is no image-text-to-text model that FAS knows: its architectures are {config.architectures or []}"
+        )
+    if config.model_type == "blip":  # its `generate` replaces the first token and drops the last of a prompt
+        raise FasError(f"{model} is a BLIP, whose prompts the command line does not know yet; use the Python interface")
+    if importlib.util.find_spec("PIL") is None:
+        raise FasError("images need Pillow, which is not installed; pip install 'fas-snn[vision]'")
+    ann, processor = load_ann(model, device, dtype, any_task=True)
+    return ann, cast(ProcessorMixin, processor)
+
+
 def load_classifier(
     model: str, head: Head, device: str = "auto", dtype: str = "float32"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
@@ -150,6 +169,9 @@ class Head:
 def auto_class_of(config: Any) -> Any:
     """The class that loads a model as what it was saved as; None for a model without a head that FAS knows."""
     names = config.architectures or []
+    seeing = AutoModelForImageTextToText._model_mapping.get(type(config), None)
+    if seeing is not None:  # GIT's class ends like a language model's; BLIP's for answers is none of these
+        return AutoModelForImageTextToText if seeing.__name__ in names else None
     return next((cls for ending, cls in _HEADS.items() if any(name.endswith(ending) for name in names)), None)
 
 
@@ -187,7 +209,7 @@ def spiking_config_of(model: str) -> Any:
 
 def block_length(config: PretrainedConfig, asked: int | None) -> int:
     """Tokens of a block: as ``asked``, else the model's context or 256; raises `ConfigError` beyond the context."""
-    context = getattr(config, "max_position_embeddings", None)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if asked is not None and context is not None and asked > context:
         raise ConfigError(f"length={asked} is beyond the model's context of {context} tokens; use --length {context}")
     return asked or min(context or 256, 256)
@@ -219,15 +241,16 @@ def _load(
 def _loaded(
     model: str, device: str, dtype: str | None, cls: Any, more: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
-    """Model, tokenizer, and the names of weights that the checkpoint lacks."""
+    """Model, tokenizer (or the processor of images and text), and the names of weights that the checkpoint lacks."""
     place = resolve(model)
     target = pick_device(device)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        reads_images = cls is AutoModelForImageTextToText
+        tokenizer: Any = (AutoProcessor if reads_images else AutoTokenizer).from_pretrained(place)
         loaded, found = cls.from_pretrained(place, dtype=dtype or "auto", output_loading_info=True, **more)
         loaded = loaded.to(target).eval()
     except FasError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise FasError(f"{model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
-    return loaded, cast(PreTrainedTokenizerBase, tokenizer), list(found["missing_keys"])
+    return loaded, tokenizer, list(found["missing_keys"])

@@ -5,10 +5,12 @@ The QCFS model's encoder learns to work on its grid from text without labels; th
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, PreTrainedModel, set_seed
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from fas import world
 from fas.conversion import prepare
@@ -41,7 +43,7 @@ def begin_with_text(run: Run, model: PreTrainedModel, spiking: bool) -> None:
 
 
 def _trained(run: Run, like: PreTrainedModel, spiking: bool) -> dict[str, Tensor]:
-    options, tokenizer = run.options, run.source.tokenizer
+    options, tokenizer = run.options, cast(PreTrainedTokenizerBase, run.source.tokenizer)  # options refuse images
     if tokenizer.mask_token_id is None:
         raise FasError(f"{options.model} has no mask token, so it cannot begin with masked text; leave mlm_data out")
     documents = load_text(str(options.mlm_data)).training

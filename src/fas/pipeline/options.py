@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fas.config import Activation, Coding, Coverage, Rotation, Rows, Scales, SpikingConfig
+from fas.config import Activation, Coding, Coverage, Part, Rotation, Rows, Scales, SpikingConfig
 from fas.errors import ConfigError
-from fas.tasks.glue import LANGUAGE_MODELING, TextTask, text_task
+from fas.tasks.glue import LANGUAGE_MODELING, VISUAL, TextTask, text_task
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _LEAST = {
@@ -51,6 +51,8 @@ class ConvertOptions:
     rotation: Rotation = "hadamard"
     scales: Scales = "channel"
     activation: Activation = "replace"
+    parts: tuple[Part, ...] = ()
+    """Of a vision-language model: what spikes; () is all."""
     targets: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     stage1: Literal["full", "lora", "none"] = "full"
@@ -99,7 +101,7 @@ class ConvertOptions:
             )
         if self.mlm_data is not None and self.stage1 == "none":
             raise ConfigError("mlm_data is for Stage 1, and stage1='none' leaves that out; choose one")
-        if self.task == LANGUAGE_MODELING:
+        if self.task == LANGUAGE_MODELING or self.task in VISUAL:
             given = [name for name in ("text_column", "pair_column", "label_column", "mlm_data") if getattr(self, name)]
             if given:
                 raise ConfigError(f"{given[0]} belongs to labelled texts; choose --task, such as text-classification")
@@ -159,6 +161,7 @@ class ConvertOptions:
                 rotation=self.rotation,
                 scales=self.scales,
                 activation=self.activation,
+                parts=self.parts,
                 targets=self.targets,
                 ignore=self.ignore,
             )

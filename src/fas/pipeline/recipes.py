@@ -19,7 +19,7 @@ from fas.errors import ConfigError
 from fas.pipeline.about import About, Block, ExampleCounts
 from fas.pipeline.options import ConvertOptions
 from fas.report.plan_text import figure_text
-from fas.tasks.glue import LANGUAGE_MODELING, text_task
+from fas.tasks.glue import LANGUAGE_MODELING, VISUAL, text_task
 
 _LISTS = ("codings", "timesteps", "steps", "targets", "ignore")
 _BLOCKS = ("extends", "about", "architecture", "examples")
@@ -76,7 +76,7 @@ def recipe_options(given: Mapping[str, Any]) -> ConvertOptions:
     """
     options = dict(given)
     task = options.get("task", LANGUAGE_MODELING)
-    if task != LANGUAGE_MODELING and (hub := text_task(task).hub):
+    if task not in (LANGUAGE_MODELING, *VISUAL) and (hub := text_task(task).hub):
         options.setdefault("data", hub)
     missing = [f"--{name}" for name in ("model", "data", "out") if name not in options]
     if missing:

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
     set_seed,
 )
 
 from fas.errors import ConfigError, FasError
-from fas.pipeline.load import Head, auto_class_of, block_length, load_ann, load_classifier
+from fas.pipeline.load import Head, auto_class_of, block_length, load_ann, load_classifier, load_seeing
 from fas.pipeline.options import ConvertOptions
 from fas.progress import Progress
 from fas.tasks.examples import Examples
-from fas.tasks.glue import LANGUAGE_MODELING
+from fas.tasks.glue import LANGUAGE_MODELING, VISUAL
 from fas.tasks.labelled import class_names, evaluation_rows, load_labelled
 from fas.tasks.language_modeling import Blocks, encode_blocks
 from fas.tasks.sliding import SlidingText, sliding_text
 from fas.tasks.text import evaluation_text, load_text
 from fas.tasks.text_classification import encode_labelled
+from fas.tasks.vision_language import ImageTexts
+from fas.tasks.visual import evaluation_seen, load_visual
+
+Reader = PreTrainedTokenizerBase | ProcessorMixin
+"""What turns text, or images and text, into arguments of a model."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class Source:
 
     fresh: Callable[[], PreTrainedModel]
     """The original model, each time the same."""
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Reader
     training: Examples
     held_out: Examples
     evaluation: Examples
@@ -47,6 +56,8 @@ def source_of(options: ConvertOptions, progress: Progress) -> tuple[PreTrainedMo
     """
     if options.task == LANGUAGE_MODELING:
         return _of_text(options)
+    if options.task in VISUAL:
+        return _of_images(options)
     return _of_labelled_texts(options, progress)
 
 
@@ -61,6 +72,15 @@ def _of_text(options: ConvertOptions) -> tuple[PreTrainedModel, Source]:
     )  # fmt: skip
     evaluation = evaluation.some(options.eval_sequences)
     return ann, Source(lambda: load_ann(options.model, options.device)[0], tokenizer, training, held_out, evaluation)
+
+
+def _of_images(options: ConvertOptions) -> tuple[PreTrainedModel, Source]:
+    ann, processor = load_seeing(options.model, options.device)
+    found = load_visual(options.task, options.data, options.eval_data)
+    training = ImageTexts(found.training, processor)  # those made from it share its encoded images
+    held_out, evaluation = replace(training, rows=found.held_out), replace(training, rows=found.evaluation)
+    evaluation = evaluation.some(options.eval_sequences)
+    return ann, Source(lambda: load_seeing(options.model, options.device)[0], processor, training, held_out, evaluation)
 
 
 def _of_labelled_texts(options: ConvertOptions, progress: Progress) -> tuple[PreTrainedModel, Source]:
@@ -91,10 +111,14 @@ def _of_labelled_texts(options: ConvertOptions, progress: Progress) -> tuple[Pre
     return ann, Source(lambda: fresh()[0], tokenizer, training, held_out, evaluation, new_head)
 
 
-def evaluation_of(options: ConvertOptions, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Examples:
+def evaluation_of(options: ConvertOptions, config: PretrainedConfig, reader: Reader) -> Examples:
     """What ``options`` evaluates on, as a model of ``config``, which has a head for it, reads it. Raises `FasError` kinds for
     another head or data that cannot be read."""
     length = _length(options, config)
+    if options.task in VISUAL:
+        seen = evaluation_seen(options.task, options.data, options.eval_data)
+        return ImageTexts(seen, cast(ProcessorMixin, reader)).some(options.eval_sequences)
+    tokenizer = cast(PreTrainedTokenizerBase, reader)
     if options.task == LANGUAGE_MODELING:
         documents = evaluation_text(options.data, options.eval_data)
         return Blocks(encode_blocks(tokenizer, documents, length, "evaluation text")).some(options.eval_sequences)
@@ -103,9 +127,14 @@ def evaluation_of(options: ConvertOptions, config: PretrainedConfig, tokenizer: 
     return encode_labelled(tokenizer, task, _names_of(config), rows, length).some(options.eval_sequences)
 
 
-def training_of(options: ConvertOptions, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Examples:
+def training_of(options: ConvertOptions, config: PretrainedConfig, reader: Reader) -> Examples:
     """What ``options`` trains on, read and refused in the same way."""
     length = _length(options, config)
+    if options.task in VISUAL:
+        return ImageTexts(
+            load_visual(options.task, options.data, options.eval_data).training, cast(ProcessorMixin, reader)
+        )
+    tokenizer = cast(PreTrainedTokenizerBase, reader)
     if options.task == LANGUAGE_MODELING:
         documents = load_text(options.data, options.eval_data).training
         return Blocks(encode_blocks(tokenizer, documents, length, "training text"))
@@ -116,7 +145,9 @@ def training_of(options: ConvertOptions, config: PretrainedConfig, tokenizer: Pr
 
 def _length(options: ConvertOptions, config: PretrainedConfig) -> int:
     """Tokens of an example; raises `FasError` where the model has no head for the task."""
-    if (options.task == LANGUAGE_MODELING) is (auto_class_of(config) is AutoModelForSequenceClassification):
+    cls = auto_class_of(config)
+    wanted = {LANGUAGE_MODELING: AutoModelForCausalLM} | dict.fromkeys(VISUAL, AutoModelForImageTextToText)
+    if cls is not wanted.get(options.task, AutoModelForSequenceClassification):
         kind = ", ".join(config.architectures or ["model of an unknown class"])
         raise FasError(f"{options.model} is a {kind}, which does not fit the task {options.task}")
     return block_length(config, options.length)

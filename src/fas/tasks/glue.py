@@ -122,7 +122,10 @@ OWN: dict[str, TextTask] = {
     ),
 }
 LANGUAGE_MODELING = "language-modeling"
-TASKS: tuple[str, ...] = (LANGUAGE_MODELING, *GLUE, *OWN)
+VQA, CAPTIONING = "vqa", "captioning"
+VISUAL = (VQA, CAPTIONING)
+"""Tasks on images with text (`fas.tasks.visual`)."""
+TASKS: tuple[str, ...] = (LANGUAGE_MODELING, *GLUE, *OWN, *VISUAL)
 
 
 def text_task(name: str, columns: Sequence[str | None] = (None, None, None)) -> TextTask:

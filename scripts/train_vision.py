@@ -1,0 +1,119 @@
+"""Train a small LLaVA (CLIP tower, projector, LLaMA) on images with questions: ``python scripts/train_vision.py DATA OUT``.
+
+DATA: a folder as `fas.tasks.visual.load_visual` reads it; only its training part is learnt from. Everything starts at random;
+the tokenizer's words are those of the training part. Images keep their size (``--image-size``, square).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Sequence, Split, Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    CLIPImageProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from fas.cli.show import Lines
+from fas.pipeline.load import pick_device
+from fas.tasks.glue import VQA
+from fas.tasks.vision_language import ImageTexts
+from fas.tasks.visual import Seen, load_visual
+from fas.training import Stage1Options, fine_tune
+
+SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+IMAGE = "<image>"
+
+
+def tokenizer_of(rows: list[Seen]) -> PreTrainedTokenizerFast:
+    """Words and marks of ``rows``; each text begins with ``<s>``."""
+    cutter = Sequence([Split(IMAGE, "isolated"), Whitespace()])
+    words = {
+        word for row in rows for text in (row.question, row.answer) for word, _ in cutter.pre_tokenize_str(text.lower())
+    }
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL.values(), IMAGE, *sorted(words)])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), Whitespace()  # type: ignore[assignment]
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])])  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **SPECIAL,
+        additional_special_tokens=[IMAGE],
+        padding_side="left",
+        model_max_length=256,
+    )
+
+
+def processor_of(rows: list[Seen], size: int, patch: int) -> LlavaProcessor:
+    """CLIP's image processor without cropping, and the tokenizer of ``rows``."""
+    images = CLIPImageProcessor(
+        size={"height": size, "width": size}, do_center_crop=False, crop_size={"height": size, "width": size},
+        image_mean=[0.5] * 3, image_std=[0.5] * 3,
+    )  # fmt: skip
+    return LlavaProcessor(
+        images, tokenizer_of(rows), patch_size=patch, vision_feature_select_strategy="default", image_token=IMAGE,
+        num_additional_image_tokens=1,
+    )  # fmt: skip
+
+
+def untrained(
+    processor: LlavaProcessor, size: int, patch: int, width: int, layers: int
+) -> LlavaForConditionalGeneration:
+    """A LLaVA with random weights, whose tower is read at its last layer but one."""
+    tokenizer: Any = processor.tokenizer  # type: ignore[attr-defined]
+    shape = {"hidden_size": width, "num_attention_heads": max(1, width // 32), "intermediate_size": 4 * width}
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    vision = shape | {
+        "model_type": "clip_vision_model", "image_size": size, "patch_size": patch, "num_hidden_layers": layers + 1,
+    }  # fmt: skip
+    text = shape | special | {
+        "model_type": "llama", "num_hidden_layers": layers, "vocab_size": len(tokenizer), "max_position_embeddings": 256,
+        "intermediate_size": 8 * width // 3, "tie_word_embeddings": False,
+    }  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=(size // patch) ** 2, vision_feature_layer=-2, **special,
+    )  # fmt: skip
+    return LlavaForConditionalGeneration(config)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--patch", type=int, default=8)
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    progress, device = Lines(sys.stderr), pick_device(args.device)
+    found = load_visual(VQA, args.data)
+    processor = processor_of(found.training, args.image_size, args.patch)
+    torch.manual_seed(args.seed)
+    model = untrained(processor, args.image_size, args.patch, args.width, args.layers).to(device)
+    progress.note(f"{model.num_parameters():,} parameters, {len(found.training):,} questions")
+    options = Stage1Options(steps=args.steps, batch_size=args.batch_size, lr=args.lr, weight_decay=0.01, seed=args.seed)
+    fine_tune(model, ImageTexts(found.training, processor), options, None, progress, "training")
+    ImageTexts(found.held_out, processor).evaluate(model, 64, progress, "held-out questions")
+    model.save_pretrained(args.out)
+    processor.save_pretrained(args.out)
+
+
+if __name__ == "__main__":
+    main()

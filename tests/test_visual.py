@@ -1,0 +1,290 @@
+"""Questions about images: data in every layout, encoded as the processor does, scored as generation would, converted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from shapes import data, llava, part
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+from typer.testing import CliRunner
+
+import fas
+from fas.cli import app
+from fas.errors import ConfigError, DataError, FasError
+from fas.models.find import find_segments
+from fas.pipeline.convert import run_conversion
+from fas.pipeline.load import load_spiking
+from fas.pipeline.options import ConvertOptions
+from fas.runtime.control import sites_of
+from fas.tasks.vision_language import IGNORED, ImageTexts, asked, prompt_of
+from fas.tasks.visual import Seen, evaluation_seen, load_visual, read_part
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return data(tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return llava(folder, tmp_path_factory.mktemp("llava") / "model")
+
+
+def test_parts_of_a_folder_share_no_image(folder: Path, tmp_path: Path) -> None:
+    found = load_visual("vqa", str(folder))
+    assert len(found.evaluation) == 18
+    assert {row.image.parent.parent.name for row in found.evaluation} == {"test"}
+    assert len(found.training) + len(found.held_out) == 120
+    assert not {row.image for row in found.training} & {row.image for row in found.held_out}
+    assert found.training[0].question == "what color is it?"
+    alone = part(tmp_path / "alone", 40)
+    found = load_visual("vqa", str(alone))
+    images = [{row.image for row in rows} for rows in (found.training, found.held_out, found.evaluation)]
+    assert [len(some) for some in images] == [34, 2, 4]
+    assert sum(map(len, images)) == len(set.union(*images))
+    assert evaluation_seen("vqa", str(alone)) == found.evaluation
+    other = load_visual("vqa", str(alone), str(folder / "test"))
+    assert len(other.evaluation) == 18
+    assert len(other.training) + len(other.held_out) == 80
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl", "csv", "tsv"])
+def test_tables_say_the_same(folder: Path, tmp_path: Path, ending: str) -> None:
+    shutil.copytree(folder / "test" / "images", tmp_path / "images")
+    rows = [
+        {"image": "3.png", "question": "is it red?", "answer": "no"},
+        {"image": "images/4", "question": "q", "answer": "a b"},
+    ]
+    table = tmp_path / f"all.{ending}"
+    delimiter = {"csv": ",", "tsv": "\t"}.get(ending)
+    if delimiter:
+        lines = [delimiter.join(row.values()) for row in rows]
+        table.write_text("\n".join([delimiter.join(rows[0]), *lines]))
+    else:
+        table.write_text(json.dumps(rows) if ending == "json" else "\n".join(map(json.dumps, rows)))
+    wanted = [Seen(tmp_path / "images" / f"{3 + i}.png", row["question"], row["answer"]) for i, row in enumerate(rows)]
+    assert read_part("vqa", tmp_path) == read_part("vqa", table) == wanted
+
+
+def test_captions_have_no_question(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "test" / "images" / "0.png", tmp_path / "a.png")
+    (tmp_path / "captions.jsonl").write_text(
+        json.dumps({"file_name": "a.png", "captions": ["a green square", "grass"]})
+    )
+    assert read_part("captioning", tmp_path) == [Seen(tmp_path / "a.png", "", "a green square")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"image": "no.png", "question": "q", "answer": "a"}], "row 1 names the image no.png"),
+        ([{"image": "0.png", "question": "q"}], "row 1 has image, question; vqa looks for image"),
+        ([], "holds no rows"),
+    ],
+)
+def test_bad_tables_are_named(tmp_path: Path, rows: list[Any], message: str) -> None:
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=message):
+        read_part("vqa", tmp_path)
+
+
+def test_missing_data_and_broken_images(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        load_visual("vqa", str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"needs one table .* and has none"):
+        read_part("vqa", tmp_path)
+    (tmp_path / "b.png").write_text("no image")
+    examples = ImageTexts([Seen(tmp_path / "b.png", "q", "a")], AutoProcessor.from_pretrained(model))
+    with pytest.raises(DataError, match=r"b.png is no image that can be read"):
+        examples[0]
+
+
+def test_examples_are_what_the_processor_says(folder: Path, model: Path) -> None:
+    processor = AutoProcessor.from_pretrained(model)
+    rows = load_visual("vqa", str(folder)).evaluation[:3]
+    examples = ImageTexts(rows, processor)
+    from PIL import Image
+
+    for row, example in zip(rows, map(examples.__getitem__, range(3)), strict=True):
+        whole = processor(
+            images=[Image.open(row.image)], text=[prompt_of(processor, row.question)], return_tensors="pt"
+        )
+        known = whole["input_ids"].shape[1]
+        assert torch.equal(example["input_ids"][:, :known], whole["input_ids"])
+        assert torch.equal(example["pixel_values"], whole["pixel_values"])
+        assert processor.tokenizer.decode(example["input_ids"][0, known:]) == f"{row.answer} </s>"
+        assert example["labels"][0].tolist() == [IGNORED] * known + example["input_ids"][0, known:].tolist()
+        question = asked(processor, row.image, row.question)
+        assert {n: v.tolist() for n, v in question.items()} == {n: whole[n].tolist() for n in question}
+    batch = examples.collate([examples[0], examples[1]])
+    assert batch["labels"].shape == batch["input_ids"].shape
+    assert batch["pixel_values"].shape[0] == 2
+    assert sum(len(part["input_ids"]) for part in examples.unpadded(2)) == 3
+
+
+@torch.no_grad()
+def test_exact_match_is_that_of_generation(folder: Path, model: Path) -> None:
+    """Of a model that has learnt a little: some answers right, some wrong."""
+    from fas.training import Stage1Options, fine_tune
+
+    processor, ann = AutoProcessor.from_pretrained(model), LlavaForConditionalGeneration.from_pretrained(model)
+    found = load_visual("vqa", str(folder))
+    with torch.enable_grad():
+        fine_tune(ann, ImageTexts(found.training, processor), Stage1Options(steps=30, batch_size=16, lr=3e-3))
+    rows = [*found.evaluation, Seen(found.evaluation[0].image, "is it red?", "maybe not"), *found.held_out]
+    examples, right = ImageTexts(rows, processor), 0
+    for row in rows:
+        inputs = asked(processor, row.image, row.question)
+        written = ann.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
+        end = processor.tokenizer.eos_token_id
+        wanted = [*processor.tokenizer(row.answer, add_special_tokens=False)["input_ids"], end]
+        right += written[: len(wanted)] == wanted
+    measured = [examples.evaluate(ann, size) for size in (1, 5)]
+    assert 0 < right < len(rows)
+    assert [m.value for m in measured] == [right / len(rows)] * 2
+    assert measured[0].metric == "exact_match"
+    assert measured[0].loss == pytest.approx(measured[1].loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("parts", [("text",), ("vision", "projector")])
+def test_parts_stay_analog(folder: Path, model: Path, parts: Any, tmp_path: Path) -> None:
+    ann, processor = LlavaForConditionalGeneration.from_pretrained(model), AutoProcessor.from_pretrained(model)
+    batches = ImageTexts(load_visual("vqa", str(folder)).training, processor).for_calibration(8, 4)
+    names = {segment.name: segment.family.part for segment in find_segments(ann)}
+    snn = fas.convert(fas.prepare(ann, fas.SpikingConfig(parts=parts, timesteps=8), batches))
+    found = {part for name, part in names.items() for site in sites_of(snn) if site.startswith(name)}
+    assert found == set(parts)
+    snn.save_pretrained(tmp_path)
+    again = LlavaForConditionalGeneration.from_pretrained(tmp_path)
+    assert sites_of(again).keys() == sites_of(snn).keys()
+    with torch.no_grad():
+        assert torch.equal(again(**batches[0]).logits, snn(**batches[0]).logits)
+        inputs = {name: value[:1] for name, value in batches[0].items()}
+        cached = [snn.generate(**inputs, max_new_tokens=4, use_cache=use, do_sample=False) for use in (True, False)]
+    assert torch.equal(*cached)
+
+
+def test_a_part_that_is_not_there_is_named(folder: Path, model: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(ConfigError, match="parts: the model has no vision; it has text"):
+        fas.prepare(gpt2, fas.SpikingConfig(parts=("vision",)), [{"input_ids": torch.zeros(1, 4, dtype=torch.long)}])
+    with pytest.raises(ConfigError, match=r"parts.*ears"):
+        fas.SpikingConfig(parts=("ears",))  # type: ignore[arg-type]
+
+
+def test_a_question_goes_through_every_command(folder: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "snn"
+    options = ConvertOptions(
+        str(model),
+        str(folder),
+        out,
+        task="vqa",
+        timesteps=(8,),
+        stage1_steps=30,
+        batch_size=16,
+        lr=3e-3,
+        calibration_sequences=8,
+    )
+    results = run_conversion(options)
+    rows = {row.name: row for row in results.rows}
+    assert rows["control"].value > 0.4
+    assert rows["snn"].metric == "exact_match"
+    assert rows["snn"].items == 18
+    loaded, processor = load_spiking(str(out), any_task=True)
+    assert type(processor).__name__ == "LlavaProcessor"
+    assert sites_of(loaded)
+
+    def run(*words: str) -> str:
+        done = CliRunner().invoke(app, list(words), catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    again = json.loads(run("eval", str(out), "--json", "-q"))
+    assert [row["value"] for row in again["rows"] if row["name"] == "snn"] == [rows["snn"].value]
+    image = folder / "test" / "images" / "0.png"
+    asking = ("--prompt", "is it red?", "--image", str(image), "--max-new-tokens", "2")
+    written = json.loads(run("generate", str(out), *asking, "--ann", "--json", "-q"))
+    assert written["new_tokens"] <= 2
+    assert written["text"]
+    assert written["control"]["text"]
+    ledgers = json.loads(run("energy", str(out), "--sequences", "2", "--json", "-q"))
+    assert "vision_tower" in json.dumps(ledgers)
+    run(
+        "calibrate", str(out), "--timesteps", "4", "--out", str(tmp_path / "more"), "--calibration-sequences", "4", "-q"
+    )
+    assert load_spiking(str(tmp_path / "more"), any_task=True)
+
+
+def test_what_does_not_fit_is_refused(folder: Path, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="text_column belongs to labelled texts"):
+        ConvertOptions(str(model), str(folder), tmp_path, task="vqa", text_column="a")
+    with pytest.raises(FasError, match="builtin is no image-text-to-text model"):
+        run_conversion(ConvertOptions("builtin", str(folder), tmp_path / "a", task="vqa"))
+    with pytest.raises(FasError, match="is not a causal language model"):
+        run_conversion(ConvertOptions(str(model), "builtin", tmp_path / "b"))
+
+
+def _bert_words(place: Path) -> Any:
+    from transformers import BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "green", "blue", "picture"]
+    (place / "vocab.txt").write_text("\n".join(words))
+    return BertTokenizerFast(str(place / "vocab.txt"), model_input_names=["input_ids", "attention_mask"])
+
+
+def _git(place: Path) -> Path:
+    """A tiny random GIT with its real processor classes, saved at ``place``."""
+    from transformers import CLIPImageProcessor, GitConfig, GitForCausalLM, GitProcessor
+
+    size = {"height": 16, "width": 16}
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "vocab_size": 10}
+    torch.manual_seed(0)
+    config = GitConfig(
+        vision_config=shape | {"image_size": 16, "patch_size": 8}, **shape, **special, max_position_embeddings=32
+    )
+    GitForCausalLM(config).save_pretrained(place)
+    GitProcessor(CLIPImageProcessor(size=size, do_center_crop=False), _bert_words(place)).save_pretrained(place)
+    return place
+
+
+def test_captions(folder: Path, tmp_path: Path) -> None:
+    """Learnt, converted, scored as generation would be, reloaded."""
+    place, captions = _git(tmp_path), tmp_path / "captions"
+    shutil.copytree(folder / "train" / "images", captions / "images")
+    rows = [
+        {"image": str(number), "caption": f"a {colour} picture"}
+        for number in range(60)
+        for colour in [("red", "green", "blue")[number % 3]]
+    ]
+    (captions / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ConvertOptions(
+        str(place), str(captions), tmp_path / "snn", task="captioning", timesteps=(8,), stage1_steps=60, batch_size=16,
+        lr=3e-3, calibration_sequences=8,
+    )  # fmt: skip
+    results = {row.name: row for row in run_conversion(options).rows}
+    assert results["control"].value > 0.5
+    snn, processor = load_spiking(str(tmp_path / "snn"), any_task=True)
+    right = 0
+    for row in evaluation_seen("captioning", str(captions)):
+        with torch.no_grad():
+            ids = snn.generate(**asked(processor, row.image, ""), max_new_tokens=5, do_sample=False)  # type: ignore[operator]
+        right += processor.tokenizer.decode(ids[0], skip_special_tokens=True) == row.answer
+    assert right / 6 == pytest.approx(results["snn"].value)
+
+
+@pytest.mark.parametrize("kind", ["BlipForConditionalGeneration", "BlipForQuestionAnswering"])
+def test_blip_is_refused(kind: str, folder: Path, tmp_path: Path) -> None:
+    """One would load as the other, without its encoder of questions; and `generate` changes both ends of a prompt."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip", "architectures": [kind]}))
+    with pytest.raises(
+        FasError, match=r"is a BLIP, whose prompts|no image-text-to-text model .*BlipForQuestionAnswering"
+    ):
+        run_conversion(ConvertOptions(str(tmp_path), str(folder), tmp_path / "out", task="vqa"))
