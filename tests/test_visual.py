@@ -20,6 +20,7 @@ from fas.models.find import find_segments
 from fas.pipeline.convert import run_conversion
 from fas.pipeline.load import load_spiking
 from fas.pipeline.options import ConvertOptions
+from fas.report.ledger_text import as_text
 from fas.runtime.control import sites_of
 from fas.tasks.vision_language import IGNORED, ImageTexts, asked, prompt_of
 from fas.tasks.visual import Seen, evaluation_seen, load_visual, read_part
@@ -157,8 +158,21 @@ def test_parts_stay_analog(folder: Path, model: Path, parts: Any, tmp_path: Path
     batches = ImageTexts(load_visual("vqa", str(folder)).training, processor).for_calibration(8, 4)
     names = {segment.name: segment.family.part for segment in find_segments(ann)}
     snn = fas.convert(fas.prepare(ann, fas.SpikingConfig(parts=parts, timesteps=8), batches))
-    found = {part for name, part in names.items() for site in sites_of(snn) if site.startswith(name)}
-    assert found == set(parts)
+    assert {part for name, part in names.items() for site in sites_of(snn) if site.startswith(name)} == set(parts)
+    found = fas.ledger(snn, batches[0])
+    assert [entry.part for entry in found.parts] == ["vision", "projector", "text", "other"]
+    assert sum(entry.macs for entry in found.parts) == found.forward.macs
+    assert sum(entry.macs_replaced for entry in found.parts) == found.forward.macs_replaced
+    assert sum(entry.macs_analog_executed for entry in found.parts) == found.forward.macs_analog_executed
+    assert sum(entry.accumulates for entry in found.parts) == sum(p.accumulates for p in found.forward.products)
+    for entry in found.parts:
+        assert (
+            bool(entry.macs_replaced) is bool(entry.neurons) is bool(entry.spikes_per_neuron) is (entry.part in parts)
+        )
+        assert entry.macs_analog_executed > 0 or entry.part == "projector"
+    mean = sum(e.neurons * e.spikes_per_neuron for e in found.parts) / sum(e.neurons for e in found.parts)
+    assert mean == pytest.approx(found.forward.spikes_per_neuron)
+    assert "By part" in as_text(found)
     snn.save_pretrained(tmp_path)
     again = LlavaForConditionalGeneration.from_pretrained(tmp_path)
     assert sites_of(again).keys() == sites_of(snn).keys()

@@ -17,6 +17,7 @@ from fas.accounting.account import Account
 from fas.accounting.encodings import silent
 from fas.accounting.energy import EnergyTable, bits_of, energy_table
 from fas.accounting.neurobench import SynapticOperations, metrics
+from fas.accounting.parts import PartEntry, by_part, parts_of
 from fas.accounting.prices import energy_models
 from fas.accounting.watch import watching
 from fas.errors import DataError
@@ -123,6 +124,8 @@ class Ledger:
     conversion: dict[str, Any] = field(default_factory=dict)
     neurobench: dict[str, float] | None = None
     """NeuroBench's metrics of ``forward``, by its definitions."""
+    parts: list[PartEntry] = field(default_factory=list)
+    """``forward`` by vision tower, projector and text model, of a model that has several."""
     schema: str = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
@@ -192,6 +195,7 @@ def ledger(
     keys = ("coverage", "coding", "schedule", "rows", "timesteps", "levels", "neurons_per_channel", "cache")
     conversion = {key: getattr(config, key) for key in keys} if config is not None else {}
     found = Ledger(type(model).__name__, statements[0], statements[1] if decode else None, conversion)
+    found.parts = by_part(parts_of(model), account, statement.sites)
     if synapses is not None:
         found.neurobench = metrics(model, synapses, account.sites.values(), _samples(inputs))
     return found

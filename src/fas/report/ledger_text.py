@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from fas.accounting.energy import ROWS
 from fas.accounting.ledger import Ledger, Statement
+from fas.accounting.parts import PartEntry
 
 PICO = 1e-6
 """Energies are shown in µJ a token."""
@@ -18,6 +19,8 @@ def as_text(found: Ledger) -> str:
     forward = found.forward
     if forward.sites:
         parts += [_sites(forward), _spiking(forward)]
+    if found.parts:
+        parts.append(_parts(found.parts))
     parts += [_analog(forward), _energy(forward, f"Energy of a forward pass of {forward.tokens:,} tokens")]
     if found.decode is not None:
         parts.append(_energy(found.decode, f"Energy of one decoding step of {found.decode.tokens:,} sequences"))
@@ -64,6 +67,15 @@ def _spiking(statement: Statement) -> list[str]:
         f"{statement.macs_analog_executed:,} multiply-accumulates were run all the same, over {steps} timesteps; "
         f"{statement.updates:,} neuron updates.",
     ]
+
+
+def _parts(entries: Sequence[PartEntry]) -> list[str]:
+    table = [("part", "multiply-accumulates", "became accumulates", "run all the same", "accumulates", "spikes/neuron")]
+    for entry in entries:
+        replaced = entry.macs_replaced / entry.macs if entry.macs else 0.0
+        counts = (f"{entry.macs:,}", f"{replaced:.1%}", f"{entry.macs_analog_executed:,}", f"{entry.accumulates:,}")
+        table.append((entry.part, *counts, f"{entry.spikes_per_neuron:.2f}" if entry.neurons else ""))
+    return ["By part:", *aligned(table)]
 
 
 def _analog(statement: Statement) -> list[str]:
