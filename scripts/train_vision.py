@@ -1,7 +1,8 @@
 """Train a small LLaVA (CLIP tower, projector, LLaMA) on images with questions: ``python scripts/train_vision.py DATA OUT``.
 
-DATA: a folder as `fas.tasks.visual.load_visual` reads it; only its training part is learnt from. Everything starts at random;
-the tokenizer's words are those of the training part. Images keep their size (``--image-size``, square).
+DATA: a folder as `fas.tasks.visual.load_visual` reads it, of which only the training part is learnt from; or ``shapes``:
+pictures that are drawn now (`fas.tasks.shapes`). Everything starts at random; the tokenizer's words are those of the training
+part. Images keep their size (``--image-size``, square).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -28,12 +30,14 @@ from transformers import (
 from fas.cli.show import Lines
 from fas.pipeline.load import pick_device
 from fas.tasks.glue import VQA
+from fas.tasks.shapes import write_shapes
 from fas.tasks.vision_language import ImageTexts
-from fas.tasks.visual import Seen, load_visual
+from fas.tasks.visual import Seen, VisualData, load_visual
 from fas.training import Stage1Options, fine_tune
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 IMAGE = "<image>"
+PICTURES = 4000
 
 
 def tokenizer_of(rows: list[Seen]) -> PreTrainedTokenizerFast:
@@ -102,8 +106,16 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    with TemporaryDirectory() as drawn:
+        drawn_or_given = args.data
+        if args.data == "shapes":
+            drawn_or_given = str(write_shapes(Path(drawn), PICTURES, seed=args.seed, side=args.image_size))
+        train(args, load_visual(VQA, drawn_or_given))
+
+
+def train(args: argparse.Namespace, found: VisualData) -> None:
+    """Learn ``found`` and write model and processor."""
     progress, device = Lines(sys.stderr), pick_device(args.device)
-    found = load_visual(VQA, args.data)
     processor = processor_of(found.training, args.image_size, args.patch)
     torch.manual_seed(args.seed)
     model = untrained(processor, args.image_size, args.patch, args.width, args.layers).to(device)

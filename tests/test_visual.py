@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -302,3 +303,46 @@ def test_blip_is_refused(kind: str, folder: Path, tmp_path: Path) -> None:
         FasError, match=r"is a BLIP, whose prompts|no image-text-to-text model .*BlipForQuestionAnswering"
     ):
         run_conversion(ConvertOptions(str(tmp_path), str(folder), tmp_path / "out", task="vqa"))
+
+
+def test_drawn_shapes_are_what_their_words_say(tmp_path: Path) -> None:
+    """Colour, size and side are measured on the pictures."""
+    import random
+
+    from fas.tasks.shapes import COLOURS, SHAPES, drawn, scene
+
+    rng, seen, areas = random.Random(0), set(), defaultdict(list)
+    for _ in range(200):
+        shown = scene(rng)
+        pixels = torch.tensor(list(drawn(shown, rng, 48).get_flattened_data()), dtype=torch.float).view(48, 48, 3)
+        ink = (pixels - pixels[0, 0]).abs().sum(-1) > 90
+        colour = pixels[ink].median(0).values
+        nearest = min(COLOURS, key=lambda name: float((colour - torch.tensor(COLOURS[name])).abs().sum()))
+        columns = ink.any(0).nonzero()
+        centre = float(columns.min() + columns.max()) / 2
+        assert nearest == shown.colour
+        assert (centre < 23.5) is (shown.side == "left")
+        areas[shown.shape, shown.size].append(int(ink.sum()))
+        answers = dict(shown.questions(rng))
+        assert {shown.shape, shown.colour, shown.size, shown.side} < {*answers.values()}
+        for question, answer in answers.items():
+            if answer in ("yes", "no"):
+                assert (shown.shape in question or shown.colour in question) is (answer == "yes")
+        seen.add(shown)
+    assert len({shown.shape for shown in seen}) == len(SHAPES)
+    for shape in SHAPES:
+        assert max(areas[shape, "small"]) < min(areas[shape, "large"])
+
+
+def test_shapes_are_data_for_both_tasks(tmp_path: Path) -> None:
+    from fas.tasks.shapes import write_shapes
+
+    one, two, other = (write_shapes(tmp_path / name, 30, 10, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    files = [sorted(file.relative_to(one) for file in one.rglob("*.*"))]
+    assert all((one / file).read_bytes() == (two / file).read_bytes() for file in files[0])
+    assert (one / "train" / "questions.jsonl").read_bytes() != (other / "train" / "questions.jsonl").read_bytes()
+    asked_of, told = load_visual("vqa", str(one)), load_visual("captioning", str(one / "captions"))
+    assert len(asked_of.training) + len(asked_of.held_out) == 30 * 6
+    assert len(asked_of.evaluation) == 60
+    assert len(told.evaluation) == 10
+    assert {row.image.resolve() for row in told.evaluation} == {row.image.resolve() for row in asked_of.evaluation}
