@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from shapes import data, llava, part
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
 from typer.testing import CliRunner
 
 import fas
@@ -121,7 +121,7 @@ def test_examples_are_what_the_processor_says(folder: Path, model: Path) -> None
         assert torch.equal(example["pixel_values"], whole["pixel_values"])
         assert processor.tokenizer.decode(example["input_ids"][0, known:]) == f"{row.answer} </s>"
         assert example["labels"][0].tolist() == [IGNORED] * known + example["input_ids"][0, known:].tolist()
-        question = asked(processor, row.image, row.question)
+        question = asked(processor, row.image, row.question, AutoConfig.from_pretrained(model))
         assert {n: v.tolist() for n, v in question.items()} == {n: whole[n].tolist() for n in question}
     batch = examples.collate([examples[0], examples[1]])
     assert batch["labels"].shape == batch["input_ids"].shape
@@ -141,7 +141,7 @@ def test_exact_match_is_that_of_generation(folder: Path, model: Path) -> None:
     rows = [*found.evaluation, Seen(found.evaluation[0].image, "is it red?", "maybe not"), *found.held_out]
     examples, right = ImageTexts(rows, processor), 0
     for row in rows:
-        inputs = asked(processor, row.image, row.question)
+        inputs = asked(processor, row.image, row.question, ann.config)
         written = ann.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
         end = processor.tokenizer.eos_token_id
         wanted = [*processor.tokenizer(row.answer, add_special_tokens=False)["input_ids"], end]
@@ -254,25 +254,42 @@ def _bert_words(place: Path) -> Any:
     return BertTokenizerFast(str(place / "vocab.txt"), model_input_names=["input_ids", "attention_mask"])
 
 
-def _git(place: Path) -> Path:
-    """A tiny random GIT with its real processor classes, saved at ``place``."""
-    from transformers import CLIPImageProcessor, GitConfig, GitForCausalLM, GitProcessor
-
-    size = {"height": 16, "width": 16}
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-    special = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "vocab_size": 10}
-    torch.manual_seed(0)
-    config = GitConfig(
-        vision_config=shape | {"image_size": 16, "patch_size": 8}, **shape, **special, max_position_embeddings=32
+def _captioner(name: str, place: Path) -> Path:
+    """A tiny random GIT or BLIP with real processor classes, saved at ``place``; BLIP begins texts with a token of its own."""
+    from transformers import (
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipImageProcessor,
+        BlipProcessor,
+        CLIPImageProcessor,
+        GitConfig,
+        GitForCausalLM,
+        GitProcessor,
     )
-    GitForCausalLM(config).save_pretrained(place)
-    GitProcessor(CLIPImageProcessor(size=size, do_center_crop=False), _bert_words(place)).save_pretrained(place)
+
+    tokenizer, size = _bert_words(place), {"height": 16, "width": 16}
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {"eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0, "vocab_size": 11}
+    vision = shape | {"image_size": 16, "patch_size": 8}
+    torch.manual_seed(0)
+    model: Any
+    if name == "git":
+        git = shape | special | {"bos_token_id": 2}
+        model = GitForCausalLM(GitConfig(vision_config=vision, **git, max_position_embeddings=32))
+        processor: Any = GitProcessor(CLIPImageProcessor(size=size, do_center_crop=False), tokenizer)
+    else:
+        text = shape | special | {"encoder_hidden_size": 32, "max_position_embeddings": 32, "bos_token_id": 10}
+        model = BlipForConditionalGeneration(BlipConfig(vision_config=vision, text_config=text))
+        processor = BlipProcessor(BlipImageProcessor(size=size), tokenizer)
+    model.save_pretrained(place)
+    processor.save_pretrained(place)
     return place
 
 
-def test_captions(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["git", "blip"])
+def test_captions(name: str, folder: Path, tmp_path: Path) -> None:
     """Learnt, converted, scored as generation would be, reloaded."""
-    place, captions = _git(tmp_path), tmp_path / "captions"
+    place, captions = _captioner(name, tmp_path), tmp_path / "captions"
     shutil.copytree(folder / "train" / "images", captions / "images")
     rows = [
         {"image": str(number), "caption": f"a {colour} picture"}
@@ -290,18 +307,16 @@ def test_captions(folder: Path, tmp_path: Path) -> None:
     right = 0
     for row in evaluation_seen("captioning", str(captions)):
         with torch.no_grad():
-            ids = snn.generate(**asked(processor, row.image, ""), max_new_tokens=5, do_sample=False)  # type: ignore[operator]
+            ids = snn.generate(**asked(processor, row.image, "", snn.config), max_new_tokens=5, do_sample=False)  # type: ignore[operator]
         right += processor.tokenizer.decode(ids[0], skip_special_tokens=True) == row.answer
     assert right / 6 == pytest.approx(results["snn"].value)
 
 
-@pytest.mark.parametrize("kind", ["BlipForConditionalGeneration", "BlipForQuestionAnswering"])
-def test_blip_is_refused(kind: str, folder: Path, tmp_path: Path) -> None:
-    """One would load as the other, without its encoder of questions; and `generate` changes both ends of a prompt."""
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip", "architectures": [kind]}))
-    with pytest.raises(
-        FasError, match=r"is a BLIP, whose prompts|no image-text-to-text model .*BlipForQuestionAnswering"
-    ):
+def test_a_blip_for_answers_is_refused(folder: Path, tmp_path: Path) -> None:
+    """It would load as a captioner, without its encoder of questions."""
+    config = {"model_type": "blip", "architectures": ["BlipForQuestionAnswering"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FasError, match=r"no image-text-to-text model .*BlipForQuestionAnswering"):
         run_conversion(ConvertOptions(str(tmp_path), str(folder), tmp_path / "out", task="vqa"))
 
 

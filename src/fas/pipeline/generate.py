@@ -127,7 +127,7 @@ def _encode(
         )
     if isinstance(tokenizer, ProcessorMixin):
         assert image is not None
-        return {name: value.to(model.device) for name, value in asked(tokenizer, image, prompt).items()}
+        return {name: value.to(model.device) for name, value in asked(tokenizer, image, prompt, model.config).items()}
     ids = tokenizer(prompt)["input_ids"]
     if not ids and tokenizer.bos_token_id is not None:
         ids = [tokenizer.bos_token_id]

@@ -109,8 +109,6 @@ def load_seeing(model: str, device: str = "auto", dtype: str = "float32") -> tup
         raise FasError(
             f"{model} is no image-text-to-text model that FAS knows: its architectures are {config.architectures or []}"
         )
-    if config.model_type == "blip":  # its `generate` replaces the first token and drops the last of a prompt
-        raise FasError(f"{model} is a BLIP, whose prompts the command line does not know yet; use the Python interface")
     if importlib.util.find_spec("PIL") is None:
         raise FasError("images need Pillow, which is not installed; pip install 'fas-snn[vision]'")
     ann, processor = load_ann(model, device, dtype, any_task=True)

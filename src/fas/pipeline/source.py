@@ -28,7 +28,7 @@ from fas.tasks.language_modeling import Blocks, encode_blocks
 from fas.tasks.sliding import SlidingText, sliding_text
 from fas.tasks.text import evaluation_text, load_text
 from fas.tasks.text_classification import encode_labelled
-from fas.tasks.vision_language import ImageTexts
+from fas.tasks.vision_language import ImageTexts, first_token
 from fas.tasks.visual import evaluation_seen, load_visual
 
 Reader = PreTrainedTokenizerBase | ProcessorMixin
@@ -77,7 +77,9 @@ def _of_text(options: ConvertOptions) -> tuple[PreTrainedModel, Source]:
 def _of_images(options: ConvertOptions) -> tuple[PreTrainedModel, Source]:
     ann, processor = load_seeing(options.model, options.device)
     found = load_visual(options.task, options.data, options.eval_data)
-    training = ImageTexts(found.training, processor)  # those made from it share its encoded images
+    training = ImageTexts(
+        found.training, processor, first_token(ann.config)
+    )  # those made from it share its encoded images
     held_out, evaluation = replace(training, rows=found.held_out), replace(training, rows=found.evaluation)
     evaluation = evaluation.some(options.eval_sequences)
     return ann, Source(lambda: load_seeing(options.model, options.device)[0], processor, training, held_out, evaluation)
@@ -117,7 +119,7 @@ def evaluation_of(options: ConvertOptions, config: PretrainedConfig, reader: Rea
     length = _length(options, config)
     if options.task in VISUAL:
         seen = evaluation_seen(options.task, options.data, options.eval_data)
-        return ImageTexts(seen, cast(ProcessorMixin, reader)).some(options.eval_sequences)
+        return ImageTexts(seen, cast(ProcessorMixin, reader), first_token(config)).some(options.eval_sequences)
     tokenizer = cast(PreTrainedTokenizerBase, reader)
     if options.task == LANGUAGE_MODELING:
         documents = evaluation_text(options.data, options.eval_data)
@@ -131,16 +133,15 @@ def training_of(options: ConvertOptions, config: PretrainedConfig, reader: Reade
     """What ``options`` trains on, read and refused in the same way."""
     length = _length(options, config)
     if options.task in VISUAL:
-        return ImageTexts(
-            load_visual(options.task, options.data, options.eval_data).training, cast(ProcessorMixin, reader)
-        )
+        rows = load_visual(options.task, options.data, options.eval_data).training
+        return ImageTexts(rows, cast(ProcessorMixin, reader), first_token(config))
     tokenizer = cast(PreTrainedTokenizerBase, reader)
     if options.task == LANGUAGE_MODELING:
         documents = load_text(options.data, options.eval_data).training
         return Blocks(encode_blocks(tokenizer, documents, length, "training text"))
     task = options.text_task()
-    rows = load_labelled(task, options.data, options.eval_data).training
-    return encode_labelled(tokenizer, task, _names_of(config), rows, length)
+    labelled = load_labelled(task, options.data, options.eval_data).training
+    return encode_labelled(tokenizer, task, _names_of(config), labelled, length)
 
 
 def _length(options: ConvertOptions, config: PretrainedConfig) -> int:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from fas import world
 from fas.errors import DataError
@@ -33,6 +33,8 @@ class ImageTexts(Examples):
 
     rows: list[Seen]
     processor: ProcessorMixin
+    begin: int | None = None
+    """Token that `generate` puts in the place of a prompt's first (`first_token`)."""
     prompts: dict[tuple[str, tuple[int, int]], dict[str, list[int]]] = field(default_factory=dict)
     """Encoded prompts by question and size of the image: a processor may give large images more tokens."""
     pictures: dict[Path, tuple[tuple[int, int], dict[str, Tensor]]] = field(default_factory=dict)
@@ -144,11 +146,14 @@ class ImageTexts(Examples):
                 "mm_token_type_ids",
             }  # a tokenizer may give more than the model takes
             keep = -1 if end is not None and ids[0, -1] == end else None  # BERT-like tokenizers end every text
-            self.prompts[question, size] = {
+            encoded = {
                 name: value[0, :keep].tolist()
                 for name, value in found.items()
                 if name in known and isinstance(value, Tensor) and value.shape == ids.shape
             }
+            if self.begin is not None:
+                encoded["input_ids"][0] = self.begin
+            self.prompts[question, size] = encoded
         return self.prompts[question, size]
 
     def _answer(self, text: str) -> list[int]:
@@ -167,12 +172,19 @@ def prompt_of(processor: Any, question: str) -> str:
     return question if token is None else f"{token} {question}".strip()
 
 
-def asked(processor: ProcessorMixin, image: Path, question: str) -> dict[str, Tensor]:
-    """Arguments ``[1, …]`` with which a model answers ``question`` about ``image``, or captions it ("")."""
-    examples = ImageTexts([Seen(image, question, "")], processor)
+def first_token(config: PretrainedConfig) -> int | None:
+    """BLIP's `generate` begins every text with its own token, whatever the tokenizer says; None for other models."""
+    return config.get_text_config().bos_token_id if config.model_type == "blip" else None
+
+
+def asked(processor: ProcessorMixin, image: Path, question: str, config: PretrainedConfig) -> dict[str, Tensor]:
+    """Arguments ``[1, …]`` of `generate` with which a model of ``config`` answers ``question`` about ``image``, or captions it
+    ("")."""
+    begin = first_token(config)
+    examples = ImageTexts([Seen(image, question, "")], processor, begin)
     full = examples[0]
     labels = full.pop("labels")
-    known = int((labels == IGNORED).sum())
+    known = int((labels == IGNORED).sum()) + (begin is not None)  # BLIP drops the end of a prompt, so it needs one
     return {name: value[:, :known] if value.shape == labels.shape else value for name, value in full.items()}
 
 
