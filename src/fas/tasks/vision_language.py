@@ -169,6 +169,8 @@ def prompt_of(processor: Any, question: str) -> str:
         content = [{"type": "image"}, {"type": "text", "text": question}]
         return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     token = getattr(processor, "image_token", None)
+    if getattr(processor, "num_query_tokens", None):  # BLIP-2's puts its tokens in front by itself
+        return question
     return question if token is None else f"{token} {question}".strip()
 
 
