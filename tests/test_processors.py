@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from shapes import part, script
 
 import fas
@@ -82,3 +83,22 @@ def test_real_processors(made: Any, tmp_path: Path) -> None:
         )
     assert torch.equal(cached, uncached)
     assert len(fas.ledger(snn, examples.unpadded(2)[0]).parts) >= 3
+
+
+@torch.no_grad()
+def test_images_of_fewer_tiles_share_a_batch(tmp_path: Path) -> None:
+    """Idefics3 cuts a wide image into two tiles and a square one into four; each sees what it sees alone."""
+    rows = read_part("vqa", part(tmp_path / "shapes", 4))[:3]
+    Image.new("RGB", (16, 8), (30, 200, 40)).save(rows[2].image)
+    torch.manual_seed(0)
+    ann, processor = _idefics3(rows)
+    examples = ImageTexts(rows, processor)
+    square, wide = examples[0], examples[2]
+    assert (square["pixel_values"].shape[1], wide["pixel_values"].shape[1]) == (5, 3)
+    batch = examples.collate([square, wide])
+    labels = batch.pop("labels")
+    together = ann.eval()(**batch).logits
+    for number, alone in enumerate((square, wide)):
+        wanted = ann(**{name: value for name, value in alone.items() if name != "labels"}).logits[0]
+        torch.testing.assert_close(together[number, : len(wanted)], wanted, atol=1e-4, rtol=1e-4)
+        assert (labels[number, len(wanted) :] == -100).all()

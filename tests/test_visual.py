@@ -19,7 +19,8 @@ from fas.cli import app
 from fas.errors import ConfigError, DataError, FasError
 from fas.models.find import find_segments
 from fas.pipeline.convert import run_conversion
-from fas.pipeline.load import load_spiking
+from fas.pipeline.generate import Decoding, continue_text
+from fas.pipeline.load import load_ann, load_spiking
 from fas.pipeline.options import ConvertOptions
 from fas.report.ledger_text import as_text
 from fas.runtime.control import sites_of
@@ -229,6 +230,10 @@ def test_a_question_goes_through_every_command(folder: Path, model: Path, tmp_pa
     assert written["new_tokens"] <= 2
     assert written["text"]
     assert written["control"]["text"]
+    with pytest.raises(FasError, match="takes it with --image"):
+        load_spiking(str(out))
+    with pytest.raises(ConfigError, match="reads no image and was given"):
+        continue_text(*load_ann("builtin"), "q", Decoding(max_new_tokens=1), image=image)
     ledgers = json.loads(run("energy", str(out), "--sequences", "2", "--json", "-q"))
     assert "vision_tower" in json.dumps(ledgers)
     run(

@@ -187,7 +187,8 @@ def load_spiking(
     cls = auto_class_of(spiking_config_of(model))
     if cls is not AutoModelForCausalLM and not any_task:
         names = _config(model).architectures
-        raise FasError(f"{model} is no causal language model but {', '.join(names or ['of an unknown class'])}")
+        hint = "; fas generate takes it with --image" if cls is AutoModelForImageTextToText else ""
+        raise FasError(f"{model} is no causal language model but {', '.join(names or ['of an unknown class'])}{hint}")
     loaded, tokenizer = _load(model, device, dtype, cls)
     if not any(isinstance(module, Site) for module in loaded.modules()):
         raise CheckpointError(f"{model} says that it is converted, but loaded without neurons; upgrade fas-snn")

@@ -59,7 +59,7 @@ class ImageTexts(Examples):
         return replace(self, rows=[self.rows[number] for number in numbers])
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Texts are padded on the right; images are put one behind the other."""
+        """Texts are padded on the right; images are put one behind the other, those of fewer tiles with tiles of zeros."""
         longest = max(example["labels"].shape[1] for example in examples)
         fill = {"labels": IGNORED, "input_ids": _padding(self.processor)}
         batch = {}
@@ -67,7 +67,7 @@ class ImageTexts(Examples):
             values = [example[name] for example in examples]
             if values[0].ndim == 2 and values[0].shape == examples[0]["labels"].shape:
                 values = [F.pad(value, (0, longest - value.shape[1]), value=fill.get(name, 0)) for value in values]
-            batch[name] = torch.cat(values)
+            batch[name] = torch.cat(_alike(values))
         return batch
 
     def unpadded(self, size: int) -> list[dict[str, Tensor]]:
@@ -161,6 +161,17 @@ class ImageTexts(Examples):
         end = _end(self.processor)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids if end is None else [*ids, end]
+
+
+def _alike(values: list[Tensor]) -> list[Tensor]:
+    """``values`` with zeros behind them up to the largest, all axes but the first: images of fewer tiles."""
+    most = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
+    return [
+        F.pad(
+            value, [more for axis in range(value.ndim - 1, 0, -1) for more in (0, most[axis - 1] - value.shape[axis])]
+        )
+        for value in values
+    ]
 
 
 def prompt_of(processor: Any, question: str) -> str:
