@@ -196,7 +196,7 @@ def test_labels_are_names_or_numbers_of_classes_or_scores() -> None:
 
 
 def test_all_tasks_have_a_name_and_those_of_the_hub_a_place() -> None:
-    assert set(TASKS) == {"language-modeling", "text-classification", "text-regression", *GLUE}
+    assert set(TASKS) == {"language-modeling", "text-classification", "text-regression", "vqa", "captioning", *GLUE}
     assert all(task.hub == f"nyu-mll/glue:{name}" for name, task in GLUE.items())
     assert GLUE["mnli"].validation == "validation_matched"
 
