@@ -24,6 +24,7 @@ from fas.pipeline.load import load_ann, load_spiking
 from fas.pipeline.options import ConvertOptions
 from fas.report.ledger_text import as_text
 from fas.runtime.control import sites_of
+from fas.tasks import vision_language
 from fas.tasks.vision_language import IGNORED, ImageTexts, asked, prompt_of
 from fas.tasks.visual import Seen, evaluation_seen, load_visual, read_part
 
@@ -107,9 +108,9 @@ def test_missing_data_and_broken_images(model: Path, tmp_path: Path) -> None:
         examples[0]
 
 
-def test_examples_are_what_the_processor_says(folder: Path, model: Path) -> None:
+def test_examples_are_what_the_processor_says(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     processor = AutoProcessor.from_pretrained(model)
-    rows = load_visual("vqa", str(folder)).evaluation[:3]
+    rows = load_visual("vqa", str(folder)).evaluation[::4][:3]  # three images
     examples = ImageTexts(rows, processor)
     from PIL import Image
 
@@ -124,6 +125,11 @@ def test_examples_are_what_the_processor_says(folder: Path, model: Path) -> None
         assert example["labels"][0].tolist() == [IGNORED] * known + example["input_ids"][0, known:].tolist()
         question = asked(processor, row.image, row.question, AutoConfig.from_pretrained(model))
         assert {n: v.tolist() for n, v in question.items()} == {n: whole[n].tolist() for n in question}
+    monkeypatch.setattr(vision_language, "MOST_KEPT", 2 * examples[0]["pixel_values"].nbytes)
+    sparing = ImageTexts(rows, processor)
+    for number in (0, 1, 2, 2):
+        assert all(torch.equal(value, examples[number][name]) for name, value in sparing[number].items())
+    assert [*sparing.pictures] == [row.image for row in rows[:2]]
     batch = examples.collate([examples[0], examples[1]])
     assert batch["labels"].shape == batch["input_ids"].shape
     assert batch["pixel_values"].shape[0] == 2

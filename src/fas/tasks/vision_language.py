@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -22,6 +22,8 @@ from fas.tasks.visual import Seen
 
 IGNORED = -100
 """Label of what is not predicted."""
+MOST_KEPT = 1 << 30
+"""Bytes of encoded images; what is beyond is encoded again each time."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class ImageTexts(Examples):
     """Token that `generate` puts in the place of a prompt's first (`first_token`)."""
     prompts: dict[tuple[str, tuple[int, int]], dict[str, list[int]]] = field(default_factory=dict)
     """Encoded prompts by question and size of the image: a processor may give large images more tokens."""
-    pictures: dict[Path, tuple[tuple[int, int], dict[str, Tensor]]] = field(default_factory=dict)
-    """Encoded images, shared by their questions."""
+    sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    pictures: dict[Path, dict[str, Tensor]] = field(default_factory=dict)
+    """Encoded images, shared by their questions, as many as `MOST_KEPT` holds."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -46,14 +49,13 @@ class ImageTexts(Examples):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Keyword arguments of the model ``[1, …]``; labels are those of the answer and its end."""
         row = self.rows[index]
-        size, image = self._picture(row.image)
-        prompt = self._prompt(row.question, size, row.image)
+        prompt = self._prompt(row.question, row.image)
         answer = self._answer(row.answer)
         known = len(prompt["input_ids"])
         longer = {"input_ids": answer, "attention_mask": [1] * len(answer)}
         text = {name: ids + longer.get(name, [0] * len(answer)) for name, ids in prompt.items()}
         text["labels"] = [IGNORED] * known + answer
-        return {name: torch.tensor([ids]) for name, ids in text.items()} | image
+        return {name: torch.tensor([ids]) for name, ids in text.items()} | self._picture(row.image)
 
     def picked(self, numbers: Sequence[int]) -> Self:
         return replace(self, rows=[self.rows[number] for number in numbers])
@@ -67,7 +69,7 @@ class ImageTexts(Examples):
             values = [example[name] for example in examples]
             if values[0].ndim == 2 and values[0].shape == examples[0]["labels"].shape:
                 values = [F.pad(value, (0, longest - value.shape[1]), value=fill.get(name, 0)) for value in values]
-            batch[name] = torch.cat(_alike(values))
+            batch[name] = torch.cat(_same_size(values))
         return batch
 
     def unpadded(self, size: int) -> list[dict[str, Tensor]]:
@@ -119,32 +121,35 @@ class ImageTexts(Examples):
         """Numbers of examples, at most ``size`` together, whose texts have one length: nothing is padding."""
         alike = defaultdict(list)
         for number, row in enumerate(self.rows):
-            prompt = self._prompt(row.question, self._picture(row.image)[0], row.image)
+            prompt = self._prompt(row.question, row.image)
             alike[len(prompt["input_ids"]) + len(self._answer(row.answer))].append(number)
         for some in alike.values():
             for start in range(0, len(some), size):
                 yield some[start : start + size]
 
-    def _picture(self, path: Path) -> tuple[tuple[int, int], dict[str, Tensor]]:
-        if path not in self.pictures:
-            image = _opened(path)
-            self.pictures[path] = image.size, dict(self._image_processor(images=[image], return_tensors="pt"))
-        return self.pictures[path]
+    def _picture(self, path: Path) -> dict[str, Tensor]:
+        if path in self.pictures:
+            return self.pictures[path]
+        found = dict(self._image_processor(images=[_opened(path)], return_tensors="pt"))
+        if (len(self.pictures) + 1) * sum(value.nbytes for value in found.values()) <= MOST_KEPT:
+            self.pictures[path] = found
+        return found
 
     @property
     def _image_processor(self) -> Any:
         return self.processor.image_processor  # type: ignore[attr-defined]
 
-    def _prompt(self, question: str, size: tuple[int, int], path: Path) -> dict[str, list[int]]:
+    def _prompt(self, question: str, path: Path) -> dict[str, list[int]]:
+        if path not in self.sizes:
+            self.sizes[path] = _size(path)
+        size = self.sizes[path]
         if (question, size) not in self.prompts:
             processor: Any = self.processor
             found = processor(images=[_opened(path)], text=[prompt_of(processor, question)], return_tensors="pt")
             ids = found["input_ids"]
             end = _end(processor)
-            known = {
-                *processor.model_input_names,
-                "mm_token_type_ids",
-            }  # a tokenizer may give more than the model takes
+            # a tokenizer may give more than the model takes
+            known = {*processor.model_input_names, "mm_token_type_ids"}
             keep = -1 if end is not None and ids[0, -1] == end else None  # BERT-like tokenizers end every text
             encoded = {
                 name: value[0, :keep].tolist()
@@ -163,7 +168,7 @@ class ImageTexts(Examples):
         return ids if end is None else [*ids, end]
 
 
-def _alike(values: list[Tensor]) -> list[Tensor]:
+def _same_size(values: list[Tensor]) -> list[Tensor]:
     """``values`` with zeros behind them up to the largest, all axes but the first: images of fewer tiles."""
     most = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
     return [
@@ -212,10 +217,18 @@ def _padding(processor: Any) -> int:
 
 
 def _opened(path: Path) -> Any:
+    return _read(path, lambda image: image.convert("RGB"))
+
+
+def _size(path: Path) -> tuple[int, int]:
+    return _read(path, lambda image: image.size)  # its header is enough
+
+
+def _read(path: Path, what: Callable[[Any], Any]) -> Any:
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return what(image)
     except (OSError, UnidentifiedImageError) as error:
         raise DataError(f"{path} is no image that can be read: {error}") from None
