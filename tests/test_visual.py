@@ -25,7 +25,7 @@ from fas.pipeline.options import ConvertOptions
 from fas.report.ledger_text import as_text
 from fas.runtime.control import sites_of
 from fas.tasks import vision_language
-from fas.tasks.vision_language import IGNORED, ImageTexts, asked, prompt_of
+from fas.tasks.vision_language import IGNORED, ImageTexts, asked, first_token, prompt_of
 from fas.tasks.visual import Seen, evaluation_seen, load_visual, read_part
 
 
@@ -52,6 +52,11 @@ def test_parts_of_a_folder_share_no_image(folder: Path, tmp_path: Path) -> None:
     assert [len(some) for some in images] == [34, 2, 4]
     assert sum(map(len, images)) == len(set.union(*images))
     assert evaluation_seen("vqa", str(alone)) == found.evaluation
+    shared = tmp_path / "shared.jsonl"
+    shared.write_text(json.dumps({"image": str(alone / "images" / "7.png"), "question": "q", "answer": "a"}))
+    some = load_visual("vqa", str(alone), str(shared))
+    assert len(some.training) + len(some.held_out) == 78
+    assert "7.png" not in {row.image.name for row in [*some.training, *some.held_out]}
     other = load_visual("vqa", str(alone), str(folder / "test"))
     assert len(other.evaluation) == 18
     assert len(other.training) + len(other.held_out) == 80
@@ -251,6 +256,8 @@ def test_a_question_goes_through_every_command(folder: Path, model: Path, tmp_pa
 def test_what_does_not_fit_is_refused(folder: Path, model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="text_column belongs to labelled texts"):
         ConvertOptions(str(model), str(folder), tmp_path, task="vqa", text_column="a")
+    with pytest.raises(ConfigError, match="length=9 cuts texts, and vqa needs its answers whole"):
+        ConvertOptions(str(model), str(folder), tmp_path, task="vqa", length=9)
     with pytest.raises(FasError, match="builtin is no image-text-to-text model"):
         run_conversion(ConvertOptions("builtin", str(folder), tmp_path / "a", task="vqa"))
     with pytest.raises(FasError, match="is not a causal language model"):
@@ -315,8 +322,10 @@ def test_captions(name: str, folder: Path, tmp_path: Path) -> None:
     results = {row.name: row for row in run_conversion(options).rows}
     assert results["control"].value > 0.5
     snn, processor = load_spiking(str(tmp_path / "snn"), any_task=True)
-    right = 0
-    for row in evaluation_seen("captioning", str(captions)):
+    right, seen = 0, evaluation_seen("captioning", str(captions))
+    begin = ImageTexts(seen, processor, first_token(snn.config))[0]["input_ids"][0, 0]
+    assert int(begin) == (10 if name == "blip" else 2)
+    for row in seen:
         with torch.no_grad():
             ids = snn.generate(**asked(processor, row.image, "", snn.config), max_new_tokens=5, do_sample=False)  # type: ignore[operator]
         right += processor.tokenizer.decode(ids[0], skip_special_tokens=True) == row.answer

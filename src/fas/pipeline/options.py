@@ -101,6 +101,8 @@ class ConvertOptions:
             )
         if self.mlm_data is not None and self.stage1 == "none":
             raise ConfigError("mlm_data is for Stage 1, and stage1='none' leaves that out; choose one")
+        if self.task in VISUAL and self.length is not None:
+            raise ConfigError(f"length={self.length} cuts texts, and {self.task} needs its answers whole; leave it out")
         if self.task == LANGUAGE_MODELING or self.task in VISUAL:
             given = [name for name in ("text_column", "pair_column", "label_column", "mlm_data") if getattr(self, name)]
             if given:
