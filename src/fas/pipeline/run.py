@@ -40,9 +40,11 @@ class Run:
 
     @property
     def at_once(self) -> int:
-        """Examples that are measured together; labelled texts see to their length themselves."""
-        labelled = self.options.task != LANGUAGE_MODELING
-        return EVALUATION_BATCH if labelled else evaluation_batch(self.source.evaluation.about()["length"])
+        """Examples that are measured together; labelled ones see to their length themselves, and are short: a GPU would wait
+        for launches where it has few."""
+        if self.options.task == LANGUAGE_MODELING:
+            return evaluation_batch(self.source.evaluation.about()["length"])
+        return EVALUATION_BATCH * (8 if self.device.type == "cuda" else 1)
 
     def calibration_batches(self, size: int = CALIBRATION_BATCH) -> list[dict[str, Tensor]]:
         """Evenly spaced training examples, in batches small enough for T·B rows."""
