@@ -69,7 +69,8 @@ def options_of(args: argparse.Namespace, task: str, coverage: str, seed: int) ->
     return ConvertOptions(
         model=args.model, data=f"{args.glue}/{training}", task=task, out=place_of(args, task, coverage, seed),
         eval_data=",".join(f"{args.glue}/{name}" for name in evaluation.split(",")),
-        stage1_steps=args.steps or steps, batch_size=args.batch_size or batch_size, lr=args.lr or lr, before_stage2=True, seed=seed, device=args.device,
+        stage1_steps=args.steps or steps, batch_size=args.batch_size or batch_size, lr=args.lr or lr, before_stage2=True,
+        seed=seed, device=args.device,
         eval_sequences=args.sequences, **chosen,
     )  # fmt: skip
 
