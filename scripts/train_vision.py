@@ -40,6 +40,7 @@ from transformers import (
 from fas.cli.show import Lines
 from fas.pipeline.load import pick_device
 from fas.tasks.glue import CAPTIONING, VQA
+from fas.tasks.pictures import Pictures
 from fas.tasks.shapes import write_shapes
 from fas.tasks.vision_language import ImageTexts, first_token
 from fas.tasks.visual import Seen, VisualData, load_visual
@@ -197,8 +198,8 @@ def train(args: argparse.Namespace, found: VisualData) -> None:
     progress.note(f"{model.num_parameters():,} parameters, {len(found.training):,} texts")
     options = Stage1Options(steps=args.steps, batch_size=args.batch_size, lr=args.lr, weight_decay=0.01, seed=args.seed)
     begin = first_token(model.config)
-    fine_tune(model, ImageTexts(found.training, processor, begin), options, None, progress, "training")
-    ImageTexts(found.held_out, processor, begin).evaluate(model, 64, progress, "held-out texts")
+    fine_tune(model, ImageTexts(found.training, Pictures(processor), begin), options, None, progress, "training")
+    ImageTexts(found.held_out, Pictures(processor), begin).evaluate(model, 64, progress, "held-out texts")
     model.save_pretrained(args.out)
     processor.save_pretrained(args.out)
 

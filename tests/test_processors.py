@@ -11,6 +11,7 @@ from PIL import Image
 from shapes import part, script
 
 import fas
+from fas.tasks.pictures import Pictures
 from fas.tasks.vision_language import ImageTexts, asked, prompt_of
 from fas.tasks.visual import Seen, read_part
 
@@ -68,7 +69,7 @@ def test_real_processors(made: Any, tmp_path: Path) -> None:
     rows = read_part("vqa", part(tmp_path / "shapes", 6))
     torch.manual_seed(0)
     ann, processor = made(rows)
-    examples = ImageTexts(rows, processor)
+    examples = ImageTexts(rows, Pictures(processor))
     loss = ann.eval()(**examples.collate([examples[number] for number in range(4)])).loss
     assert torch.isfinite(loss)
     dense = examples.evaluate(ann, 4)
@@ -92,7 +93,7 @@ def test_images_of_fewer_tiles_share_a_batch(tmp_path: Path) -> None:
     Image.new("RGB", (16, 8), (30, 200, 40)).save(rows[2].image)
     torch.manual_seed(0)
     ann, processor = _idefics3(rows)
-    examples = ImageTexts(rows, processor)
+    examples = ImageTexts(rows, Pictures(processor))
     square, wide = examples[0], examples[2]
     assert (square["pixel_values"].shape[1], wide["pixel_values"].shape[1]) == (5, 3)
     batch = examples.collate([square, wide])

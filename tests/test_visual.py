@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sacrebleu
 import torch
 from shapes import data, llava, part
 from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
@@ -24,7 +25,8 @@ from fas.pipeline.load import load_ann, load_spiking
 from fas.pipeline.options import ConvertOptions
 from fas.report.ledger_text import as_text
 from fas.runtime.control import sites_of
-from fas.tasks import vision_language
+from fas.tasks import pictures
+from fas.tasks.pictures import Pictures
 from fas.tasks.vision_language import IGNORED, ImageTexts, asked, first_token, prompt_of
 from fas.tasks.visual import Seen, evaluation_seen, load_visual, read_part
 
@@ -85,14 +87,16 @@ def test_captions_have_no_question(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "captions.jsonl").write_text(
         json.dumps({"file_name": "a.png", "captions": ["a green square", "grass"]})
     )
-    assert read_part("captioning", tmp_path) == [Seen(tmp_path / "a.png", "", "a green square")]
+    assert read_part("captioning", tmp_path) == [
+        Seen(tmp_path / "a.png", "", "a green square", ("a green square", "grass"))
+    ]
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ([{"image": "no.png", "question": "q", "answer": "a"}], "row 1 names the image no.png"),
-        ([{"image": "0.png", "question": "q"}], "row 1 has image, question; vqa looks for image"),
+        ([{"image": "0.png", "question": "q"}], "row 1 has image, question; vqa looks for question and answer"),
         ([], "holds no rows"),
     ],
 )
@@ -108,7 +112,7 @@ def test_missing_data_and_broken_images(model: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"needs one table .* and has none"):
         read_part("vqa", tmp_path)
     (tmp_path / "b.png").write_text("no image")
-    examples = ImageTexts([Seen(tmp_path / "b.png", "q", "a")], AutoProcessor.from_pretrained(model))
+    examples = ImageTexts([Seen(tmp_path / "b.png", "q", "a")], Pictures(AutoProcessor.from_pretrained(model)))
     with pytest.raises(DataError, match=r"b.png is no image that can be read"):
         examples[0]
 
@@ -116,7 +120,7 @@ def test_missing_data_and_broken_images(model: Path, tmp_path: Path) -> None:
 def test_examples_are_what_the_processor_says(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     processor = AutoProcessor.from_pretrained(model)
     rows = load_visual("vqa", str(folder)).evaluation[::4][:3]  # three images
-    examples = ImageTexts(rows, processor)
+    examples = ImageTexts(rows, Pictures(processor))
     from PIL import Image
 
     for row, example in zip(rows, map(examples.__getitem__, range(3)), strict=True):
@@ -130,11 +134,11 @@ def test_examples_are_what_the_processor_says(folder: Path, model: Path, monkeyp
         assert example["labels"][0].tolist() == [IGNORED] * known + example["input_ids"][0, known:].tolist()
         question = asked(processor, row.image, row.question, AutoConfig.from_pretrained(model))
         assert {n: v.tolist() for n, v in question.items()} == {n: whole[n].tolist() for n in question}
-    monkeypatch.setattr(vision_language, "MOST_KEPT", 2 * examples[0]["pixel_values"].nbytes)
-    sparing = ImageTexts(rows, processor)
+    monkeypatch.setattr(pictures, "MOST_KEPT", 2 * examples[0]["pixel_values"].nbytes)
+    sparing = ImageTexts(rows, Pictures(processor))
     for number in (0, 1, 2, 2):
         assert all(torch.equal(value, examples[number][name]) for name, value in sparing[number].items())
-    assert [*sparing.pictures] == [row.image for row in rows[:2]]
+    assert [*sparing.pictures.kept] == [row.image for row in rows[:2]]
     batch = examples.collate([examples[0], examples[1]])
     assert batch["labels"].shape == batch["input_ids"].shape
     assert batch["pixel_values"].shape[0] == 2
@@ -149,9 +153,9 @@ def test_exact_match_is_that_of_generation(folder: Path, model: Path) -> None:
     processor, ann = AutoProcessor.from_pretrained(model), LlavaForConditionalGeneration.from_pretrained(model)
     found = load_visual("vqa", str(folder))
     with torch.enable_grad():
-        fine_tune(ann, ImageTexts(found.training, processor), Stage1Options(steps=30, batch_size=16, lr=3e-3))
+        fine_tune(ann, ImageTexts(found.training, Pictures(processor)), Stage1Options(steps=30, batch_size=16, lr=3e-3))
     rows = [*found.evaluation, Seen(found.evaluation[0].image, "is it red?", "maybe not"), *found.held_out]
-    examples, right = ImageTexts(rows, processor), 0
+    examples, right = ImageTexts(rows, Pictures(processor)), 0
     for row in rows:
         inputs = asked(processor, row.image, row.question, ann.config)
         written = ann.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
@@ -168,7 +172,7 @@ def test_exact_match_is_that_of_generation(folder: Path, model: Path) -> None:
 @pytest.mark.parametrize("parts", [("text",), ("vision", "projector")])
 def test_parts_stay_analog(folder: Path, model: Path, parts: Any, tmp_path: Path) -> None:
     ann, processor = LlavaForConditionalGeneration.from_pretrained(model), AutoProcessor.from_pretrained(model)
-    batches = ImageTexts(load_visual("vqa", str(folder)).training, processor).for_calibration(8, 4)
+    batches = ImageTexts(load_visual("vqa", str(folder)).training, Pictures(processor)).for_calibration(8, 4)
     names = {segment.name: segment.family.part for segment in find_segments(ann)}
     snn = fas.convert(fas.prepare(ann, fas.SpikingConfig(parts=parts, timesteps=8), batches))
     assert {part for name, part in names.items() for site in sites_of(snn) if site.startswith(name)} == set(parts)
@@ -322,14 +326,16 @@ def test_captions(name: str, folder: Path, tmp_path: Path) -> None:
     results = {row.name: row for row in run_conversion(options).rows}
     assert results["control"].value > 0.5
     snn, processor = load_spiking(str(tmp_path / "snn"), any_task=True)
-    right, seen = 0, evaluation_seen("captioning", str(captions))
-    begin = ImageTexts(seen, processor, first_token(snn.config))[0]["input_ids"][0, 0]
-    assert int(begin) == (10 if name == "blip" else 2)
+    written, seen = [], evaluation_seen("captioning", str(captions))
+    examples = ImageTexts(seen, Pictures(processor), first_token(snn.config))
+    assert int(examples[0]["input_ids"][0, 0]) == (10 if name == "blip" else 2)
     for row in seen:
         with torch.no_grad():
             ids = snn.generate(**asked(processor, row.image, "", snn.config), max_new_tokens=5, do_sample=False)  # type: ignore[operator]
-        right += processor.tokenizer.decode(ids[0], skip_special_tokens=True) == row.answer
-    assert right / 6 == pytest.approx(results["snn"].value)
+        written.append(processor.tokenizer.decode(ids[0], skip_special_tokens=True))
+    right = sum(text == row.answer for text, row in zip(written, seen, strict=True))
+    bleu = sacrebleu.corpus_bleu(written, [[row.answer for row in seen]], lowercase=True).score / 100
+    assert results["snn"].metrics == pytest.approx({"exact_match": right / 6, "bleu4": bleu})
 
 
 def test_a_blip_for_answers_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -38,3 +40,8 @@ def alignment(spiking: Tensor, target: Tensor) -> Tensor:
     return (spiking.float() - target).square().mean() / target.square().mean().clamp(
         min=torch.finfo(torch.float32).tiny
     )
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """What a model predicts: its logits, or those of images against texts ``[images, texts]``."""
+    return outputs.logits_per_image if "logits_per_image" in outputs else outputs.logits

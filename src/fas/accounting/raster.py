@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -35,15 +35,26 @@ def chosen_sites(model: nn.Module, names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-@torch.no_grad()
 def record(model: nn.Module, batch: Mapping[str, Any], sites: Iterable[str]) -> dict[str, Tensor]:
     """Spikes ``[T, tokens, channels]`` (int8) of the first row of ``batch``: as many tokens and channels as fit a picture."""
+    return _recorded(model, batch, sites, lambda first: first[:, :TOKENS, :CHANNELS].to(torch.int8).cpu())
+
+
+def by_token(model: nn.Module, batch: Mapping[str, Any], sites: Iterable[str]) -> dict[str, Tensor]:
+    """Spikes of all channels of a token together, ``[T, tokens]``, in the first row of ``batch``."""
+    return _recorded(model, batch, sites, lambda first: first.abs().sum(-1, dtype=torch.int64).cpu())
+
+
+@torch.no_grad()
+def _recorded(
+    model: nn.Module, batch: Mapping[str, Any], sites: Iterable[str], kept: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """What ``kept`` makes of the first spikes ``[T, tokens, channels]`` of each site in one forward."""
     clock, wanted, found = clock_of(model), set(sites), {}
 
     def probe(name: str, spikes: Tensor) -> None:
         if name in wanted and name not in found:
-            first = spikes[:, 0].flatten(1, -2) if spikes.ndim > 3 else spikes[:, :1]
-            found[name] = first[:, :TOKENS, :CHANNELS].to(torch.int8).cpu()
+            found[name] = kept(spikes[:, 0].flatten(1, -2) if spikes.ndim > 3 else spikes[:, :1])
 
     before, clock.probe = clock.probe, probe
     try:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from fas.calibration.replay import blocks_of, checked
 from fas.errors import FasError
-from fas.losses import alignment, logits_loss
+from fas.losses import alignment, logits_loss, logits_of
 from fas.models import find_segments
 from fas.neurons import Site, qcfs
 from fas.runtime.control import as_qcfs, clock_of, sites_of, without_cache
@@ -173,7 +173,7 @@ def _compare(model: PreTrainedModel, inputs: Mapping[str, Any], sums: _Sums) -> 
     blocks = [block.register_forward_hook(layer(name)) for name, block, _ in sums.layers if block is not None]
     try:
         with as_qcfs(model), _hooked(sums.layers, keep):
-            logits = model(**inputs, **without_cache(model)).logits
+            logits = logits_of(model(**inputs, **without_cache(model)))
         with _hooked(sums.layers, compare):
             model(**inputs, **without_cache(model))
     finally:
@@ -213,7 +213,7 @@ def _settled(site: Site, args: tuple[Any, ...], out: Tensor) -> Tensor:
 
 def _distance(model: PreTrainedModel, batches: Sequence[Mapping[str, Any]], targets: Sequence[Tensor]) -> float:
     found = (
-        float(logits_loss(model(**inputs, **without_cache(model)).logits, target))
+        float(logits_loss(logits_of(model(**inputs, **without_cache(model))), target))
         for inputs, target in zip(batches, targets, strict=True)
     )
     return sum(found) / len(batches)

@@ -25,7 +25,7 @@ from fas.calibration.replay import batches_of, blocks_of, both_streams, checked
 from fas.config import SpikingConfig
 from fas.conversion import describe
 from fas.errors import CheckpointError, FasError
-from fas.losses import logits_loss
+from fas.losses import logits_loss, logits_of
 from fas.models import Segment, find_segments
 from fas.neurons import Site
 from fas.progress import Progress, Silent
@@ -167,8 +167,8 @@ class _Target:
         """KL(QCFS model ‖ SNN) on one batch, in nats per token."""
         inputs = {**batch, **without_cache(self.model)}
         with as_qcfs(self.model), torch.no_grad():
-            wanted = self.model(**inputs).logits
-        return logits_loss(self.model(**inputs).logits, wanted, self.temperature)
+            wanted = logits_of(self.model(**inputs))
+        return logits_loss(logits_of(self.model(**inputs)), wanted, self.temperature)
 
     def part_of(self, index: int) -> Tensor:
         """This process's part of the loss of one batch: the parts of all add up to its loss, as the means of equal numbers of

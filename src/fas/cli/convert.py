@@ -41,6 +41,8 @@ _Coverage = Annotated[str | None, _flag("coverage", "What becomes spikes: ffn, l
 _NeuronsPerChannel = Annotated[
     int | None, _flag("neurons_per_channel", "sigma_delta: neurons that encode a channel together.", _SNN)
 ]
+_CalibrationSequences = Annotated[int | None, _flag("calibration_sequences", "Sequences; else by task.", _STAGE2)]
+_Template = Annotated[str | None, _flag("template", "Zero-shot classes of images: the text of a class.")]
 _AbsorbBias = Annotated[
     bool | None, _flag("absorb_bias", "Mean errors go into the biases behind (beyond the paper).", _STAGE2)
 ]
@@ -57,7 +59,7 @@ _Targets = Annotated[
 _Parts = Annotated[
     list[str] | None, _flag("parts", "Of a vision-language model, what spikes: vision,projector,text.", _SNN)
 ]
-_DATA = "Training text, labelled texts or images with text: files, a folder, a hub data set, or builtin."
+_DATA = "Training text, labelled texts, or images with texts or classes: files, a folder, a hub data set, or builtin."
 _LoraRank = Annotated[int | None, _flag("lora_rank", "--stage1 lora: rank of the adapters.", _STAGE1)]
 _LoraAlpha = Annotated[float | None, _flag("lora_alpha", "Their product is times alpha / rank.", _STAGE1)]
 _Fsdp = Annotated[
@@ -94,10 +96,13 @@ def command(
     data: Annotated[str | None, _flag("data", _DATA)] = None,
     out: Annotated[Path | None, _flag("out", "Folder to write; an interrupted conversion goes on.")] = None,
     eval_data: Annotated[str | None, _flag("eval_data", "Evaluation text; else the last 10 % of --data.")] = None,
-    task: Annotated[str | None, _flag("task", "language-modeling, sst2 … (GLUE), text-classification, vqa …")] = None,
+    task: Annotated[
+        str | None, _flag("task", "language-modeling, sst2 … (GLUE), text-classification, vqa, captioning …")
+    ] = None,
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
     label_column: LabelColumn = None,
+    template: _Template = None,
     recipe: Annotated[str | None, _flag("recipe", "By name (fas recipes), or a YAML file; flags overrule it.")] = None,
     coverage: _Coverage = None,
     levels: Annotated[int | None, _flag("levels", "L: grid points on each side of zero.", _SNN)] = None,
@@ -128,9 +133,7 @@ def command(
     spikes_per_neuron: _SpikesPerNeuron = None,
     stage2: Annotated[bool | None, _flag("stage2", "Calibrate the neurons.", _STAGE2, "--stage2/--no-stage2")] = None,
     spike_price: _SpikePrice = None,
-    calibration_sequences: Annotated[
-        int | None, _flag("calibration_sequences", "Sequences; else by task.", _STAGE2)
-    ] = None,
+    calibration_sequences: _CalibrationSequences = None,
     fit_steps: Annotated[int | None, _flag("fit_steps", "Gradient steps for each site, no layer run.", _STAGE2)] = None,
     absorb_bias: _AbsorbBias = None,
     align_steps: Annotated[int | None, _flag("align_steps", "Gradient steps for each layer.", _STAGE2)] = None,

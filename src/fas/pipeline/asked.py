@@ -11,7 +11,8 @@ from fas.pipeline.options import ConvertOptions
 from fas.report.results import Results
 
 COLUMNS = ("text_column", "pair_column", "label_column")
-_OF_THE_DATA = ("eval_data", "length", "eval_sequences", "task", *COLUMNS)
+_KEPT = ("task", "template", *COLUMNS)
+_OF_THE_DATA = ("eval_data", "length", "eval_sequences", *_KEPT)
 
 
 def named(columns: Sequence[str | None]) -> dict[str, str | None]:
@@ -34,7 +35,9 @@ def as_converted(folder: Path | str, stored: Results | None, asked: Mapping[str,
     data = asked.get("data") or then.get("data")
     if data is None:
         raise ConfigError(f"{folder} does not say what it was converted with; give --data")
-    known = _OF_THE_DATA if data == then.get("data") else ("task", *COLUMNS)
+    known = _OF_THE_DATA if data == then.get("data") else _KEPT
     chosen = {name: then[name] for name in known if name in then}
     chosen |= {name: value for name, value in asked.items() if value is not None and name in _OF_THE_DATA}
+    if asked.get("task") not in (None, then.get("task")):
+        chosen.pop("template", None)
     return ConvertOptions(str(folder), data, Path(folder), **chosen)

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, ProcessorMixin, set_seed
 from fas.config import SpikingConfig
 from fas.errors import ConfigError, DataError
 from fas.pipeline.measure import Stopping, stops_early
-from fas.pipeline.source import Reader
+from fas.pipeline.origin import Reader
 from fas.runtime.control import clock_of, sites_of
 from fas.runtime.spikes import counting
-from fas.tasks.vision_language import asked
+from fas.tasks.vision_language import asked, padding_for
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def continue_text(
             top_k=0,
             num_beams=decoding.num_beams,
             **({"use_cache": False} if confident else {}),
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            **padding_for(model, tokenizer),
         )
     seconds = time.perf_counter() - started
     ids, known = output[0].tolist(), inputs["input_ids"].shape[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,9 +10,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
+    AutoModelForZeroShotImageClassification,
     AutoProcessor,
     AutoTokenizer,
     PretrainedConfig,
@@ -26,18 +28,26 @@ from fas import world
 from fas.errors import CheckpointError, ConfigError, FasError
 from fas.neurons import Site
 from fas.runtime.memory import keep_freed_memory
-from fas.tasks.builtin import model_path
+from fas.tasks.builtin import model_path, vision_path
 
 _HEADS: dict[str, Any] = {
     "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForImageClassification": AutoModelForImageClassification,
     "ForCausalLM": AutoModelForCausalLM,
     "LMHeadModel": AutoModelForCausalLM,
 }
+_READERS: dict[Any, Any] = {
+    AutoModelForImageTextToText: AutoProcessor,
+    AutoModelForZeroShotImageClassification: AutoProcessor,
+    AutoModelForImageClassification: AutoImageProcessor,
+}
+"""What encodes the inputs of models that see; of others a tokenizer."""
 
 
 def resolve(model: str) -> str:
-    """``builtin`` is the folder of the embedded model; anything else is a folder or a hub id already."""
-    return str(model_path()) if model == "builtin" else model
+    """``builtin`` and ``builtin-vision`` are folders of embedded models; anything else is a folder or a hub id already."""
+    embedded = {"builtin": model_path, "builtin-vision": vision_path}
+    return str(embedded[model]()) if model in embedded else model
 
 
 def pick_device(name: str) -> torch.device:
@@ -93,80 +103,50 @@ def load_ann(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The original model and its tokenizer. Raises `FasError` for a missing folder, or what is no causal language model
     (``any_task``: nor any other with a head)."""
-    config = _config(model)
-    if getattr(config, "quantization_config", None) is not None:
-        raise FasError(f"{model} is quantized or converted already; FAS starts from the original model")
+    config = config_of(model)
     cls = auto_class_of(config)
     if cls is None or (cls is not AutoModelForCausalLM and not any_task):
         raise FasError(f"{model} is not a causal language model: its architectures are {config.architectures or []}")
     return _load(model, device, dtype, cls)
 
 
-def load_seeing(model: str, device: str = "auto", dtype: str = "float32") -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The original image-text-to-text model and its processor. Raises `FasError` for any other model."""
-    config = _config(model)
-    if auto_class_of(config) is not AutoModelForImageTextToText:
-        raise FasError(
-            f"{model} is no image-text-to-text model that FAS knows: its architectures are {config.architectures or []}"
+def load_seeing(
+    model: str, device: str = "auto", dtype: str = "float32", wanted: Any = AutoModelForImageTextToText
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The original image-text-to-text model (or what else is ``wanted``) and its processor. Raises `FasError` for any other."""
+    config = config_of(model)
+    if auto_class_of(config) is not wanted:
+        kind = (
+            "image-text-to-text model"
+            if wanted is AutoModelForImageTextToText
+            else "model that compares images with texts"
         )
-    if importlib.util.find_spec("PIL") is None:
-        raise FasError("images need Pillow, which is not installed; pip install 'fas-snn[vision]'")
+        raise FasError(f"{model} is no {kind} that FAS knows: its architectures are {config.architectures or []}")
+    need_pillow()
     ann, processor = load_ann(model, device, dtype, any_task=True)
     return ann, cast(ProcessorMixin, processor)
 
 
-def load_classifier(
-    model: str, head: Head, device: str = "auto", dtype: str = "float32"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
-    """The original model with a head for ``head``'s classes, its tokenizer, and whether the head is new (random, by the
-    seed of `torch`). Raises `FasError` for a missing folder or a head for other classes."""
-    config = _config(model)
+def need_pillow() -> None:
+    """Raises `FasError` where images cannot be read."""
+    if importlib.util.find_spec("PIL") is None:
+        raise FasError("images need Pillow, which is not installed; pip install 'fas-snn[vision]'")
+
+
+def original_config(model: str) -> Any:
+    """The configuration of a model that was not converted; raises `FasError` for one that was, or a missing folder."""
+    config = config_of(model)
     if getattr(config, "quantization_config", None) is not None:
         raise FasError(f"{model} is quantized or converted already; FAS starts from the original model")
-    has_head = auto_class_of(config) is AutoModelForSequenceClassification
-    if has_head and config.num_labels != head.size:
-        raise FasError(
-            f"{model} has a head for {config.num_labels} classes and the data has {head.size}; give the model that it was "
-            "made from, or the data that it was trained on"
-        )
-    more: dict[str, Any] = {} if has_head else head.settings()
-    loaded, tokenizer, missing = _loaded(model, device, dtype, AutoModelForSequenceClassification, more)
-    prefix = f"{loaded.base_model_prefix}."
-    lacking = [name for name in missing if name.startswith(prefix) and ".pooler." not in name]
-    if lacking or (has_head and missing):
-        raise CheckpointError(f"{model} lacks {len(missing)} weights, first {min(lacking or missing)}")
-    if loaded.config.pad_token_id is None:
-        loaded.config.pad_token_id = tokenizer.pad_token_id
-    if loaded.config.pad_token_id is None:
-        raise FasError(f"{model} has no padding token, so texts of different length cannot be one batch")
-    return loaded, tokenizer, not has_head
-
-
-@dataclass(frozen=True)
-class Head:
-    """What is told apart: names of classes, or None for one real value."""
-
-    names: tuple[str, ...] | None
-
-    @property
-    def size(self) -> int:
-        """Numbers that the head gives."""
-        return 1 if self.names is None else len(self.names)
-
-    def settings(self) -> dict[str, Any]:
-        """What transformers is told about it."""
-        if self.names is None:
-            return {"num_labels": 1, "problem_type": "regression"}
-        by_number = dict(enumerate(self.names))
-        return {
-            "num_labels": self.size, "problem_type": "single_label_classification", "id2label": by_number,
-            "label2id": {name: number for number, name in by_number.items()},
-        }  # fmt: skip
+    return config
 
 
 def auto_class_of(config: Any) -> Any:
     """The class that loads a model as what it was saved as; None for a model without a head that FAS knows."""
     names = config.architectures or []
+    comparing = AutoModelForZeroShotImageClassification._model_mapping.get(type(config), None)
+    if comparing is not None and comparing.__name__ in names:
+        return AutoModelForZeroShotImageClassification
     seeing = AutoModelForImageTextToText._model_mapping.get(type(config), None)
     if seeing is not None:  # GIT's class ends like a language model's; BLIP's for answers is none of these
         return AutoModelForImageTextToText if seeing.__name__ in names else None
@@ -186,7 +166,7 @@ def load_spiking(
     `FasError` if it is no causal language model, unless ``any_task`` will do."""
     cls = auto_class_of(spiking_config_of(model))
     if cls is not AutoModelForCausalLM and not any_task:
-        names = _config(model).architectures
+        names = config_of(model).architectures
         hint = "; fas generate takes it with --image" if cls is AutoModelForImageTextToText else ""
         raise FasError(f"{model} is no causal language model but {', '.join(names or ['of an unknown class'])}{hint}")
     loaded, tokenizer = _load(model, device, dtype, cls)
@@ -197,7 +177,7 @@ def load_spiking(
 
 def spiking_config_of(model: str) -> Any:
     """The configuration of a converted model; raises `CheckpointError` for any other, `FasError` for a missing folder."""
-    config = _config(model)
+    config = config_of(model)
     description = getattr(config, "quantization_config", None)
     if description is None or description.get("quant_method") != "fas":
         raise CheckpointError(
@@ -214,7 +194,8 @@ def block_length(config: PretrainedConfig, asked: int | None) -> int:
     return asked or min(context or 256, 256)
 
 
-def _config(model: str) -> Any:
+def config_of(model: str) -> Any:
+    """The configuration at ``model``; raises `FasError` for a missing folder or one without."""
     place = resolve(model)
     path = Path(place)
     looks_local = path.exists() or place.startswith((".", "/", "~")) or place.count("/") != 1
@@ -231,21 +212,20 @@ def _config(model: str) -> Any:
 def _load(
     model: str, device: str, dtype: str | None, cls: Any = AutoModelForCausalLM
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    loaded, tokenizer, missing = _loaded(model, device, dtype, cls, {})
+    loaded, tokenizer, missing = loaded_with(model, device, dtype, cls, {})
     if missing:  # transformers would go on with random weights
         raise CheckpointError(f"{model} lacks {len(missing)} weights, first {min(missing)}")
     return loaded, tokenizer
 
 
-def _loaded(
+def loaded_with(
     model: str, device: str, dtype: str | None, cls: Any, more: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
     """Model, tokenizer (or the processor of images and text), and the names of weights that the checkpoint lacks."""
     place = resolve(model)
     target = pick_device(device)
     try:
-        reads_images = cls is AutoModelForImageTextToText
-        tokenizer: Any = (AutoProcessor if reads_images else AutoTokenizer).from_pretrained(place)
+        tokenizer: Any = _READERS.get(cls, AutoTokenizer).from_pretrained(place)
         loaded, found = cls.from_pretrained(place, dtype=dtype or "auto", output_loading_info=True, **more)
         loaded = loaded.to(target).eval()
     except FasError:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from fas.config import Activation, Coding, Coverage, Part, Rotation, Rows, Scales, SpikingConfig
 from fas.errors import ConfigError
-from fas.tasks.glue import LANGUAGE_MODELING, VISUAL, TextTask, text_task
+from fas.tasks.glue import LANGUAGE_MODELING, TEMPLATE, VISUAL, ZERO_SHOT_IMAGES, TextTask, text_task
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _LEAST = {
@@ -38,6 +38,8 @@ class ConvertOptions:
     """Labelled texts: the column of the text, by name or by number from 0; the same for the next two."""
     pair_column: str | None = None
     label_column: str | None = None
+    template: str = TEMPLATE
+    """Zero-shot classes of images: the text that stands for a class, whose name is put in the place of ``{}``."""
     mlm_data: str | None = None
     """Labelled texts: general text that Stage 1 begins with, by masked-language modelling (the control, too)."""
     mlm_steps: int = 1000
@@ -101,6 +103,8 @@ class ConvertOptions:
             )
         if self.mlm_data is not None and self.stage1 == "none":
             raise ConfigError("mlm_data is for Stage 1, and stage1='none' leaves that out; choose one")
+        if self.template != TEMPLATE and self.task != ZERO_SHOT_IMAGES:
+            raise ConfigError(f"template={self.template!r} is for {ZERO_SHOT_IMAGES}, and the task is {self.task}")
         if self.task in VISUAL and self.length is not None:
             raise ConfigError(f"length={self.length} cuts texts, and {self.task} needs its answers whole; leave it out")
         if self.task == LANGUAGE_MODELING or self.task in VISUAL:

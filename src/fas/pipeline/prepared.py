@@ -13,8 +13,9 @@ from fas import world
 from fas.errors import ConfigError
 from fas.models import planned
 from fas.pipeline.options import ConvertOptions
+from fas.pipeline.origin import Source
 from fas.pipeline.run import Run
-from fas.pipeline.source import Source, source_of
+from fas.pipeline.source import source_of
 from fas.pipeline.stages import batch_size
 from fas.pipeline.workspace import Workspace
 from fas.progress import Progress, Silent

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from fas.pipeline.load import load_saved
 from fas.pipeline.measure import EVALUATION_BATCH, evaluation_batch
 from fas.pipeline.options import ConvertOptions
-from fas.pipeline.source import Source
+from fas.pipeline.origin import Source
 from fas.pipeline.workspace import Workspace
 from fas.progress import Progress
 from fas.tasks.examples import Examples

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import cast
 
 from transformers import (
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    ProcessorMixin,
     set_seed,
 )
 
 from fas.errors import ConfigError, FasError
-from fas.pipeline.load import Head, auto_class_of, block_length, load_ann, load_classifier, load_seeing
+from fas.pipeline.classifiers import Head, load_classifier
+from fas.pipeline.load import auto_class_of, block_length, load_ann
 from fas.pipeline.options import ConvertOptions
+from fas.pipeline.origin import Reader, Source, in_order_of, name_classes, names_of
+from fas.pipeline.source_images import SEEING, image_examples, of_images
 from fas.progress import Progress
 from fas.tasks.examples import Examples
 from fas.tasks.glue import LANGUAGE_MODELING, VISUAL
@@ -28,25 +27,6 @@ from fas.tasks.language_modeling import Blocks, encode_blocks
 from fas.tasks.sliding import SlidingText, sliding_text
 from fas.tasks.text import evaluation_text, load_text
 from fas.tasks.text_classification import encode_labelled
-from fas.tasks.vision_language import ImageTexts, first_token
-from fas.tasks.visual import evaluation_seen, load_visual
-
-Reader = PreTrainedTokenizerBase | ProcessorMixin
-"""What turns text, or images and text, into arguments of a model."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Loaded and checked, nothing computed yet."""
-
-    fresh: Callable[[], PreTrainedModel]
-    """The original model, each time the same."""
-    tokenizer: Reader
-    training: Examples
-    held_out: Examples
-    evaluation: Examples
-    new_head: bool = False
-    """Whether the original model has yet to learn the task."""
 
 
 def source_of(options: ConvertOptions, progress: Progress) -> tuple[PreTrainedModel, Source]:
@@ -57,7 +37,7 @@ def source_of(options: ConvertOptions, progress: Progress) -> tuple[PreTrainedMo
     if options.task == LANGUAGE_MODELING:
         return _of_text(options)
     if options.task in VISUAL:
-        return _of_images(options)
+        return of_images(options)
     return _of_labelled_texts(options, progress)
 
 
@@ -74,17 +54,6 @@ def _of_text(options: ConvertOptions) -> tuple[PreTrainedModel, Source]:
     return ann, Source(lambda: load_ann(options.model, options.device)[0], tokenizer, training, held_out, evaluation)
 
 
-def _of_images(options: ConvertOptions) -> tuple[PreTrainedModel, Source]:
-    ann, processor = load_seeing(options.model, options.device)
-    found = load_visual(options.task, options.data, options.eval_data)
-    training = ImageTexts(
-        found.training, processor, first_token(ann.config)
-    )  # those made from it share its encoded images
-    held_out, evaluation = replace(training, rows=found.held_out), replace(training, rows=found.evaluation)
-    evaluation = evaluation.some(options.eval_sequences)
-    return ann, Source(lambda: load_seeing(options.model, options.device)[0], processor, training, held_out, evaluation)
-
-
 def _of_labelled_texts(options: ConvertOptions, progress: Progress) -> tuple[PreTrainedModel, Source]:
     task = options.text_task()
     rows = load_labelled(task, options.data, options.eval_data)
@@ -96,12 +65,12 @@ def _of_labelled_texts(options: ConvertOptions, progress: Progress) -> tuple[Pre
     def fresh() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
         set_seed(options.seed)  # for a new head, which is random
         loaded = load_classifier(options.model, head, options.device)
-        name_classes(loaded[0].config, _in_order_of(loaded[0], names))
+        name_classes(loaded[0].config, in_order_of(loaded[0].config, names))
         return loaded
 
     ann, tokenizer, new_head = fresh()
     length = block_length(ann.config, options.length)
-    numbered = _names_of(ann.config)
+    numbered = names_of(ann.config)
     training, held_out, evaluation = (
         encode_labelled(tokenizer, task, numbered, some, length)
         for some in (rows.training, rows.held_out, rows.evaluation)
@@ -118,36 +87,34 @@ def evaluation_of(options: ConvertOptions, config: PretrainedConfig, reader: Rea
     another head or data that cannot be read."""
     length = _length(options, config)
     if options.task in VISUAL:
-        seen = evaluation_seen(options.task, options.data, options.eval_data)
-        return ImageTexts(seen, cast(ProcessorMixin, reader), first_token(config)).some(options.eval_sequences)
+        return image_examples(options, config, reader, evaluation=True).some(options.eval_sequences)
     tokenizer = cast(PreTrainedTokenizerBase, reader)
     if options.task == LANGUAGE_MODELING:
         documents = evaluation_text(options.data, options.eval_data)
         return Blocks(encode_blocks(tokenizer, documents, length, "evaluation text")).some(options.eval_sequences)
     task = options.text_task()
     rows = evaluation_rows(task, options.data, options.eval_data)
-    return encode_labelled(tokenizer, task, _names_of(config), rows, length).some(options.eval_sequences)
+    return encode_labelled(tokenizer, task, names_of(config), rows, length).some(options.eval_sequences)
 
 
 def training_of(options: ConvertOptions, config: PretrainedConfig, reader: Reader) -> Examples:
     """What ``options`` trains on, read and refused in the same way."""
     length = _length(options, config)
     if options.task in VISUAL:
-        rows = load_visual(options.task, options.data, options.eval_data).training
-        return ImageTexts(rows, cast(ProcessorMixin, reader), first_token(config))
+        return image_examples(options, config, reader, evaluation=False)
     tokenizer = cast(PreTrainedTokenizerBase, reader)
     if options.task == LANGUAGE_MODELING:
         documents = load_text(options.data, options.eval_data).training
         return Blocks(encode_blocks(tokenizer, documents, length, "training text"))
     task = options.text_task()
     labelled = load_labelled(task, options.data, options.eval_data).training
-    return encode_labelled(tokenizer, task, _names_of(config), labelled, length)
+    return encode_labelled(tokenizer, task, names_of(config), labelled, length)
 
 
 def _length(options: ConvertOptions, config: PretrainedConfig) -> int:
     """Tokens of an example; raises `FasError` where the model has no head for the task."""
     cls = auto_class_of(config)
-    wanted = {LANGUAGE_MODELING: AutoModelForCausalLM} | dict.fromkeys(VISUAL, AutoModelForImageTextToText)
+    wanted = {LANGUAGE_MODELING: AutoModelForCausalLM, **SEEING}
     if cls is not wanted.get(options.task, AutoModelForSequenceClassification):
         kind = ", ".join(config.architectures or ["model of an unknown class"])
         raise FasError(f"{options.model} is a {kind}, which does not fit the task {options.task}")
@@ -169,23 +136,3 @@ def sliding_of(
         )
     documents = evaluation_text(options.data, options.eval_data)
     return sliding_text(tokenizer, documents, _length(options, config), stride, count)
-
-
-def _in_order_of(model: PreTrainedModel, names: tuple[str, ...] | None) -> tuple[str, ...]:
-    """``names`` of classes in the order of the model's head, where it knows them by these names, in capitals or not."""
-    if names is None:
-        return ()
-    own, spelled = [name.lower() for name in _names_of(model.config)], {name.lower(): name for name in names}
-    return tuple(spelled[name] for name in own) if sorted(own) == sorted(spelled) else names
-
-
-def name_classes(config: PretrainedConfig, names: tuple[str, ...]) -> None:
-    """Have the head of ``config`` call its classes ``names``, so that a saved model is measured by them; () leaves it."""
-    if names:
-        config.id2label = dict(enumerate(names))
-        config.label2id = {name: number for number, name in enumerate(names)}
-
-
-def _names_of(config: PretrainedConfig) -> tuple[str, ...]:
-    """The classes of a model's head in their order; a regression ignores them."""
-    return tuple(str(name) for _, name in sorted((config.id2label or {}).items()))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jinja2
 
-from fas.report import plots, words
+from fas.report import plots, scenes, words
 from fas.report.results import Results, Row, write_whole
 from fas.report.table import columns_of
 
@@ -39,6 +39,8 @@ def render(results: Results) -> str:
         counted_name=words.describe_snn(counted) if counted else "",
         by_layer=plots.spikes_by_layer(counted) if counted else None,
         samples=words.samples(results),
+        scenes=scenes.shown(results),
+        kind="vision-language model" if results.extra.get("scenes") else "language model",
         provenance=words.provenance(results),
     )
 
@@ -68,7 +70,7 @@ def headline(results: Results, best: Row | None) -> str:
     count = best.spikes_per_neuron
     spikes = "" if count is None else f", firing {count:.2f} spikes per neuron and token"
     return (
-        f"As a spiking network ({words.describe_snn(best)}), {results.model} reaches {best.metric} "
+        f"As a spiking network ({words.describe_snn(best)}), {results.model} reaches {words.metric_title(results)} "
         f"{words.format_value(best.value)} where {original} has {words.format_value(reference.value)} "
         f"({words.ratio_label(best, results)}){spikes}."
     )

@@ -50,19 +50,25 @@ def spikes_by_layer(row: Row) -> str | None:
     """Spikes per neuron of every site over the layers, a line for each kind of site; None if that was not counted."""
     if not row.by_site:
         return None
-    kinds: dict[str, dict[int, float]] = defaultdict(dict)
+    lines: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
     outside: dict[str, float] = {}
+    stacks = towers({name[: layer.start()] for name in row.by_site if (layer := _layer(name))})
     for name, value in row.by_site.items():
-        layer = re.search(r"\.(\d+)\.", name)
+        layer = _layer(name)
         kind = name.rsplit(".", 1)[-1].replace("_", " ")
         if layer:
-            kinds[kind][int(layer[1])] = value
+            lines[stacks[name[: layer.start()]], kind][int(layer[1])] = value
         else:
             outside[kind] = value
     figure, (axes,) = figure_of()
-    for index, (kind, values) in enumerate(kinds.items()):
+    names, kinds = (list(dict.fromkeys(key[i] for key in lines)) for i in (0, 1))
+    for (tower, kind), values in lines.items():
         layers = sorted(values)
-        axes.plot(layers, [values[layer] for layer in layers], color=colour(index), marker="o", label=kind)
+        style = ("-", "--", "-.", ":")[names.index(tower) % 4]
+        axes.plot(
+            layers, [values[layer] for layer in layers], color=colour(kinds.index(kind)), linestyle=style, marker="o",
+            label=f"{tower}, {kind}" if tower else kind,
+        )  # fmt: skip
     for kind, value in outside.items():  # sites in front of or behind the layers
         axes.axhline(value, color=INK, linestyle=":", linewidth=1, label=kind)
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -70,6 +76,23 @@ def spikes_by_layer(row: Row) -> str | None:
     axes.set_xlabel("layer")
     axes.set_ylabel("spikes/neuron")
     return finish(figure, axes)
+
+
+def _layer(site: str) -> re.Match[str] | None:
+    return re.search(r"\.(\d+)\.", site)
+
+
+def towers(stacks: set[str]) -> dict[str, str]:
+    """What tells stacks of layers apart, by their names: the first part in which these differ; "" where there is one.
+
+    >>> sorted(towers({"model.vision_tower.encoder.layers", "model.language_model.layers"}).values())
+    ['language model', 'vision tower']
+    """
+    parts = {stack: stack.split(".") for stack in stacks}
+    if len(stacks) < 2:
+        return dict.fromkeys(stacks, "")
+    at = next(i for i in range(99) if len({tuple(names[i : i + 1]) for names in parts.values()}) > 1)
+    return {stack: " ".join(names[at : at + 1]).replace("_", " ") for stack, names in parts.items()}
 
 
 def _line_name(row: Row, results: Results) -> tuple[str, str]:

@@ -91,7 +91,7 @@ def stage2_label(row: Row) -> str:
 def metric_title(results: Results) -> str:
     """The metric that all rows share, or ``value``."""
     metrics = {row.metric for row in results.rows if row.metric}
-    return metrics.pop() if len(metrics) == 1 else "value"
+    return metrics.pop().replace("_", " ") if len(metrics) == 1 else "value"
 
 
 def value_label(row: Row, results: Results) -> str:
@@ -209,6 +209,10 @@ def provenance(results: Results) -> dict[str, str]:
     for key, value in results.extra.items():
         if isinstance(value, dict):
             value = ", ".join(f"{name}={entry}" for name, entry in value.items() if entry is not None)
-        if key not in ("samples", "layer_errors"):  # the first has its own place, the second is for reading in JSON
+        if key not in (
+            "samples",
+            "scenes",
+            "layer_errors",
+        ):  # two have places of their own, the last is for reading in JSON
             facts[key.replace("_", " ")] = str(value)
     return facts | results.versions

@@ -23,6 +23,11 @@ def model_path() -> Path:
     return Path(str(files("fas") / "builtin" / "model"))
 
 
+def vision_path() -> Path:
+    """Folder of the embedded vision-language model (a LLaVA that has seen `fas.tasks.shapes`) and its processor."""
+    return Path(str(files("fas") / "builtin" / "vision"))
+
+
 def is_evaluation(name: str) -> bool:
     """Whether the document called ``name`` is held out: one in ten, by the SHA-256 of its name."""
     return hashlib.sha256(name.encode()).digest()[0] % 10 == 0

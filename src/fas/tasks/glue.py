@@ -123,8 +123,12 @@ OWN: dict[str, TextTask] = {
 }
 LANGUAGE_MODELING = "language-modeling"
 VQA, CAPTIONING = "vqa", "captioning"
-VISUAL = (VQA, CAPTIONING)
-"""Tasks on images with text (`fas.tasks.visual`)."""
+IMAGE_CLASSIFICATION, ZERO_SHOT_IMAGES = "image-classification", "zero-shot-image-classification"
+TEMPLATE = "a photo of a {}."
+"""Of a text that an image is compared with (Radford et al. 2021)."""
+CLASSIFIED = (IMAGE_CLASSIFICATION, ZERO_SHOT_IMAGES)
+VISUAL = (VQA, CAPTIONING, *CLASSIFIED)
+"""Tasks on images (`fas.tasks.visual`)."""
 TASKS: tuple[str, ...] = (LANGUAGE_MODELING, *GLUE, *OWN, *VISUAL)
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
@@ -15,15 +14,15 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from fas import world
-from fas.errors import DataError
 from fas.progress import Progress, Silent
 from fas.tasks.examples import Evaluation, Examples
+from fas.tasks.glue import CAPTIONING, VQA
+from fas.tasks.pictures import Picture, Pictures, identity, opened, told_by
 from fas.tasks.visual import Seen
+from fas.tasks.written import bleu4, vqa_accuracy
 
 IGNORED = -100
 """Label of what is not predicted."""
-MOST_KEPT = 1 << 30
-"""Bytes of encoded images; what is beyond is encoded again each time."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,22 @@ class ImageTexts(Examples):
     CALIBRATION: ClassVar[int] = 128
 
     rows: list[Seen]
-    processor: ProcessorMixin
+    pictures: Pictures
+    """Encoded images, shared by their questions; its processor encodes prompts, too."""
     begin: int | None = None
     """Token that `generate` puts in the place of a prompt's first (`first_token`)."""
     prompts: dict[tuple[str, tuple[int, int]], dict[str, list[int]]] = field(default_factory=dict)
     """Encoded prompts by question and size of the image: a processor may give large images more tokens."""
-    sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
-    pictures: dict[Path, dict[str, Tensor]] = field(default_factory=dict)
-    """Encoded images, shared by their questions, as many as `MOST_KEPT` holds."""
+
+    @property
+    def processor(self) -> Any:
+        """Of images and text."""
+        return self.pictures.processor
+
+    @property
+    def task(self) -> str:
+        """Captions answer no question."""
+        return VQA if any(row.question for row in self.rows) else CAPTIONING
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -55,7 +62,7 @@ class ImageTexts(Examples):
         longer = {"input_ids": answer, "attention_mask": [1] * len(answer)}
         text = {name: ids + longer.get(name, [0] * len(answer)) for name, ids in prompt.items()}
         text["labels"] = [IGNORED] * known + answer
-        return {name: torch.tensor([ids]) for name, ids in text.items()} | self._picture(row.image)
+        return {name: torch.tensor([ids]) for name, ids in text.items()} | self.pictures.encoded(row.image)
 
     def picked(self, numbers: Sequence[int]) -> Self:
         return replace(self, rows=[self.rows[number] for number in numbers])
@@ -81,7 +88,7 @@ class ImageTexts(Examples):
     def digest(self) -> bytes:
         digest = hashlib.sha256()
         for row in self.rows:
-            digest.update(repr((row.image.name, row.image.stat().st_size, row.question, row.answer)).encode())
+            digest.update(repr((*told_by(row.image), row.question, row.answer, *row.references)).encode())
         return digest.digest()
 
     def about(self) -> dict[str, Any]:
@@ -91,17 +98,19 @@ class ImageTexts(Examples):
     def evaluate(
         self, model: PreTrainedModel, batch_size: int, progress: Progress | None = None, title: str = ""
     ) -> Evaluation:
-        """Exact match and the loss of the answers (nats a token).
+        """Exact match and the loss of the answers (nats a token); where people gave several answers, or captions, also what the
+        model writes, scored against them.
 
-        An answer counts if at each of its tokens, and at its end, the likeliest one is that of the reference: then, and only
+        An answer matches if at each of its tokens, and at its end, the likeliest one is that of the reference: then, and only
         then, greedy generation writes exactly the reference.
         """
         progress = progress or Silent()
         training = model.training
         model.eval()
+        writes = self.task == CAPTIONING or any(row.references for row in self.rows)
         batches = list(self._alike(batch_size))
         mine = batches[world.rank() :: world.size()]
-        progress.start(title or "evaluating", sum(map(len, mine)))
+        progress.start(title or "evaluating", sum(map(len, mine)) * (1 + writes))
         exact, loss, tokens = (torch.zeros(1, dtype=torch.float64) for _ in range(3))
         for numbers in mine:
             batch = {n: v.to(model.device) for n, v in self.collate([self[i] for i in numbers]).items()}
@@ -112,10 +121,54 @@ class ImageTexts(Examples):
             tokens += int((wanted != IGNORED).sum())
             exact += int(((found.argmax(-1) == wanted) | (wanted == IGNORED)).all(1).sum())
             progress.advance(len(numbers))
+        people = self._scored(self._written(model, batch_size, progress)) if writes else {}
         model.train(training)
         exact, loss, tokens = (float(world.summed(total)) for total in (exact, loss, tokens))
-        progress.done(f"exact match {exact / len(self):.4f}")
-        return Evaluation(loss / tokens, int(tokens), metrics={"exact_match": exact / len(self)}, items=len(self))
+        match = {"exact_match": exact / len(self)}
+        metrics = people | match if any(row.references for row in self.rows) else match | people
+        progress.done(", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items()))
+        return Evaluation(loss / tokens, int(tokens), metrics=metrics, items=len(self))
+
+    def _scored(self, written: list[str]) -> dict[str, float]:
+        """Agreement with people's answers, or BLEU-4 with all captions of an image."""
+        if self.task == VQA:
+            scores = [
+                vqa_accuracy(text, row.references or (row.answer,))
+                for text, row in zip(written, self.rows, strict=True)
+            ]
+            return {"vqa_accuracy": sum(scores) / len(scores)}
+        told = defaultdict(list)
+        for row in self.rows:
+            told[identity(row.image)] += row.references or (row.answer,)
+        return {"bleu4": bleu4(written, [told[identity(row.image)] for row in self.rows])}
+
+    def _written(self, model: PreTrainedModel, batch_size: int, progress: Progress) -> list[str]:
+        """What greedy generation writes for each row, twice as long as the longest reference at most."""
+        alike, texts = defaultdict(list), [""] * len(self)
+        for number, row in enumerate(self.rows):
+            alike[len(self._prompt(row.question, row.image)["input_ids"])].append(number)
+        parts = [some[i : i + batch_size] for some in alike.values() for i in range(0, len(some), batch_size)]
+        longest = max(len(self._answer(text)) for row in self.rows for text in (row.answer, *row.references))
+        mine = parts[world.rank() :: world.size()]
+        found = [(part, self._generated(model, part, 2 * longest, progress)) for part in mine]
+        for part, written in [pair for share in world.gathered(found) for pair in share]:
+            for number, text in zip(part, written, strict=True):
+                texts[number] = text
+        return texts
+
+    def _generated(self, model: PreTrainedModel, numbers: list[int], most: int, progress: Progress) -> list[str]:
+        tokenizer: Any = self.processor.tokenizer
+        inputs = {
+            n: v.to(model.device) for n, v in _prompts_of(self.collate([self[i] for i in numbers]), self.begin).items()
+        }
+        known = inputs["input_ids"].shape[1]
+        out = model.generate(  # type: ignore[operator]
+            **inputs, max_new_tokens=most, do_sample=False, num_beams=1, **padding_for(model, tokenizer)
+        )
+        progress.advance(len(numbers))
+        # decoded as a whole: pieces of a sentence lose the space in front of them
+        whole, start = (tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (out, out[:, :known]))
+        return [text[len(begin) :].strip() for text, begin in zip(whole, start, strict=True)]
 
     def _alike(self, size: int) -> Iterator[list[int]]:
         """Numbers of examples, at most ``size`` together, whose texts have one length: nothing is padding."""
@@ -127,25 +180,11 @@ class ImageTexts(Examples):
             for start in range(0, len(some), size):
                 yield some[start : start + size]
 
-    def _picture(self, path: Path) -> dict[str, Tensor]:
-        if path in self.pictures:
-            return self.pictures[path]
-        found = dict(self._image_processor(images=[_opened(path)], return_tensors="pt"))
-        if (len(self.pictures) + 1) * sum(value.nbytes for value in found.values()) <= MOST_KEPT:
-            self.pictures[path] = found
-        return found
-
-    @property
-    def _image_processor(self) -> Any:
-        return self.processor.image_processor  # type: ignore[attr-defined]
-
-    def _prompt(self, question: str, path: Path) -> dict[str, list[int]]:
-        if path not in self.sizes:
-            self.sizes[path] = _size(path)
-        size = self.sizes[path]
+    def _prompt(self, question: str, picture: Picture) -> dict[str, list[int]]:
+        size = self.pictures.size(picture)
         if (question, size) not in self.prompts:
             processor: Any = self.processor
-            found = processor(images=[_opened(path)], text=[prompt_of(processor, question)], return_tensors="pt")
+            found = processor(images=[opened(picture)], text=[prompt_of(processor, question)], return_tensors="pt")
             ids = found["input_ids"]
             end = _end(processor)
             # a tokenizer may give more than the model takes
@@ -195,15 +234,23 @@ def first_token(config: PretrainedConfig) -> int | None:
     return config.get_text_config().bos_token_id if config.model_type == "blip" else None
 
 
-def asked(processor: ProcessorMixin, image: Path, question: str, config: PretrainedConfig) -> dict[str, Tensor]:
+def asked(processor: ProcessorMixin, image: Picture, question: str, config: PretrainedConfig) -> dict[str, Tensor]:
     """Arguments ``[1, …]`` of `generate` with which a model of ``config`` answers ``question`` about ``image``, or captions it
     ("")."""
     begin = first_token(config)
-    examples = ImageTexts([Seen(image, question, "")], processor, begin)
-    full = examples[0]
-    labels = full.pop("labels")
-    known = int((labels == IGNORED).sum()) + (begin is not None)  # BLIP drops the end of a prompt, so it needs one
-    return {name: value[:, :known] if value.shape == labels.shape else value for name, value in full.items()}
+    return _prompts_of(ImageTexts([Seen(image, question, "")], Pictures(processor), begin)[0], begin)
+
+
+def _prompts_of(batch: dict[str, Tensor], begin: int | None) -> dict[str, Tensor]:
+    """``batch`` without answers, of prompts of one length, as `generate` takes them."""
+    labels = batch["labels"]
+    known = int((labels[0] == IGNORED).long().cumprod(0).sum())
+    known += begin is not None  # BLIP drops the end of a prompt, so it needs one
+    return {
+        name: value[:, :known] if value.shape == labels.shape else value
+        for name, value in batch.items()
+        if name != "labels"
+    }
 
 
 def _end(processor: Any) -> int | None:
@@ -212,23 +259,12 @@ def _end(processor: Any) -> int | None:
     return tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
 
 
+def padding_for(model: PreTrainedModel, tokenizer: Any) -> dict[str, int | None]:
+    """What `generate` is told to put behind texts that have ended; BLIP's takes its own and accepts no other."""
+    if model.config.model_type == "blip":
+        return {}
+    return {"pad_token_id": tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id}
+
+
 def _padding(processor: Any) -> int:
     return processor.tokenizer.pad_token_id or 0
-
-
-def _opened(path: Path) -> Any:
-    return _read(path, lambda image: image.convert("RGB"))
-
-
-def _size(path: Path) -> tuple[int, int]:
-    return _read(path, lambda image: image.size)  # its header is enough
-
-
-def _read(path: Path, what: Callable[[Any], Any]) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return what(image)
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"{path} is no image that can be read: {error}") from None

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from fas import world
 from fas.errors import ConfigError
-from fas.losses import logits_loss
+from fas.losses import logits_loss, logits_of
 from fas.neurons import NeuronParameters, Site
 from fas.progress import Progress, Silent
 from fas.training.budget import SpikeBudget
@@ -126,17 +127,24 @@ class Stage1Trainer(Trainer):
         budget = self.budget if model.training else None
         metering = budget.metering(inputs.get("attention_mask")) if budget is not None else nullcontext()
         with metering, block_outputs(model) if states else nullcontext([]) as mine:
-            outputs = model(**inputs)
-        loss = (1 - weight) * outputs.loss
+            outputs = model(**_known(inputs))
+        logits = logits_of(outputs)
+        task_loss = outputs.loss if "classes" not in inputs else F.cross_entropy(logits, inputs["classes"])
+        loss = (1 - weight) * task_loss
         if budget is not None:
             loss = loss + budget.penalty()
         if self.teacher is not None and (weight > 0 or states):
             with torch.no_grad(), block_outputs(self.teacher) if states else nullcontext([]) as wanted:
-                target = self.teacher(**{k: v for k, v in inputs.items() if k != "labels"}).logits
-            loss = loss + weight * logits_loss(outputs.logits, target, self.options.temperature)
+                target = logits_of(self.teacher(**{k: v for k, v in _known(inputs).items() if k != "labels"}))
+            loss = loss + weight * logits_loss(logits, target, self.options.temperature)
             if states:
                 loss = loss + states * states_loss(mine, wanted, inputs.get("attention_mask"))
         return (loss, outputs) if return_outputs else loss
+
+
+def _known(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Without the classes of images, for a model that compares them with texts and knows no labels."""
+    return {name: value for name, value in inputs.items() if name != "classes"}
 
 
 class _Report(TrainerCallback):
@@ -245,6 +253,7 @@ def _arguments(
         disable_tqdm=True,
         use_cpu=model.device.type == "cpu",
         dataloader_drop_last=True,
+        remove_unused_columns=False,  # classes of images are no argument of CLIP's
         train_sampling_strategy="random" if examples.lengths() is None else "group_by_length",
         **(fsdp_arguments(model) if options.fsdp and world.size() > 1 else {}),
     )

@@ -1,0 +1,86 @@
+"""Images from where they are kept, and as a model's processor encodes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fas.errors import DataError
+
+MOST_KEPT = 1 << 30
+"""Bytes of encoded images; what is beyond is encoded again each time."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An image of a data set of the hub, decoded when it is asked for; rows with one ``name`` show the same image."""
+
+    name: str
+    table: Any = field(compare=False, repr=False)
+    column: str = field(compare=False)
+    row: int = field(compare=False)
+
+
+Picture = Path | Stored
+
+
+def identity(picture: Picture) -> str:
+    """The same for the same image, under whatever path."""
+    return picture.name if isinstance(picture, Stored) else str(picture.resolve())
+
+
+def told_by(picture: Picture) -> tuple[Any, ...]:
+    """What tells it from other images, without reading it."""
+    return (picture.name,) if isinstance(picture, Stored) else (picture.name, picture.stat().st_size)
+
+
+def opened(picture: Picture) -> Any:
+    """The image in RGB. Raises `DataError` for a file that is no image."""
+    return _read(picture, lambda image: image.convert("RGB"))
+
+
+def size_of(picture: Picture) -> tuple[int, int]:
+    """Width and height; of a file its header is enough. Raises `DataError` for a file that is no image."""
+    return _read(picture, lambda image: image.size)
+
+
+def _read(picture: Picture, what: Callable[[Any], Any]) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        if isinstance(picture, Stored):
+            return what(picture.table[picture.row][picture.column])
+        with Image.open(picture) as image:
+            return what(image)
+    except (OSError, UnidentifiedImageError) as error:
+        raise DataError(f"{told_by(picture)[0]} is no image that can be read: {error}") from None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Encoded images, as many as `MOST_KEPT` holds, and sizes: shared by all examples of a task."""
+
+    processor: Any
+    """Of images, or of images and text."""
+    kept: dict[Picture, dict[str, Tensor]] = field(default_factory=dict)
+    sizes: dict[Picture, tuple[int, int]] = field(default_factory=dict)
+
+    def encoded(self, picture: Picture) -> dict[str, Tensor]:
+        """Arguments of the model for one image, ``[1, …]``."""
+        if picture in self.kept:
+            return self.kept[picture]
+        encode = getattr(self.processor, "image_processor", self.processor)
+        found = dict(encode(images=[opened(picture)], return_tensors="pt"))
+        if (len(self.kept) + 1) * sum(value.nbytes for value in found.values()) <= MOST_KEPT:
+            self.kept[picture] = found
+        return found
+
+    def size(self, picture: Picture) -> tuple[int, int]:
+        """Width and height."""
+        if picture not in self.sizes:
+            self.sizes[picture] = size_of(picture)
+        return self.sizes[picture]
