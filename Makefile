@@ -9,10 +9,13 @@ export HF_HUB_OFFLINE = 1
 export TRANSFORMERS_OFFLINE = 1
 export HF_DATASETS_OFFLINE = 1
 
-.PHONY: demo test test-all test-oldest test-neurobench lint format
+.PHONY: demo demo-vision test test-all test-oldest test-neurobench lint format
 
 demo: .venv/ready
 	@.venv/bin/fas demo
+
+demo-vision: .venv/ready
+	@.venv/bin/fas demo --vision
 
 test: lint
 	@echo "Tests"

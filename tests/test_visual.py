@@ -271,7 +271,7 @@ def test_what_does_not_fit_is_refused(folder: Path, model: Path, tmp_path: Path)
 def _bert_words(place: Path) -> Any:
     from transformers import BertTokenizerFast
 
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "green", "blue", "picture"]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "green", "blue", "picture", "of", "one"]
     (place / "vocab.txt").write_text("\n".join(words))
     return BertTokenizerFast(str(place / "vocab.txt"), model_input_names=["input_ids", "attention_mask"])
 
@@ -291,7 +291,7 @@ def _captioner(name: str, place: Path) -> Path:
 
     tokenizer, size = _bert_words(place), {"height": 16, "width": 16}
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-    special = {"eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0, "vocab_size": 11}
+    special = {"eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0, "vocab_size": 13}
     vision = shape | {"image_size": 16, "patch_size": 8}
     torch.manual_seed(0)
     model: Any
@@ -300,7 +300,7 @@ def _captioner(name: str, place: Path) -> Path:
         model = GitForCausalLM(GitConfig(vision_config=vision, **git, max_position_embeddings=32))
         processor: Any = GitProcessor(CLIPImageProcessor(size=size, do_center_crop=False), tokenizer)
     else:
-        text = shape | special | {"encoder_hidden_size": 32, "max_position_embeddings": 32, "bos_token_id": 10}
+        text = shape | special | {"encoder_hidden_size": 32, "max_position_embeddings": 32, "bos_token_id": 12}
         model = BlipForConditionalGeneration(BlipConfig(vision_config=vision, text_config=text))
         processor = BlipProcessor(BlipImageProcessor(size=size), tokenizer)
     model.save_pretrained(place)
@@ -314,7 +314,7 @@ def test_captions(name: str, folder: Path, tmp_path: Path) -> None:
     place, captions = _captioner(name, tmp_path), tmp_path / "captions"
     shutil.copytree(folder / "train" / "images", captions / "images")
     rows = [
-        {"image": str(number), "caption": f"a {colour} picture"}
+        {"image": str(number), "caption": f"a {colour} picture of one"}
         for number in range(60)
         for colour in [("red", "green", "blue")[number % 3]]
     ]
@@ -328,11 +328,13 @@ def test_captions(name: str, folder: Path, tmp_path: Path) -> None:
     snn, processor = load_spiking(str(tmp_path / "snn"), any_task=True)
     written, seen = [], evaluation_seen("captioning", str(captions))
     examples = ImageTexts(seen, Pictures(processor), first_token(snn.config))
-    assert int(examples[0]["input_ids"][0, 0]) == (10 if name == "blip" else 2)
+    assert int(examples[0]["input_ids"][0, 0]) == (12 if name == "blip" else 2)
     for row in seen:
         with torch.no_grad():
-            ids = snn.generate(**asked(processor, row.image, "", snn.config), max_new_tokens=5, do_sample=False)  # type: ignore[operator]
+            ids = snn.generate(**asked(processor, row.image, "", snn.config), max_new_tokens=8, do_sample=False)  # type: ignore[operator]
         written.append(processor.tokenizer.decode(ids[0], skip_special_tokens=True))
+        told = continue_text(snn, processor, "", Decoding(max_new_tokens=8), image=row.image).text  # type: ignore[arg-type]
+        assert told.strip() == written[-1]
     right = sum(text == row.answer for text, row in zip(written, seen, strict=True))
     bleu = sacrebleu.corpus_bleu(written, [[row.answer for row in seen]], lowercase=True).score / 100
     assert results["snn"].metrics == pytest.approx({"exact_match": right / 6, "bleu4": bleu})

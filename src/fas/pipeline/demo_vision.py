@@ -15,7 +15,7 @@ from fas.accounting.parts import parts_of
 from fas.accounting.raster import by_token
 from fas.pipeline.convert import run_conversion
 from fas.pipeline.generate import Decoding, continue_text
-from fas.pipeline.load import load_seeing, load_spiking
+from fas.pipeline.load import load_seeing, load_spiking, need_pillow
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.origin import Reader
 from fas.progress import Progress, Silent
@@ -44,6 +44,7 @@ def run_vision_demo(out: Path, seed: int = 0, progress: Progress | None = None) 
 
     An interrupted demonstration goes on where it stopped; a finished one starts anew.
     """
+    need_pillow()
     progress = progress or Silent()
     if (out / "model" / "run.json").exists():  # a finished conversion of ours; anything else is refused, not removed
         shutil.rmtree(out / "model")

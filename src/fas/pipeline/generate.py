@@ -17,7 +17,7 @@ from fas.pipeline.measure import Stopping, stops_early
 from fas.pipeline.origin import Reader
 from fas.runtime.control import clock_of, sites_of
 from fas.runtime.spikes import counting
-from fas.tasks.vision_language import asked, padding_for
+from fas.tasks.vision_language import asked, first_token, padding_for
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def continue_text(
             **padding_for(model, tokenizer),
         )
     seconds = time.perf_counter() - started
-    ids, known = output[0].tolist(), inputs["input_ids"].shape[1]
+    # what BLIP drops of a prompt it does not give back
+    ids, known = output[0].tolist(), inputs["input_ids"].shape[1] - (first_token(model.config) is not None)
     # decoded as a whole: pieces of a sentence lose the space in front of them
     whole, start = (str(tokenizer.decode(part, skip_special_tokens=True)) for part in (ids, ids[:known]))
     effort = (None, None) if count is None else (count.per_neuron, clock_of(model).config)

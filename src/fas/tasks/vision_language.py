@@ -161,7 +161,7 @@ class ImageTexts(Examples):
         inputs = {
             n: v.to(model.device) for n, v in _prompts_of(self.collate([self[i] for i in numbers]), self.begin).items()
         }
-        known = inputs["input_ids"].shape[1]
+        known = inputs["input_ids"].shape[1] - (self.begin is not None)  # what BLIP drops it does not give back
         out = model.generate(  # type: ignore[operator]
             **inputs, max_new_tokens=most, do_sample=False, num_beams=1, **padding_for(model, tokenizer)
         )
