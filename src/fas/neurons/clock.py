@@ -29,6 +29,9 @@ class Clock:
     """While QCFS units train under a spike budget: receives (site, values ``[B, …, C]``, which of them count)."""
     met: dict[str, None] | None = None
     """While somebody wants to know: the names of the sites that ran, in their order."""
+    neuron: Callable[[Any, Tensor], tuple[Tensor, Tensor]] | None = None
+    """A method's own neuron in the place of the coding's (`fas.methods`): from (site, values ``[T, B, …, C]``, or ``[B, …, C]``
+    where time is not folded) what goes on, of that shape, and the spikes ``[T, B, …, C]``. It is not saved."""
     early: Any = None
     """While sequences stop by themselves: the `fas.runtime.adaptive.Adaptive` that decides when."""
     visible: Tensor | None = None

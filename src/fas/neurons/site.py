@@ -171,6 +171,11 @@ class Site(nn.Module):
 
     def _quantize(self, x: Tensor, visible: Tensor | None) -> Tensor:
         clock, levels, scale = self.clock, self.levels, self.scale.to(x.dtype)
+        if clock.neuron is not None and clock.stage == "snn" and self.calibrates:
+            value, spikes = clock.neuron(self, x)
+            if clock.probe is not None:
+                self.tell(spikes, visible)
+            return value
         if clock.probe is not None and clock.stage == "snn":
             self.tell(ones_first(codes(x.detach(), scale.detach(), levels, self.signed), levels), visible)
         if clock.meter is not None:
@@ -179,6 +184,8 @@ class Site(nn.Module):
 
     def _fire(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         config = self.clock.config
+        if self.clock.neuron is not None and self.calibrates:
+            return self.clock.neuron(self, rows)
         threshold, v_init, a_init = (value.to(rows.dtype) for value in self.neuron_values(config))
         if config.coding == "sigma_delta":
             steps, zones = self.steps_for(config), self.dead_zone_for(config)

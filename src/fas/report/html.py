@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jinja2
 
-from fas.report import plots, scenes, words
+from fas.report import comparison, plots, scenes, words
 from fas.report.results import Results, Row, write_whole
 from fas.report.table import columns_of
 
@@ -21,7 +21,8 @@ def write_report(results: Results, path: Path | str) -> Path:
 
 def render(results: Results) -> str:
     """The page as text."""
-    best = headline_row(results)
+    methods = comparison.compared(results)  # which have figures of their own
+    best = None if methods else headline_row(results)
     counted = best if best is not None and best.by_site else next((row for row in results.rows if row.by_site), None)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string((files("fas.report") / "report.html.j2").read_text(encoding="utf-8"))
@@ -34,11 +35,12 @@ def render(results: Results) -> str:
         best=best,
         notes=words.notes(results),
         metric=words.metric_title(results),
-        quality=plots.quality_over_time(results),
+        quality=None if methods else plots.quality_over_time(results),
         counted=counted,
         counted_name=words.describe_snn(counted) if counted else "",
-        by_layer=plots.spikes_by_layer(counted) if counted else None,
+        by_layer=plots.spikes_by_layer(counted) if counted and not methods else None,
         samples=words.samples(results),
+        figures=comparison.figures(results),
         scenes=scenes.shown(results),
         kind="vision-language model" if results.extra.get("scenes") else "language model",
         provenance=words.provenance(results),
@@ -65,7 +67,12 @@ def headline(results: Results, best: Row | None) -> str:
     """One sentence that says how it went."""
     reference = words.reference_row(results)
     if best is None or reference is None:
-        return f"Measurements of {results.model}."
+        compared = len({row.method for row in comparison.compared(results)})
+        return (
+            f"{compared} conversions of {results.model}, side by side."
+            if compared
+            else f"Measurements of {results.model}."
+        )
     original = "its fine-tuned original" if reference.name == "control" else "the original"
     count = best.spikes_per_neuron
     spikes = "" if count is None else f", firing {count:.2f} spikes per neuron and token"

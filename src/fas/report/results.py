@@ -92,6 +92,12 @@ class Row:
     """Where the results hold several."""
     stage1: bool | None = None
     """Of an ablation: whether Stage 1 was trained."""
+    method: str | None = None
+    """Of a comparison: the conversion's name (`fas.methods`)."""
+    latency_timesteps: int | None = None
+    """Of a comparison: timesteps until the network has answered; where layers wait for each other, T for each."""
+    seconds_convert: float | None = None
+    """Of a comparison: from the loaded model to the SNN, without Stage 1."""
     error: str | None = None
     """Why there is no value."""
 
@@ -184,7 +190,7 @@ def this_command() -> str:
 def _row(values: dict[str, Any]) -> Row:
     _refuse_unknown(values, {f.name for f in fields(Row)})
     numbers = ("value", "perplexity", "loss", "spikes_per_neuron", "budget", "energy_strict_pj", "energy_ann_pj",
-               "confidence", "mean_timesteps", "stopped_early", "stderr")  # fmt: skip
+               "confidence", "mean_timesteps", "stopped_early", "stderr", "seconds_convert")  # fmt: skip
     read: dict[str, Any] = {
         key: float(value) if key in numbers and value is not None else value for key, value in values.items()
     }

@@ -32,12 +32,14 @@ def columns_of(results: Results) -> list[Column]:
     columns = [
         Column("task", [row.task or "" for row in rows]),
         Column("model", [words.model_label(row, results) + " *" * bool(row.stored) for row in rows]),
+        Column("method", [row.method or "" for row in rows]),
         Column("coding", [words.coding_label(row) for row in rows]),
         Column("coverage", [row.coverage or "" for row in rows]),
         Column("budget", ["" if row.budget is None else f"{row.budget:g}" for row in rows], numbers=True),
         Column("L", [str(row.levels or "") for row in rows], numbers=True),
         Column("schedule, steps", [words.schedule_label(row) for row in rows]),
         Column("T", [str(row.timesteps or "") for row in rows], numbers=True),
+        Column("latency", [str(row.latency_timesteps or "") for row in rows], numbers=True),
         Column("stops when", [words.stopping_label(row) for row in rows]),
         Column(
             "mean T", ["" if row.mean_timesteps is None else f"{row.mean_timesteps:.2f}" for row in rows], numbers=True
@@ -53,6 +55,9 @@ def columns_of(results: Results) -> list[Column]:
         ),
         Column(f"vs {against}", [words.ratio_label(row, results) for row in rows], numbers=True),
         Column("spikes/neuron", spikes, numbers=True),
+        Column(
+            "s to convert", ["" if row.seconds_convert is None else f"{row.seconds_convert:.1f}" for row in rows], True
+        ),
         Column("items", [str(row.items or "") for row in rows], numbers=True),
         Column("energy", [words.energy_label(row) for row in rows], numbers=True),
     ]

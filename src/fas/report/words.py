@@ -14,6 +14,11 @@ ADAPTIVE_NOTE = (
     "Mean T: timesteps after which a sequence stopped; spikes of later ones do not count. In simulation all T are computed, "
     "so mean T is what hardware would take."
 )
+METHODS_NOTE = (
+    "Latency: timesteps until the network has answered: T where all layers advance together, T for each layer in series where "
+    "a layer fires only when it has seen its whole input. Methods without training start from the control, the others from the "
+    "QCFS model; which, and what was assumed of them, stands in docs/methods.md."
+)
 SHARE_NOTE = (
     "±: the standard error of an accuracy over the items. Differences are in points, 100 times those of the accuracies; one "
     "within the standard errors may be chance."
@@ -25,6 +30,8 @@ _BY_RATIO = {
     "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "loss", "brier_score", "bleu", "chrf", "ter",
 }  # fmt: skip
 _TUNED = {"qcfs": "QCFS model (of the tuned weights)", "snn": "SNN (weights tuned in time)"}
+# of `Results.extra`: what has a place of its own, or is for reading in JSON
+_NO_FACTS = ("samples", "scenes", "layer_errors", "methods")
 _MODELS = {"ann": "ANN", "qcfs": "QCFS model", "snn": "SNN"}
 
 
@@ -151,8 +158,10 @@ def notes(results: Results) -> list[str]:
     adaptive = any(row.mean_timesteps is not None for row in results.rows)
     stored = any(row.stored for row in results.rows)
     shares = any(is_share(row) and row.stderr is not None for row in results.rows)
+    compared = any(row.method is not None for row in results.rows)
     return [
-        CAPTION, *_tuned_notes(results), *[SHARE_NOTE] * shares, *_item_notes(results), *[ADAPTIVE_NOTE] * adaptive,
+        CAPTION, *[METHODS_NOTE] * compared,
+        *_tuned_notes(results), *[SHARE_NOTE] * shares, *_item_notes(results), *[ADAPTIVE_NOTE] * adaptive,
         *[STORED_NOTE] * stored,
     ]  # fmt: skip
 
@@ -164,8 +173,12 @@ def _item_notes(results: Results) -> list[str]:
         f"{task}: {truncated} of {items} items were longer than the context and were cut at their left."
         for task, (truncated, items) in cut.items()
     ]
-    failed = (row for row in results.rows if row.error is not None and row.task is not None)
-    return notes + [f"{row.task}, {model_label(row, results)}: not measured, because {row.error}" for row in failed]
+    failed = [row for row in results.rows if row.error is not None and (row.task is not None or row.method is not None)]
+    names = [
+        f"{row.method}, T = {row.timesteps}" if row.method else f"{row.task}, {model_label(row, results)}"
+        for row in failed
+    ]
+    return notes + [f"{name}: not measured, because {row.error}" for name, row in zip(names, failed, strict=True)]
 
 
 def _tuned_notes(results: Results) -> list[str]:
@@ -209,10 +222,6 @@ def provenance(results: Results) -> dict[str, str]:
     for key, value in results.extra.items():
         if isinstance(value, dict):
             value = ", ".join(f"{name}={entry}" for name, entry in value.items() if entry is not None)
-        if key not in (
-            "samples",
-            "scenes",
-            "layer_errors",
-        ):  # two have places of their own, the last is for reading in JSON
+        if key not in _NO_FACTS:
             facts[key.replace("_", " ")] = str(value)
     return facts | results.versions

@@ -1,0 +1,99 @@
+"""Conversion methods side by side: quality against latency and against spikes, with the Pareto front; and the rows as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+
+from fas.report import words
+from fas.report.plots import INK, colour, figure_of, finish
+from fas.report.results import Results, Row
+
+FIELDS = (
+    "method", "coverage", "timesteps", "latency_timesteps", "metric", "value", "spikes_per_neuron", "energy_strict_pj",
+    "energy_ann_pj", "seconds_convert", "seconds", "error",
+)  # fmt: skip
+_MARKERS = "osD^vP*X"
+_COSTS: tuple[tuple[str, str, Callable[[Row], float | None], str], ...] = (
+    ("latency", "Quality against latency", lambda row: row.latency_timesteps, "timesteps until the answer"),
+    ("spikes", "Quality against spikes", lambda row: row.spikes_per_neuron, "spikes a neuron and token"),
+    (
+        "energy", "Quality against energy",
+        lambda row: row.energy_strict_pj and row.energy_strict_pj / (row.energy_ann_pj or 1),
+        "energy, strict ledger (fp32), times the ANN's; methods with a neuron of their own have none",
+    ),
+)  # fmt: skip
+
+
+def compared(results: Results) -> list[Row]:
+    """The rows of methods that were measured."""
+    return [row for row in results.rows if row.method is not None and row.value is not None]
+
+
+def as_csv(results: Results) -> str:
+    """Method rows, one a line, with a header."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(FIELDS)
+    for row in results.rows:
+        if row.method is not None:
+            writer.writerow(["" if (value := getattr(row, name)) is None else value for name in FIELDS])
+    return text.getvalue()
+
+
+def front(rows: Sequence[Row], cost: Callable[[Row], float | None]) -> list[Row]:
+    """Those of ``rows`` than which none is better at the same cost or less, cheapest first."""
+    known = sorted((row for row in rows if cost(row) is not None), key=lambda row: (cost(row) or 0, badness(row)))
+    found: list[Row] = []
+    for row in known:
+        if not found or badness(row) < badness(found[-1]):
+            found.append(row)
+    return found
+
+
+def badness(row: Row) -> float:
+    """Less is better: a perplexity, or the negative of a share."""
+    assert row.value is not None
+    return -row.value if words.is_share(row) else row.value
+
+
+def figures(results: Results) -> list[tuple[str, str, str]]:
+    """Title, SVG and caption of each figure; none where no methods were compared."""
+    rows = compared(results)
+    caption = (
+        "Each method over T; the line joins those than which none is better at the same cost or less. Level lines: the control "
+        "and the QCFS model, which have no time."
+    )
+    return [
+        (title, _figure(results, rows, cost, label), caption)
+        for _, title, cost, label in _COSTS
+        if any(cost(row) for row in rows)
+    ]
+
+
+def _figure(results: Results, rows: list[Row], cost: Callable[[Row], float | None], label: str) -> str:
+    figure, (axes,) = figure_of(height=5.2)
+    for index, name in enumerate(dict.fromkeys(row.method for row in rows)):
+        own = [row for row in rows if row.method == name and cost(row)]
+        if own:
+            axes.plot(
+                [cost(row) for row in own], [row.value for row in own], color=colour(index), marker=_MARKERS[index // 6 % 8],
+                markersize=4.5, linewidth=0.7, alpha=0.85, label=name,
+            )  # fmt: skip
+    best = front(rows, cost)
+    axes.plot(
+        [cost(row) for row in best], [row.value for row in best], color=INK, linewidth=1.6, label="best at its cost"
+    )
+    references = [row for row in results.rows if row.name in ("control", "qcfs") and row.value is not None]
+    for row in references:
+        style = "--" if row.name == "control" else "-."
+        axes.axhline(
+            row.value, color=INK, linestyle=style, linewidth=1, alpha=0.6, label=words.model_label(row, results)
+        )
+    axes.set_xscale("log", base=2)
+    if references and not words.is_share(rows[0]):  # what failed would hide the rest
+        axes.set_ylim(top=min(max(row.value or 0 for row in rows), 3 * (references[0].value or 1)))
+    axes.set_xlabel(label)
+    axes.set_ylabel(words.metric_title(results))
+    return finish(figure, axes)

@@ -1,0 +1,159 @@
+"""``fas compare``: restartable, a failing method costs its own row, and the page shows what no other beats."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import folders
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from fas.cli import app
+from fas.errors import ConfigError
+from fas.methods import Method, method, methods, register
+from fas.pipeline import compare
+from fas.pipeline.compare import CompareOptions, run_comparison
+from fas.pipeline.options import ConvertOptions
+from fas.report.comparison import FIELDS, as_csv, badness, front
+from fas.report.results import Results, Row
+
+DOCS = Path(__file__).parents[1] / "docs" / "methods.md"
+SHORT: dict[str, Any] = {
+    "levels": 4, "stage1_steps": 3, "batch_size": 2, "length": 16, "calibration_sequences": 4, "eval_sequences": 4,
+}  # fmt: skip
+
+
+def options(tmp_path: Path, **more: Any) -> CompareOptions:
+    if not (tmp_path / "model").exists():
+        folders.save_ann(tmp_path / "model")
+        folders.save_text(tmp_path / "text.txt", 40)
+    base = ConvertOptions(
+        str(tmp_path / "model"), str(tmp_path / "text.txt"), tmp_path / "out", timesteps=(4,), **SHORT
+    )
+    return CompareOptions(base, **more)
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[tuple[str, int]] = []
+    measure = compare._measured
+
+    def counted(run: Any, method: Method, timesteps: int) -> Row:
+        measured.append((method.name, timesteps))
+        return measure(run, method, timesteps)
+
+    monkeypatch.setattr(compare, "_measured", counted)
+    first = run_comparison(options(tmp_path, methods=("qcfs", "parallel"), timesteps=(2, 4)))
+    again = run_comparison(options(tmp_path, methods=("parallel", "fas-sigma-delta"), timesteps=(4,)))
+    assert measured == [("qcfs", 2), ("qcfs", 4), ("parallel", 2), ("parallel", 4), ("fas-sigma-delta", 4)]
+    rows = {(row.method, row.timesteps): row for row in first.rows}
+    assert vars(again.rows[2]) == vars(rows["parallel", 4])
+    # the parallel neuron of T = L is the QCFS model, and its latency is T for each of the sites in series (two layers of four)
+    assert first.rows[1].name == "qcfs"
+    assert rows["parallel", 4].value == pytest.approx(first.rows[1].value)
+    assert (rows["parallel", 4].latency_timesteps, rows["qcfs", 4].latency_timesteps) == (4 * 8, 4)
+    assert rows["qcfs", 4].energy_strict_pj is not None
+    assert rows["parallel", 4].energy_strict_pj is None
+    stored = Results.read(tmp_path / "out" / "compare.json")
+    assert [vars(row) for row in stored.rows] == [vars(row) for row in again.rows]
+    lines = list(csv.DictReader((tmp_path / "out" / "compare.csv").open()))
+    assert [(line["method"], line["timesteps"]) for line in lines] == [("parallel", "4"), ("fas-sigma-delta", "4")]
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert page.count("<svg") == 3  # latency, spikes, energy
+    assert "2 conversions of" in page
+
+
+def test_a_method_that_fails_costs_its_row_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = True
+
+    def build(*args: Any) -> None:
+        if broken:
+            raise ZeroDivisionError("no such luck")
+        methods()["qcfs"].build(*args)
+
+    monkeypatch.setattr(method, "_METHODS", methods())
+    register(Method("mine", "my own", "nowhere", "qcfs", build, methods()["qcfs"].place))
+    rows = run_comparison(options(tmp_path, methods=("mine", "qcfs"), timesteps=(2,))).rows
+    assert rows[2].value is None
+    assert re.fullmatch(r"ZeroDivisionError: no such luck \(test_compare.py, line \d+\)", str(rows[2].error))
+    assert rows[3].value is not None
+    table = (tmp_path / "out" / "compare.html").read_text()
+    assert "mine, T = 2: not measured, because ZeroDivisionError" in table
+    broken = False
+    rows = run_comparison(options(tmp_path, methods=("mine", "qcfs"), timesteps=(2,))).rows
+    assert rows[2].value == rows[3].value
+
+
+def test_from_the_command_line(tmp_path: Path) -> None:
+    made = options(tmp_path).base
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
+    asked = ["compare", f"--model={made.model}", f"--data={made.data}", f"--out={made.out}", "--methods=fas-rate,las"]
+    done = CliRunner().invoke(app, [*asked, "--timesteps=2", "--json", "--quiet", *flags], catch_exceptions=False)
+    rows = json.loads(done.stdout)["rows"]
+    assert [row.get("method") for row in rows] == [None, None, "fas-rate", "las"]
+    wanted = {
+        "method",
+        "coverage",
+        "timesteps",
+        "latency_timesteps",
+        "metric",
+        "value",
+        "spikes_per_neuron",
+        "seconds_convert",
+    }
+    assert all(wanted <= set(row) for row in rows[2:])
+    plain = CliRunner().invoke(app, [*asked, "--timesteps=2", "--quiet", *flags], catch_exceptions=False).stdout
+    assert "latency" in plain
+    assert "s to convert" in plain
+
+
+def test_bad_settings(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="method 'none' is not known"):
+        options(tmp_path, methods=("none",))
+    with pytest.raises(ConfigError, match=r"timesteps \[2, 2\] are not valid"):
+        options(tmp_path, timesteps=(2, 2))
+    base = ConvertOptions("m", "d", tmp_path, stage1="none")
+    with pytest.raises(ConfigError, match="leave stage1='none' out"):
+        CompareOptions(base)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.floats(1, 9)), min_size=1, max_size=12))
+def test_none_on_the_front_is_beaten_and_all_others_are(points: list[tuple[int, float]]) -> None:
+    rows = [
+        Row("snn", method=str(i), latency_timesteps=c, metric="perplexity", value=v) for i, (c, v) in enumerate(points)
+    ]
+    best = front(rows, lambda row: row.latency_timesteps)
+    for row in rows:
+        better = [
+            o for o in rows if (o.latency_timesteps or 0) <= (row.latency_timesteps or 0) and badness(o) < badness(row)
+        ]
+        assert not (row in best and better)
+        same = any(o.latency_timesteps <= row.latency_timesteps and o.value == row.value for o in best)  # type: ignore[operator]
+        assert better or same
+
+
+def test_csv_has_all_fields_and_shares_count_upwards() -> None:
+    row = Row("snn", method="a", metric="accuracy", value=0.5, metrics={"accuracy": 0.5})
+    assert badness(row) == -0.5
+    assert as_csv(Results("m", "d", 0, [Row("control"), row])).splitlines() == [
+        ",".join(FIELDS),
+        "a,,,,accuracy,0.5,,,,,,",
+    ]
+
+
+def test_the_page_describes_every_method_and_its_example_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = DOCS.read_text()
+    listed = re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE)
+    assert sorted(listed) == sorted(methods())
+    monkeypatch.setattr(method, "_METHODS", methods())
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert code is not None
+    exec(compile(code[1], str(DOCS), "exec"), {})
+    rows = run_comparison(options(tmp_path, methods=("halved",), timesteps=(4,))).rows
+    assert rows[2].error is None
+    assert rows[2].method == "halved"
