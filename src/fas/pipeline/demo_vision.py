@@ -32,10 +32,10 @@ SCENES = 6
 
 
 def vision_demo_options(out: Path, data: Path, seed: int = 0) -> ConvertOptions:
-    """What is converted: vision tower, projector and language model, coverage ``linear``, sigma-delta, T = 4 and 8."""
+    """What is converted: vision tower, projector and language model, coverage ``linear``, both codings, T = 4 and 8."""
     return ConvertOptions(
-        model=MODEL, data=str(data), out=out, task=VQA, levels=8, timesteps=(8, 4), stage1_steps=120,
-        batch_size=32, lr=2e-4, calibration_sequences=32, seed=seed,
+        model=MODEL, data=str(data), out=out, task=VQA, levels=8, codings=("sigma_delta", "rate"),
+        timesteps=(8, 4), stage1_steps=120, batch_size=32, lr=2e-4, calibration_sequences=32, seed=seed,
     )  # fmt: skip
 
 
