@@ -181,6 +181,9 @@ def test_classes_by_their_texts(kind: str, folder: Path, tmp_path: Path) -> None
     assert right / len(seen) == pytest.approx(rows["snn"].value)
     done = CliRunner().invoke(app, ["eval", str(tmp_path / "out"), "--quiet", "--json"], catch_exceptions=False)
     again = {row["name"]: row for row in json.loads(done.stdout)["rows"]}
+    out = str(tmp_path / "out")
+    told = CliRunner().invoke(app, ["energy", out, "--sequences", "2", "--quiet", "--json"], catch_exceptions=False)
+    assert {"vision", "text"} <= {part["part"] for part in json.loads(told.stdout)["ledgers"][0]["parts"]}
     assert again["snn"]["value"] == pytest.approx(rows["snn"].value)
 
 

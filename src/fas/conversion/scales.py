@@ -18,7 +18,7 @@ from fas.neurons import Clock, qcfs
 from fas.neurons.rotation import rotate
 from fas.operators.population import LEVELS, NEURONS
 from fas.runtime import attention
-from fas.runtime.operators import centered
+from fas.runtime.operators import centered, octave
 from fas.runtime.reclassed import attention_as
 
 SAMPLES_PER_SITE = 4096
@@ -73,6 +73,7 @@ class _Sampler:
             x = rotate(args[0], self.block)
             if self.spec.kind == "norm":
                 x = centered(module, x)
+                x = x / octave(x)
         # the mask is that of the text: a tower of another length has none
         is_text = self.mask is not None and (x.ndim == 2 or x.shape[-2] == self.mask.shape[-1])
         self.samples.add(x, output if self.spec.replaces else x, self.keep, self.mask if is_text else None)

@@ -109,7 +109,7 @@ def _batch(options: EnergyOptions, model: PreTrainedModel, tokenizer: PreTrained
     )
     some = examples.some(options.sequences)
     batch = some.collate([some[number] for number in range(len(some))])
-    return {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
+    return {name: value.to(model.device) for name, value in batch.items() if name not in ("labels", "classes")}
 
 
 def _figures(folder: Path | None, name: str, found: Ledger, trains: dict[str, Any], progress: Progress) -> None:

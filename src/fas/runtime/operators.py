@@ -27,19 +27,30 @@ def centered(module: nn.Module, x: Tensor) -> Tensor:
     return x - x.mean(-1, keepdim=True) if norm is not None and norm.centered else x
 
 
+def octave(x: Tensor) -> Tensor:
+    """The power of two below the mean |x| of each token, ``[…, 1]`` (1 for a token of zeros): sums and exponents, no product.
+
+    A norm gives the same for x and x/octave, but neurons that hold image tokens would not tell words from nothing.
+    """
+    mean = x.detach().abs().mean(-1, keepdim=True)
+    return torch.where(mean > torch.finfo(x.dtype).tiny, torch.frexp(mean).exponent.to(x.dtype).sub(1).exp2(), 1)
+
+
 class NormHook(Hook):
-    """y = x̂·(mean x̂² + ε)^{−½}·weight + bias: x̂ the encoded (centred) input, the root by a group."""
+    """y = x̂·(mean x̂² + ε)^{−½}·weight + bias: x̂ the encoded (centred) input, shifted by its `octave`, the root by a group."""
 
     def __init__(self, norm: Norm) -> None:
         self.norm = norm
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         sites, x = sites_on(module), centered(module, args[0])
+        eps: Any = epsilon(module)
         if "input" in sites:
-            x = sites["input"](x)
+            shift = octave(x)
+            x, eps = sites["input"](x / shift), eps / shift.square()
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
         group = sites["rsqrt"] if "rsqrt" in sites else None
-        normed = rms_norm(x, weight, epsilon(module), group, self.norm.offset)
+        normed = rms_norm(x, weight, eps, group, self.norm.offset)
         if bias is not None:
             normed = normed + bias.to(x.dtype)
         return normed.to(output.dtype).contiguous()  # some models view what they get
