@@ -30,7 +30,9 @@ def softmax(scores: Tensor, exp_group: Evaluation, reciprocal_group: Evaluation,
     return exponentials * reciprocal(exponentials.sum(-1, keepdim=True), reciprocal_group)
 
 
-def rms_norm(x: Tensor, weight: Tensor | None, eps: float | Tensor, rsqrt_group: Evaluation | None, offset: float = 0) -> Tensor:
+def rms_norm(
+    x: Tensor, weight: Tensor | None, eps: float | Tensor, rsqrt_group: Evaluation | None, offset: float = 0
+) -> Tensor:
     """RMSNorm of ``x`` ``[…, C]``: x·(mean x² + eps)^{−½}·(``offset`` + ``weight`` ``[C]``); offset 1 is Gemma's kind.
 
     Without a group the root is exact.
