@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from weakref import WeakSet
 
 import folders
 import pytest
 import standins
 import tiny
+import tiny_vl
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForZeroShotImageClassification,
+    CLIPConfig,
+    GitConfig,
+    GPT2Config,
+    PreTrainedModel,
+)
 
 from fas.cli import main
 from fas.config import SpikingConfig
 from fas.conversion.install import install
-from fas.errors import FasError
+from fas.errors import ConfigError, FasError
 from fas.models import planned
 from fas.neurons.rotation import rotate
 from fas.pipeline.dry_run import dry_run
-from fas.pipeline.forwards import Architecture, Shape, evaluation, spiking_evaluation, training_step
+from fas.pipeline.forwards import Architecture, Build, Shape, evaluation, spiking_evaluation, training_step
+from fas.pipeline.image_shapes import ImageShape
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.recipes import read_recipe
 from fas.pipeline.stages import Run
@@ -32,6 +45,8 @@ from fas.tasks.language_modeling import Blocks
 
 CONFIG = GPT2Config(vocab_size=97, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1)
 DEEP = GPT2Config(vocab_size=97, n_positions=64, n_embd=32, n_layer=9, n_head=4, bos_token_id=0, eos_token_id=1)
+GIT = GitConfig(**tiny_vl.MODELS["git"][2])
+PLAIN = {"hidden_size": 32, "intermediate_size": 44, "num_attention_heads": 4}
 LINEAR = SpikingConfig(coverage="linear", levels=8, timesteps=4)
 
 
@@ -62,31 +77,52 @@ def test_products_are_counted() -> None:
         assert traced(lambda: layer(x)).flops == 2 * 5 * 6 * 7
 
 
-def test_saved_tensors_are_what_autograd_saves() -> None:
+def git() -> PreTrainedModel:
+    return Architecture(GIT, AutoModelForImageTextToText).build()
+
+
+def texts_of_images() -> dict[str, torch.Tensor]:
+    return {
+        "input_ids": tiny.tokens(2, 16), "attention_mask": torch.ones(2, 16, dtype=torch.long), "labels": tiny.tokens(2, 16),
+        "pixel_values": torch.randn(2, 3, 12, 12),
+    }  # fmt: skip
+
+
+@dataclass(eq=False)
+class Saved:
+    """What autograd holds, as long as it holds it."""
+
+    value: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "given"),
+    [
+        (gpt2, Shape(2, 16), lambda: {"input_ids": (ids := tiny.tokens(2, 16)), "labels": ids}),
+        (git, ImageShape(2, 26, pixels=(3, 12, 12), text=16), texts_of_images),
+    ],
+)
+def test_saved_tensors_are_what_autograd_saves(build: Build, shape: Shape, given: Callable) -> None:
     """An independent count of a real forward: storages that autograd holds, without those of weights and inputs."""
-    model, shape = gpt2().train(), Shape(2, 16)
+    model, real = build().train(), given()
     install(model, planned(model, LINEAR), LINEAR, stage="qcfs")
-    known = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
-    held: dict[int, int] = {}
+    known = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers(), *real.values()]}
+    saved: WeakSet[Saved] = WeakSet()
 
-    def pack(value: torch.Tensor) -> torch.Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in known:
-            held[storage.data_ptr()] = storage.nbytes()
-        return value
+    def pack(value: torch.Tensor) -> Saved:
+        saved.add(found := Saved(value))
+        return found
 
-    ids = tiny.tokens(2, 16)
-    known.add(ids.untyped_storage().data_ptr())
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        output = model(input_ids=ids, labels=ids, use_cache=False)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda found: found.value):
+        output = model(**real, use_cache=False)
     with shapes_only():
-        other = gpt2().train()
+        other = build().train()
         install(other, planned(other, LINEAR), LINEAR, stage="qcfs")
         inputs = shape.inputs()
         forward = traced(lambda: other(**inputs, use_cache=False))
-    known |= {*held}
-    pack(output.logits), pack(output.loss)  # which the caller holds
-    assert sum(held.values()) == forward.kept
+    there = [*(found.value for found in saved), output.logits, output.loss]  # the caller holds the last two
+    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in there}
+    assert sum(size for place, size in held.items() if place not in known) == forward.kept
 
 
 def test_gradients_are_those_of_all_parameters() -> None:
@@ -109,6 +145,73 @@ def test_deep_models_cost_what_few_layers_say() -> None:
         assert few.flops == whole.flops
         assert few.kept == whole.kept
         assert few.peak == whole.peak
+
+
+def deep(name: str, **parts: int) -> Any:
+    """The configuration of a tiny model that sees, with so many layers in its parts."""
+    _, config_class, settings, *_ = tiny_vl.MODELS[name]
+    own = {"num_hidden_layers": parts.pop("own")} if "own" in parts else {}
+    return config_class(
+        **settings | own | {part: settings[part] | {"num_hidden_layers": n} for part, n in parts.items()}
+    )
+
+
+DEEP_CLIP = CLIPConfig(
+    text_config=PLAIN | {"vocab_size": 97, "max_position_embeddings": 64, "num_hidden_layers": 7},
+    vision_config=PLAIN | {"image_size": 12, "patch_size": 4, "num_hidden_layers": 6}, projection_dim=16,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "auto_class", "shape", "stacks"),
+    [
+        (
+            deep("llava", text_config=6, vision_config=9), AutoModelForImageTextToText,
+            ImageShape(2, 29, pixels=(3, 12, 12), text=19), {"text_config": (6, 2), "vision_config": (9, 3)},
+        ),
+        (
+            deep("git", own=6, vision_config=7), AutoModelForImageTextToText,
+            ImageShape(2, 20, pixels=(3, 12, 12), text=10), {"": (6, 2), "vision_config": (7, 2)},
+        ),
+        (
+            deep("blip2", text_config=6, vision_config=6, qformer_config=8), AutoModelForImageTextToText,
+            ImageShape(2, 20, pixels=(3, 12, 12), text=14),
+            {"text_config": (6, 2), "vision_config": (6, 2), "qformer_config": (8, 2)},
+        ),
+        (
+            DEEP_CLIP, AutoModelForZeroShotImageClassification, ImageShape(2, 10, pixels=(3, 12, 12), text=8, classes=3),
+            {"text_config": (7, 2), "vision_config": (6, 2)},
+        ),
+    ],
+    ids=["llava", "git", "blip2", "clip"],
+)  # fmt: skip
+def test_each_stack_of_layers_costs_what_few_say(
+    config: Any, auto_class: Any, shape: ImageShape, stacks: dict[str, tuple[int, int]]
+) -> None:
+    architecture = Architecture(config, auto_class)
+    assert {stack.part: (stack.layers, stack.few) for stack in architecture.stacks if stack.deep} == stacks
+    for run in (
+        lambda build: training_step(build, shape, LINEAR),
+        lambda build: spiking_evaluation(build, replace(shape, batch=1), LINEAR.replaced(timesteps=2)),
+    ):
+        whole, few = run(architecture.build), architecture.cost(run)
+        assert replace(few, peak=0) == replace(whole, peak=0)
+        # too low where it comes at another moment than with few layers, which is so at tiny sizes
+        assert 0.97 * whole.peak <= few.peak <= whole.peak
+
+
+def test_a_text_that_is_written_takes_a_cache() -> None:
+    """Keys and values of all tokens, in each layer of the language model and for each timestep."""
+    build = Architecture(deep("llava"), AutoModelForImageTextToText).build
+    shape = ImageShape(2, 58, pixels=(3, 12, 12), text=48)
+    sizes = 4 * 2 * 2 * 48 * 2 * 8  # fp32, keys and values, two rows of 48 tokens, two heads of 8 channels
+    cached = [
+        spiking_evaluation(build, replace(shape, writes=writes), LINEAR.replaced(timesteps=steps)).peak
+        for steps in (2, 4)
+        for writes in (False, True)
+    ]
+    grown = [cached[1] - cached[0], cached[3] - cached[2]]
+    assert grown[1] - grown[0] == 2 * 2 * sizes
 
 
 def test_nothing_without_values_stays_behind() -> None:
@@ -219,3 +322,74 @@ def test_what_a_conversion_refuses_a_dry_run_refuses(place: dict[str, str], tmp_
     tiny.snn("gpt2").save_pretrained(tmp_path / "snn")
     with pytest.raises(FasError, match="converted already"):
         plan(place | {"model": str(tmp_path / "snn")})
+
+
+def seen(name: str, root: Path, **options: object) -> Plan:
+    """The plan of a stand-in for the recipe ``name``."""
+    recipe = read_recipe(name)
+    place = {"model": standins.save_model(recipe, root / "model"), "data": standins.save_data(recipe, root / "data")}
+    asked = {"batch_size": 2, "calibration_sequences": 4, "timesteps": (4,), "task": recipe.options["task"]}
+    return dry_run(ConvertOptions(**place | asked | {"out": Path("nowhere")} | options))
+
+
+def test_a_model_that_answers_is_planned(tmp_path: Path) -> None:
+    found = seen("llava-1.5-7b-vqa", tmp_path)
+    assert [s.name for s in found.stages] == [
+        "control", "scales", "Stage 1", "Stage 2, sigma-delta, T=4", "evaluation", "evaluation, layerwise",
+        "evaluation, sigma-delta, T=4",
+    ]  # fmt: skip
+    assert all(sum(s.memory.values()) > 0 and min(s.memory.values()) >= 0 and s.seconds > 0 for s in found.stages)
+    assert found.inspection.architecture == "LlavaForConditionalGeneration"
+    assert {*found.inspection.segments} == {"model.vision_tower", "model.multi_modal_projector", "model.language_model"}
+    assert found.stages[4].does == "ANN, control and QCFS model on 6 images with text"
+    # 23 rows and 3 epochs of them in twos; 5 patches and 32 tokens each
+    assert found.stages[0].does.startswith("35 steps of 2 images with text")
+    assert found.stages[0].tokens == (35 * 2 + 2 * 1) * 37
+    assert "every image is taken to have 16 × 16 pixels, and 37 tokens with its text" in found.notes
+    fewer = seen("llava-1.5-7b-vqa", tmp_path / "fewer", parts=("text",), stage1="none")
+    assert fewer.stages[0].name == "scales"
+    assert part(fewer, "scales", "samples") < part(found, "scales", "samples")
+
+
+def test_a_head_for_other_classes_is_new(tmp_path: Path) -> None:
+    found = seen("vit-base-cifar10", tmp_path)
+    weights = 4 * found.inspection.parameters
+    assert part(found, "Stage 1", "weights") == 3 * weights
+    from transformers import ViTForImageClassification
+
+    ViTForImageClassification.from_pretrained(
+        tmp_path / "model", num_labels=3, ignore_mismatched_sizes=True
+    ).save_pretrained(tmp_path / "three")
+    same = dry_run(
+        ConvertOptions(str(tmp_path / "three"), str(tmp_path / "data"), Path("nowhere"), task="image-classification")
+    )
+    assert 4 * same.inspection.parameters == weights
+    assert part(same, "Stage 1", "weights") == 2 * weights
+
+
+def test_images_that_are_not_here_are_assumed(tmp_path: Path) -> None:
+    found = seen("clip-vit-b32-cifar10", tmp_path, data="owner/pictures")
+    assert found.notes == [
+        "owner/pictures is not here; taken to have 20,000 images to train on and 2,000 to evaluate on",
+        "owner/pictures is taken to have 100 classes",
+        "every image is taken to have 16 × 16 pixels, and each of 100 classes a text of 16 tokens",
+    ]
+    counted = seen("clip-vit-b32-cifar10", tmp_path / "here")
+    assert part(counted, "Stage 1", "activations") < part(found, "Stage 1", "activations")
+    assert counted.notes[-1].endswith("each of 3 classes a text of 16 tokens")
+
+
+def test_images_that_shapes_do_not_describe_are_refused(place: dict[str, str], tmp_path: Path) -> None:
+    for name, kind in (("idefics3", "Idefics3"), ("smolvlm", "SmolVLM"), ("qwen2_vl", "Qwen2VL")):
+        model, config, settings, *_ = tiny_vl.MODELS[name]
+        config(**settings, architectures=[model.__name__]).save_pretrained(tmp_path / name)
+        with pytest.raises(
+            ConfigError, match=f"cannot follow {kind}ForConditionalGeneration .*convert it without --dry-run"
+        ):
+            dry_run(ConvertOptions(str(tmp_path / name), "owner/name", Path("nowhere"), task="vqa"))
+    for task, message in (
+        ("captioning", "no model that answers or captions images"), ("image-classification", "cannot classify images"),
+        ("zero-shot-image-classification", "no model that compares images with texts"),
+    ):  # fmt: skip
+        with pytest.raises(FasError, match=message):
+            dry_run(ConvertOptions(place["model"], "owner/name", Path("nowhere"), task=task))

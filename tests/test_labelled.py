@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fas.errors import ConfigError, DataError
-from fas.tasks.glue import GLUE, OWN, TASKS, text_task
+from fas.tasks.glue import CLASSIFIED, GLUE, OWN, TASKS, text_task
 from fas.tasks.labelled import Labelled, class_names, evaluation_rows, label_of, load_labelled, read
 from fas.tasks.metrics import scored
 
@@ -196,7 +196,15 @@ def test_labels_are_names_or_numbers_of_classes_or_scores() -> None:
 
 
 def test_all_tasks_have_a_name_and_those_of_the_hub_a_place() -> None:
-    assert set(TASKS) == {"language-modeling", "text-classification", "text-regression", "vqa", "captioning", *GLUE}
+    assert set(TASKS) == {
+        "language-modeling",
+        "text-classification",
+        "text-regression",
+        "vqa",
+        "captioning",
+        *CLASSIFIED,
+        *GLUE,
+    }
     assert all(task.hub == f"nyu-mll/glue:{name}" for name, task in GLUE.items())
     assert GLUE["mnli"].validation == "validation_matched"
 

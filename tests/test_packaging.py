@@ -19,10 +19,11 @@ import fas
 package = files("fas")
 print(package)
 for name in ("py.typed", "builtin/evaluation.txt", *(f"builtin/model/{n}" for n in (
-    "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"))):
+    "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")), "builtin/vision/processor_config.json",
+    "builtin/vision/model.safetensors"):
     assert package.joinpath(name).is_file(), name
 from fas.pipeline.recipes import read_recipe, recipe_folder, recipe_names
-assert recipe_folder().is_relative_to(str(package)) and len(recipe_names()) == 19
+assert recipe_folder().is_relative_to(str(package)) and len(recipe_names()) == 24
 assert read_recipe("opt-1.3b").options["coverage"] == "ffn"
 from fas.tasks import builtin
 assert len(builtin.evaluation_documents()) > 10

@@ -162,16 +162,22 @@ def command(
         if dry_run:
             return _show_plan(flags, recipe, as_json)
         options = options_from(flags, _recipe(recipe))
-        from fas.pipeline.convert import run_conversion
-        from fas.pipeline.pareto import BUDGETS, run_pareto
         from fas.report.table import print_results
 
-        check_sweep(options, pareto, budgets)
-        sweep = budgets_in(budgets) or BUDGETS
-        results = run_pareto(options, sweep, progress) if pareto else run_conversion(options, progress)
+        results = _run(options, pareto, budgets, progress)
         progress.note(f"written: {options.out}")
     if world.is_first():
         print_json(results.to_dict()) if as_json else print_results(results)
+
+
+def _run(options: ConvertOptions, pareto: bool, budgets: str | None, progress: Any) -> Any:
+    from fas.pipeline.convert import run_conversion
+    from fas.pipeline.pareto import BUDGETS, run_pareto
+
+    check_sweep(options, pareto, budgets)
+    if pareto:
+        return run_pareto(options, budgets_in(budgets) or BUDGETS, progress)
+    return run_conversion(options, progress)
 
 
 def lists_of(flags: Mapping[str, Any]) -> dict[str, Any]:

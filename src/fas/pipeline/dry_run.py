@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import (
@@ -18,27 +18,40 @@ from transformers import (
 
 from fas.errors import ConfigError, FasError
 from fas.pipeline.estimate import Estimate, Workload
-from fas.pipeline.forwards import Architecture
+from fas.pipeline.forwards import Architecture, Shape
+from fas.pipeline.image_shapes import Amount, counted, described, image_shape, seeing
 from fas.pipeline.load import auto_class_of, block_length, pick_device, resolve
+from fas.pipeline.measure import EVALUATION_BATCH, evaluation_batch
 from fas.pipeline.options import ConvertOptions
-from fas.pipeline.recipes import Recipe
+from fas.pipeline.recipes import Counts, Recipe
+from fas.pipeline.run import CALIBRATION_BATCH
+from fas.pipeline.stages import batch_size
 from fas.report.inspection import Workload as Inspected
 from fas.report.inspection import configuration_of, inspected, throughput
-from fas.report.plan import Plan, Speed
-from fas.tasks.glue import LANGUAGE_MODELING, VISUAL
+from fas.report.plan import Plan, PlannedStage, Speed
+from fas.tasks.examples import Examples
+from fas.tasks.glue import CLASSIFIED, LANGUAGE_MODELING, VISUAL, VQA
+from fas.tasks.image_classification import ImageLabels
 from fas.tasks.labelled import MOST_HELD_OUT, load_labelled
 from fas.tasks.language_modeling import Blocks
+from fas.tasks.pictures import MOST_KEPT
 from fas.tasks.text import HELD_OUT_SHARE, load_text
-from fas.tasks.text_classification import LabelledExamples
+from fas.tasks.text_classification import FOR_EACH, FULL_BATCH, LabelledExamples
+from fas.tasks.vision_language import ImageTexts
 
 ASSUMED_GPU = Speed(3e13, 1e12, "assumed for a GPU: 30 TFLOP/s in fp32 and 1 TB/s; none is here to be measured")
 CHARACTERS_A_TOKEN = 4.0
 UNKNOWN = (2_000_000, 200_000)
-"""Tokens to train and to evaluate on, or a hundredth as many texts, where nothing says it."""
+"""Tokens to train and to evaluate on, or a hundredth as many texts or images, where nothing says it."""
+UNKNOWN_CLASSES = 100
 BYTES_A_TOKEN, BYTES_A_TEXT = 28, 6_000
 """What examples take in memory: a token of running text with its characters, a labelled text with its numbers."""
 ENCODING, MOST_ENCODED = 130, 1_000_000
 """Bytes of a token in the tokenizer's hands, which has so many at once."""
+BYTES_A_ROW, BYTES_OF_PROMPTS = 1_000, 48
+"""What a row of a table of images takes, and each token of an encoded question."""
+GPU_BATCHES = 8
+"""How many times as many images a GPU evaluates at once (`fas.pipeline.run`)."""
 
 
 def dry_run(options: ConvertOptions, recipe: Recipe | None = None) -> Plan:
@@ -49,14 +62,13 @@ def dry_run(options: ConvertOptions, recipe: Recipe | None = None) -> Plan:
     """
     config, origin = _configuration(options, recipe)
     notes: list[str] = []
-    architecture, new_head = _architecture(options, config)
-    with torch.device("meta"):
-        model = architecture.build()
-    work = _workload(options, model, recipe, new_head, notes)
+    taken = _of_images if options.task in VISUAL else _of_texts
+    architecture, model, work = taken(options, config, recipe, notes)
     speed = _speed(options.device)
     first = options.configurations()[0]
     shape = Inspected(first.timesteps, options.batch_size or 8, work.length, options.dtype)
     estimate = Estimate(options, architecture, model, work, speed)
+    stages = _stages(options, estimate)
     about = recipe.about if recipe is not None else None
     if about is not None and about.note:
         notes.append(about.note)
@@ -66,7 +78,7 @@ def dry_run(options: ConvertOptions, recipe: Recipe | None = None) -> Plan:
         recipe=recipe.name if recipe is not None else None,
         about=about.model_dump() if about is not None else None,
         inspection=inspected(options.model, model, first, shape),
-        stages=estimate.stages(),
+        stages=stages,
         speed=speed,
         files=_files(options, estimate),
         notes=notes,
@@ -103,8 +115,6 @@ def _architecture(options: ConvertOptions, config: PreTrainedConfig) -> tuple[Ar
                 f"{options.model} is not a causal language model: its architectures are {config.architectures}"
             )
         return Architecture(config, AutoModelForCausalLM), False
-    if options.task in VISUAL:
-        raise ConfigError(f"a dry run knows texts, not yet images; convert {options.model} without --dry-run")
     task = options.text_task()
     new_head = stored is not AutoModelForSequenceClassification
     if new_head:
@@ -115,28 +125,108 @@ def _architecture(options: ConvertOptions, config: PreTrainedConfig) -> tuple[Ar
     return Architecture(config, AutoModelForSequenceClassification), new_head
 
 
-def _workload(
-    options: ConvertOptions, model: PreTrainedModel, recipe: Recipe | None, new_head: bool, notes: list[str]
-) -> Workload:
+def _of_texts(
+    options: ConvertOptions, config: PreTrainedConfig, recipe: Recipe | None, notes: list[str]
+) -> tuple[Architecture, PreTrainedModel, Workload]:
+    """What is converted, itself without memory, and how much goes through it: running text, or labelled texts."""
+    architecture, new_head = _architecture(options, config)
+    model = _skeleton(architecture)
     length, labelled = block_length(model.config, options.length), options.task != LANGUAGE_MODELING
-    kind: Any = LabelledExamples if labelled else Blocks
     amount, held_out = _amount(options, recipe, notes)
     size = 1 if labelled else length
     training, held_out, evaluation = (max(1, count // size) for count in (*amount[:1], held_out, amount[1]))
-    calibration = options.calibration_sequences or kind.CALIBRATION
     each = BYTES_A_TEXT if labelled else BYTES_A_TOKEN * length
     if labelled:
         notes.append(f"every text is taken to have {length} tokens, so times are at most these")
-    return Workload(
-        training=training,
-        held_out=min(held_out, kind.HELD_OUT),
-        evaluation=min(evaluation, options.eval_sequences or evaluation),
-        calibration=min(calibration, training),
-        length=length,
-        labelled=labelled,
-        new_head=new_head,
-        data=each * (training + held_out + evaluation) + ENCODING * min(MOST_ENCODED, training * length),
+    # labelled texts are short: of those there are more at once
+    evaluated = EVALUATION_BATCH * max(1, FULL_BATCH // length) if labelled else evaluation_batch(length)
+    return (
+        architecture,
+        model,
+        Workload(
+            **_used(options, LabelledExamples if labelled else Blocks, training, held_out, evaluation),
+            example=Shape(1, length, labelled),
+            examples="texts" if labelled else f"blocks of {length} tokens",
+            evaluated=evaluated,
+            fitted=EVALUATION_BATCH * FOR_EACH if labelled else evaluated,
+            calibrated=CALIBRATION_BATCH * FOR_EACH if labelled else CALIBRATION_BATCH,
+            new_head=new_head,
+            data=each * (training + held_out + evaluation) + ENCODING * min(MOST_ENCODED, training * length),
+        ),
     )
+
+
+def _of_images(
+    options: ConvertOptions, config: PreTrainedConfig, recipe: Recipe | None, notes: list[str]
+) -> tuple[Architecture, PreTrainedModel, Workload]:
+    """The same of images: with questions or captions, or of classes."""
+    there = _pictures(options, recipe, notes)
+    architecture, new_head = seeing(options, config, there.classes)
+    shape = image_shape(config, options.model, options.task, there.classes, there.writes)
+    notes.append(described(shape))
+    kind = ImageLabels if options.task in CLASSIFIED else ImageTexts
+    used = _used(options, kind, there.training, there.held_out, there.evaluation)
+    trained = (options.stage1_steps or there.training) * batch_size(options)
+    encoded = used["held_out"] + used["evaluation"]
+    encoded += used["calibration"] if options.stage1 == "none" else min(there.training, trained)
+    at_once = EVALUATION_BATCH * (GPU_BATCHES if options.device.startswith("cuda") else 1)
+    data = BYTES_A_ROW * (there.training + there.held_out + there.evaluation)
+    data += min(MOST_KEPT, 4 * math.prod(shape.pixels) * encoded)
+    return (
+        architecture,
+        _skeleton(architecture),
+        Workload(
+            **used,
+            example=shape,
+            examples=_name(options.task),
+            evaluated=at_once,
+            fitted=at_once,
+            calibrated=CALIBRATION_BATCH,
+            new_head=new_head,
+            data=data + (BYTES_OF_PROMPTS * shape.text * encoded if options.task == VQA else 0),
+        ),
+    )
+
+
+def _used(
+    options: ConvertOptions, kind: type[Examples], training: int, held_out: int, evaluation: int
+) -> dict[str, int]:
+    """How many of those that are there a conversion takes for what."""
+    return {
+        "training": training,
+        "held_out": min(held_out, kind.HELD_OUT),
+        "evaluation": min(evaluation, options.eval_sequences or evaluation),
+        "calibration": min(options.calibration_sequences or kind.CALIBRATION, training),
+    }
+
+
+def _skeleton(architecture: Architecture) -> PreTrainedModel:
+    """The model without memory."""
+    with torch.device("meta"):
+        model = architecture.build()
+    text = model.config.get_text_config()
+    if not hasattr(text, "vocab_size"):
+        text.vocab_size = 0  # an inspection counts the logits of words, and a classifier of images has none
+    return model
+
+
+def _pictures(options: ConvertOptions, recipe: Recipe | None, notes: list[str]) -> Amount:
+    """How many images there are: counted where they lie here."""
+    if Path(options.data).exists():
+        return counted(options)
+    usual = (UNKNOWN[0] // 100, UNKNOWN[1] // 100)
+    training, evaluation = _said(options, recipe, usual, _name(options.task), notes)
+    held_out = min(MOST_HELD_OUT, round(training * HELD_OUT_SHARE))
+    said = _counts(options, recipe)
+    classes = said.classes if said is not None else None
+    if options.task in CLASSIFIED and classes is None:
+        classes = UNKNOWN_CLASSES
+        notes.append(f"{options.data} is taken to have {classes} classes")
+    return Amount(training - held_out, held_out, evaluation, classes or 0)
+
+
+def _name(task: str) -> str:
+    return "images" if task in CLASSIFIED else "images with text"
 
 
 def _amount(options: ConvertOptions, recipe: Recipe | None, notes: list[str]) -> tuple[tuple[int, int], int]:
@@ -166,12 +256,20 @@ def _texts(options: ConvertOptions, recipe: Recipe | None, notes: list[str]) -> 
 def _said(
     options: ConvertOptions, recipe: Recipe | None, usual: tuple[int, int], unit: str, notes: list[str]
 ) -> tuple[int, int]:
-    if recipe is not None and recipe.examples is not None and recipe.options.get("data") in (None, options.data):
-        return recipe.examples.training, recipe.examples.evaluation
+    said = _counts(options, recipe)
+    if said is not None:
+        return said.training, said.evaluation
     notes.append(
         f"{options.data} is not here; taken to have {usual[0]:,} {unit} to train on and {usual[1]:,} to evaluate on"
     )
     return usual
+
+
+def _counts(options: ConvertOptions, recipe: Recipe | None) -> Counts | None:
+    """What the recipe says of its own data."""
+    if recipe is None or recipe.options.get("data") not in (None, options.data):
+        return None
+    return recipe.examples
 
 
 def _characters_a_token(options: ConvertOptions, documents: list[str]) -> float:
@@ -182,6 +280,18 @@ def _characters_a_token(options: ConvertOptions, documents: list[str]) -> float:
         return CHARACTERS_A_TOKEN
     sample = "\n\n".join(documents[:100])[:100_000]
     return len(sample) / max(1, len(tokenizer(sample, verbose=False)["input_ids"]))
+
+
+def _stages(options: ConvertOptions, estimate: Estimate) -> list[PlannedStage]:
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+    try:
+        return estimate.stages()
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise FasError(
+            f"a dry run cannot follow {options.model} at coverage {options.coverage}: a pass depends on values that it does "
+            f"not have ({error}); convert it without --dry-run"
+        ) from None
 
 
 def _speed(device: str) -> Speed:

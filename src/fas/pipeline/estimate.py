@@ -21,13 +21,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from transformers import PreTrainedModel
 
 from fas.calibration import CalibrationOptions
+from fas.calibration.replay import blocks_of
 from fas.config import SpikingConfig
 from fas.conversion.scales import SAMPLES_PER_SITE
-from fas.models import planned
+from fas.models import Placement, planned
 from fas.pipeline.forwards import (
     Architecture,
     Shape,
@@ -36,13 +38,11 @@ from fas.pipeline.forwards import (
     spiking_evaluation,
     training_step,
 )
-from fas.pipeline.measure import EVALUATION_BATCH, evaluation_batch, layerwise_target
+from fas.pipeline.measure import layerwise_target
 from fas.pipeline.options import ConvertOptions
-from fas.pipeline.run import CALIBRATION_BATCH
 from fas.pipeline.stages import stage1_options
 from fas.pipeline.traced import Cost
 from fas.report.plan import PlannedStage, Speed
-from fas.tasks.text_classification import FOR_EACH, FULL_BATCH
 
 PROCESS, CONTEXT = 630_000_000, 600_000_000
 HOLES = {"activations": 0.3, "samples": 0.7}
@@ -53,17 +53,30 @@ TRIALS = 2
 
 @dataclass(frozen=True)
 class Workload:
-    """How much goes through a conversion: examples (blocks of running text, or labelled texts) and their tokens."""
+    """How much goes through a conversion: examples of one shape, and how many of them at once."""
 
     training: int
     held_out: int
     evaluation: int
     calibration: int
-    length: int
-    labelled: bool
+    example: Shape
+    """One of them; batches have its shape."""
+    examples: str
+    """What they are called."""
+    evaluated: int
+    """At once where nothing has time; folded, it is divided by T."""
+    fitted: int
+    """At once where scales are fitted."""
+    calibrated: int
+    """At once in Stage 2."""
     new_head: bool
     data: int
     """Bytes that the examples take."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of an example."""
+        return self.example.length
 
 
 class Estimate:
@@ -77,12 +90,11 @@ class Estimate:
     ) -> None:
         self.options, self.architecture, self.work, self.speed = options, architecture, work, speed
         self.targets = options.configurations()
-        self.placements = [place for _, places in planned(model, self.targets[0]) for place in places]
+        self.segments = planned(model, self.targets[0])
+        self.placements = [place for _, places in self.segments for place in places]
         self.parameters = sum(p.numel() for p in model.parameters())
         self.weights = 4 * self.parameters
         self.settings = stage1_options(options, self.parameters, work.training)
-        self.hidden = model.config.get_text_config().hidden_size
-        self.layers = model.config.get_text_config().num_hidden_layers
         self.on_gpu = options.device.startswith("cuda")
 
     def stages(self) -> list[PlannedStage]:
@@ -100,19 +112,19 @@ class Estimate:
     def control(self) -> PlannedStage:
         """Fine-tuning the ANN, and which of the two is better on held-out data."""
         step = self.architecture.cost(lambda build: training_step(build, self.training_batch))
-        judged = self.architecture.cost(lambda build: evaluation(build, self.evaluated))
+        judged = self.judged
         batches = 2 * self.work.held_out / self.evaluated.batch
         memory = _larger(self._training_memory(2, step), {"weights": 2 * self.weights, "activations": judged.peak})
         return self._stage(
-            "control", f"{self._steps()} of the ANN; both on {self.work.held_out} held-out {self._examples}", memory,
+            "control", f"{self._steps()} of the ANN; both on {self.work.held_out} held-out {self.work.examples}", memory,
             [(self.settings.steps, step), (batches, judged)],
             self.settings.steps * self.training_batch.tokens + 2 * self.work.held_out * self.work.length,
         )  # fmt: skip
 
     def fitting(self) -> PlannedStage:
         """The scales of all sites, fitted to what they will carry."""
-        shape = self._calibrated(EVALUATION_BATCH if self.work.labelled else self.evaluated.batch)
-        run = self.architecture.cost(lambda build: evaluation(build, replace(shape, labelled=True)))  # no loss
+        shape = self._shape(self.work.fitted)
+        run = self.architecture.cost(lambda build: evaluation(build, shape, scored=False))
         rows = min(SAMPLES_PER_SITE, self.work.calibration * self.work.length)
         widths = [place.width for place in self.placements if place.spec.kind != "group"]
         twice = [place.width for place in self.placements if place.spec.replaces]
@@ -123,7 +135,7 @@ class Estimate:
         memory = {"weights": 2 * self.weights, "samples": samples, "activations": max(run.peak, fitted)}
         tries = Cost(written=48 * 4 * 4 * rows * sum(widths))
         return self._stage(
-            "scales", f"{len(self.placements)} sites, {self.work.calibration} {self._examples}", memory,
+            "scales", f"{len(self.placements)} sites, {self.work.calibration} {self.work.examples}", memory,
             [(self.work.calibration / shape.batch, run), (1, tries)], self.work.calibration * self.work.length,
         )  # fmt: skip
 
@@ -139,16 +151,15 @@ class Estimate:
 
     def stage2(self, target: SpikingConfig) -> PlannedStage:
         """Calibration for one coding and time."""
-        own, shape = CalibrationOptions(), self._calibrated(CALIBRATION_BATCH)
+        own, shape = CalibrationOptions(), self._shape(self.work.calibrated)
         batches = min(-(-own.judged_tokens // shape.tokens), -(-self.work.calibration // shape.batch))
         walked, rows = batches * shape.tokens, min(own.search_rows, batches * shape.tokens)
         distance = self.architecture.cost(lambda build: calibration_distance(build, shape, target))
-        states = 4 * walked * self.hidden * (2 * target.timesteps + 1)
-        searched = [place.width for place in self.placements if place.spec.kind not in ("group", "norm")]
-        block = sum(searched) // max(1, self.layers)
-        samples = 4 * rows * (block + 4 * target.timesteps * max(searched, default=0))
+        states = 4 * walked * self.architecture.hidden * (2 * target.timesteps + 1)
+        searched = _searched(self.placements)
+        samples = 4 * rows * (self._block() + 4 * target.timesteps * max(searched, default=0))
         search = Cost(written=SEARCHES * 4 * rows * target.timesteps * sum(searched))
-        passes = (2 + TRIALS * len(searched) / max(1, self.layers)) * batches
+        passes = (2 + TRIALS * len(searched) / max(1, self.architecture.layers)) * batches
         memory = {"weights": self.weights, "hidden states": states, "samples": samples, "activations": distance.peak}
         tokens = walked * round(passes / batches)
         return self._stage(
@@ -158,14 +169,14 @@ class Estimate:
 
     def dense_rows(self) -> PlannedStage:
         """The ANN, the control and the QCFS model on the evaluation data."""
-        dense = self.architecture.cost(lambda build: evaluation(build, self.evaluated))
+        dense = self.judged
         qcfs = self.architecture.cost(
             lambda build: spiking_evaluation(build, self.evaluated, self.targets[0], qcfs=True)
         )
         batches, names = self.work.evaluation / self.evaluated.batch, 1 if self.work.new_head else 2
         memory = {"weights": self.weights, "activations": max(dense.peak, qcfs.peak)}
         return self._stage(
-            "evaluation", f"ANN, control and QCFS model on {self.work.evaluation:,} {self._examples}", memory,
+            "evaluation", f"ANN, control and QCFS model on {self.work.evaluation:,} {self.work.examples}", memory,
             [(names * batches, dense), (batches, qcfs)], (names + 1) * self.work.evaluation * self.work.length,
         )  # fmt: skip
 
@@ -177,9 +188,14 @@ class Estimate:
         models = 2 if self.options.before_stage2 and self.options.stage2 else 1
         memory = {"weights": models * self.weights, "activations": run.peak}
         return self._stage(
-            f"evaluation, {_named(target)}", f"{self.work.evaluation:,} {self._examples}", memory,
+            f"evaluation, {_named(target)}", f"{self.work.evaluation:,} {self.work.examples}", memory,
             [(models * self.work.evaluation / shape.batch, run)], models * self.work.evaluation * self.work.length,
         )  # fmt: skip
+
+    @cached_property
+    def judged(self) -> Cost:
+        """A batch of the evaluation through the ANN or the control."""
+        return self.architecture.cost(lambda build: evaluation(build, self.evaluated))
 
     @property
     def training_batch(self) -> Shape:
@@ -189,23 +205,18 @@ class Estimate:
     @property
     def evaluated(self) -> Shape:
         """A batch of the evaluation of what has no time; folded, it is divided by T."""
-        if self.work.labelled:
-            return self._shape(EVALUATION_BATCH * max(1, FULL_BATCH // self.work.length))
-        return self._shape(evaluation_batch(self.work.length))
-
-    def _calibrated(self, size: int) -> Shape:
-        """A batch of what scales and neurons are fitted on; labelled texts are short, so there are more."""
-        return self._shape(size * FOR_EACH if self.work.labelled else size)
+        return self._shape(self.work.evaluated)
 
     def _shape(self, batch: int) -> Shape:
-        return Shape(batch, self.work.length, self.work.labelled)
+        return replace(self.work.example, batch=batch)
 
-    @property
-    def _examples(self) -> str:
-        return "texts" if self.work.labelled else f"blocks of {self.work.length} tokens"
+    def _block(self) -> int:
+        """Channels of the sites of one layer, where they are most."""
+        layers = [(_searched(places), len(blocks_of(segment))) for segment, places in self.segments]
+        return max((sum(widths) // blocks for widths, blocks in layers if blocks), default=0)
 
     def _steps(self) -> str:
-        return f"{self.settings.steps:,} steps of {self.settings.batch_size} {self._examples}"
+        return f"{self.settings.steps:,} steps of {self.settings.batch_size} {self.work.examples}"
 
     def _training_memory(self, models: int, step: Cost) -> dict[str, int]:
         return {
@@ -230,6 +241,11 @@ class Estimate:
 
 def _larger(*found: dict[str, int]) -> dict[str, int]:
     return max(found, key=lambda memory: sum(memory.values()))
+
+
+def _searched(placements: Sequence[Placement]) -> list[int]:
+    """Channels of the sites whose neurons Stage 2 searches."""
+    return [place.width for place in placements if place.spec.kind not in ("group", "norm")]
 
 
 def _named(target: SpikingConfig) -> str:

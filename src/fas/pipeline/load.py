@@ -103,7 +103,7 @@ def load_ann(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The original model and its tokenizer. Raises `FasError` for a missing folder, or what is no causal language model
     (``any_task``: nor any other with a head)."""
-    config = config_of(model)
+    config = original_config(model)
     cls = auto_class_of(config)
     if cls is None or (cls is not AutoModelForCausalLM and not any_task):
         raise FasError(f"{model} is not a causal language model: its architectures are {config.architectures or []}")

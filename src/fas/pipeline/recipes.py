@@ -25,6 +25,12 @@ _LISTS = ("codings", "timesteps", "steps", "targets", "ignore")
 _BLOCKS = ("extends", "about", "architecture", "examples")
 
 
+class Counts(ExampleCounts):
+    """Of images of classes, also how many classes there are."""
+
+    classes: int | None = None
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One file, with what it extends."""
@@ -35,7 +41,7 @@ class Recipe:
     about: About | None = None
     architecture: dict[str, Any] = field(default_factory=dict)
     """``model_type`` and settings of the model's configuration, where neither folder nor hub can be asked."""
-    examples: ExampleCounts | None = None
+    examples: Counts | None = None
 
 
 def recipe_folder() -> Path:
@@ -64,9 +70,7 @@ def read_recipe(name: str | Path) -> Recipe:
         raise ConfigError(f"{path}: unknown option {unknown[0]!r}; known are {', '.join([*known, *_BLOCKS])}")
     options = {key: _typed(key, value) for key, value in values.items() if key in known}
     about = _block(path, "about", About, values)
-    return Recipe(
-        path.stem, options, about, values.get("architecture") or {}, _block(path, "examples", ExampleCounts, values)
-    )
+    return Recipe(path.stem, options, about, values.get("architecture") or {}, _block(path, "examples", Counts, values))
 
 
 def recipe_options(given: Mapping[str, Any]) -> ConvertOptions:
