@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from fas.errors import ConfigError, FasError
-from fas.pipeline.estimate import Estimate, Workload
+from fas.pipeline.estimate import HOLES, HOLES_OF_IMAGES, Estimate, Workload
 from fas.pipeline.forwards import Architecture, Shape
 from fas.pipeline.image_shapes import Amount, counted, described, image_shape, seeing
 from fas.pipeline.load import auto_class_of, block_length, pick_device, resolve
@@ -152,6 +152,7 @@ def _of_texts(
             calibrated=CALIBRATION_BATCH * FOR_EACH if labelled else CALIBRATION_BATCH,
             new_head=new_head,
             data=each * (training + held_out + evaluation) + ENCODING * min(MOST_ENCODED, training * length),
+            holes=HOLES,
         ),
     )
 
@@ -184,6 +185,7 @@ def _of_images(
             calibrated=CALIBRATION_BATCH,
             new_head=new_head,
             data=data + (BYTES_OF_PROMPTS * shape.text * encoded if options.task == VQA else 0),
+            holes=HOLES_OF_IMAGES,
         ),
     )
 

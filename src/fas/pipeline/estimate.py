@@ -3,15 +3,15 @@
 A stage holds, at its peak (bytes; P is what the parameters take in fp32, whatever ``--dtype`` says, which is for evaluation):
 
 * *process*: Python and its libraries, `PROCESS`; on a GPU torch's own context, `CONTEXT`, in place of it
-* *data*: tokens and texts, which stay from the beginning to the end
+* *data*: tokens and texts, or encoded images, which stay from the beginning to the end
 * *weights*: P for each model that is there: in Stage 1 the student and the ANN (its teacher), and where the head is new the
   control, too
 * *AdamW's moments*: 2 P; *gradients*: what is left after a backward pass that was traced, P
 * *activations*: what else is alive at the peak of a pass, traced (`fas.pipeline.forwards`): the layers' and QCFS units' saved
   tensors, attention maps, logits of the vocabulary and their distance to the teacher's; T·B rows where time is folded
 * *samples*: what scales and neurons are fitted on
-* *fragments*: `HOLES` of activations and samples: freed memory stays (`fas.runtime.memory`), in holes that the next tensor does
-  not always fit, all the more between samples, which stay
+* *fragments*: `HOLES` (or `HOLES_OF_IMAGES`) of activations and samples: freed memory stays (`fas.runtime.memory`), in holes
+  that the next tensor does not always fit, all the more between samples, which stay
 
 Time is operations of matrix products by what the machine does a second, and bytes written by what it writes a second (`Speed`);
 for Stage 2 the search, `SEARCHES` passes over the rows of each site. Constants are measured (benchmarks/dry_run.py).
@@ -19,7 +19,7 @@ for Stage 2 the search, `SEARCHES` passes over the rows of each site. Constants 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -46,6 +46,7 @@ from fas.report.plan import PlannedStage, Speed
 
 PROCESS, CONTEXT = 630_000_000, 600_000_000
 HOLES = {"activations": 0.3, "samples": 0.7}
+HOLES_OF_IMAGES = HOLES | {"activations": 0.6}
 SEARCHES = 60
 TRIALS = 2
 """How often a block runs for each of its sites in Stage 2: what it is now, and most often the first candidate."""
@@ -72,6 +73,8 @@ class Workload:
     new_head: bool
     data: int
     """Bytes that the examples take."""
+    holes: Mapping[str, float]
+    """Share of a part's bytes that lies between its tensors."""
 
     @property
     def length(self) -> int:
@@ -229,7 +232,7 @@ class Estimate:
     def _stage(
         self, name: str, does: str, memory: dict[str, int], runs: Sequence[tuple[float, Cost]], tokens: int
     ) -> PlannedStage:
-        fragments = round(sum(share * memory.get(part, 0) for part, share in HOLES.items()))
+        fragments = round(sum(share * memory.get(part, 0) for part, share in self.work.holes.items()))
         own = (
             {"context": CONTEXT}
             if self.on_gpu
