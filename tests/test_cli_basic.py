@@ -17,6 +17,8 @@ from transformers import (
     BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 from fas.cli import main
@@ -180,6 +182,13 @@ def test_inspect_knows_encoders(folders: Path, capsys: pytest.CaptureFixture[str
     assert "BertModel, family bert" in text
     assert "pooler_input" in text
     assert "a step of Stage 1" in text
+
+
+def test_inspect_knows_classifiers_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ViTForImageClassification(ViTConfig(**shape, image_size=16, patch_size=8)).save_pretrained(tmp_path)
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["memory"]["logits"] == 0  # it has no words
 
 
 def test_inspect_in_words(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The input of a norm is shifted by its token's octave: words beside image tokens a hundred times as large are still heard."""
+"""The input of a norm is shifted by its token's octave: words beside image tokens many times as large are still heard."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,6 +48,9 @@ def command(
     All start from the same fine-tuned model or its QCFS model. Writes compare.json, compare.csv and compare.html to --out.
     Killed and started again it goes on; what fails costs its own row, and says why.
     """
+    flags: dict[str, Any] = dict(locals())
+    for own in ("methods", "timesteps", "as_json", "quiet"):
+        del flags[own]
     from fas.cli.session import print_json, session
 
     with session(quiet) as progress:
@@ -55,11 +58,7 @@ def command(
         from fas.pipeline.options import ConvertOptions
         from fas.report.table import print_results
 
-        base = ConvertOptions(
-            model, data, out, eval_data=eval_data, task=task, coverage=coverage, levels=levels,  # type: ignore[arg-type]
-            timesteps=(levels,), stage1_steps=stage1_steps, batch_size=batch_size, lr=lr, length=length,
-            calibration_sequences=calibration_sequences, eval_sequences=eval_sequences, seed=seed, device=device,
-        )  # fmt: skip
+        base = ConvertOptions(**flags, timesteps=(levels,))
         chosen = tuple(word.replace("_", "-") for word in words_in(methods) or ())
         times = numbers_in(timesteps, "--timesteps") or USUAL
         results = run_comparison(CompareOptions(base, chosen, times), progress)

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from fas.config import SpikingConfig
-from fas.methods.method import Batches, Method, Neuron, register
-from fas.methods.start import as_snn
+from fas.methods.method import Method, register
+from fas.methods.start import qcfs_with
 from fas.methods.trained import step_rows
 from fas.neurons import Site
-from fas.progress import Progress
 
 ROUNDS = 4
 
@@ -50,22 +47,15 @@ def offset_spikes(charges: Tensor, signed: bool, rounds: int = ROUNDS) -> Tensor
     return fired(charges, start, signed)[0]
 
 
-def _build(
-    model: PreTrainedModel, config: SpikingConfig, timesteps: int, batches: Batches, progress: Progress
-) -> Neuron:
-    as_snn(model, config)
-
-    def neuron(site: Site, rows: Tensor) -> tuple[Tensor, Tensor]:
-        threshold = site.scale.to(rows.dtype)
-        spikes = offset_spikes(rows / threshold, site.signed)
-        return spikes * threshold, spikes
-
-    return neuron
+def _fire(site: Site, rows: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
+    threshold = site.scale.to(rows.dtype)
+    spikes = offset_spikes(rows / threshold, site.signed)
+    return spikes * threshold, spikes
 
 
 register(
     Method(
-        "cos", "COS, offset spikes", "Hao et al., ICLR 2023 (peers 1.4)", "qcfs", _build, step_rows, waits=True,
+        "cos", "COS, offset spikes", "Hao et al., ICLR 2023 (peers 1.4)", "qcfs", qcfs_with(_fire), step_rows, waits=True,
         rounds=ROUNDS + 1, assumed="ρ = 4 rounds over the same T inputs, each taken to fire as often",
     )
 )  # fmt: skip

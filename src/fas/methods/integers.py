@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from fas.config import SpikingConfig
-from fas.methods.method import Batches, Method, Neuron, register
-from fas.methods.start import from_ann, one_answer
-from fas.neurons import Site, ones_first
-from fas.progress import Progress
+from fas.methods.method import Method, register
+from fas.methods.start import ann_with, one_answer
+from fas.neurons import ones_first
 
 TYPICAL, BITS = 3.0, 2
 _LEAST = 1e-12
@@ -41,38 +38,17 @@ def multi_level(x: Tensor, timesteps: int, bits: int = BITS) -> tuple[Tensor, Te
     return trains.sum(0) * step + low, trains
 
 
-def _adaptive(
-    model: PreTrainedModel, config: SpikingConfig, timesteps: int, batches: Batches, progress: Progress
-) -> Neuron:
-    from_ann(model, config, batches)
-
-    def neuron(site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
-        return adaptive_threshold(x, timesteps)
-
-    return neuron
-
-
-def _levels(
-    model: PreTrainedModel, config: SpikingConfig, timesteps: int, batches: Batches, progress: Progress
-) -> Neuron:
-    from_ann(model, config, batches)
-
-    def neuron(site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
-        return multi_level(x, timesteps)
-
-    return neuron
-
-
 register(
     Method(
         "spiking-brain", "SpikingBrain, adaptive threshold", "SpikingBrain 2025: V_th = mean |x| / 3 by token", "control",
-        _adaptive, one_answer, waits=True, assumed="counts are cut at T, so that the train fits",
+        ann_with(lambda site, x, timesteps: adaptive_threshold(x, timesteps)), one_answer, waits=True,
+        assumed="counts are cut at T, so that the train fits",
     )
 )  # fmt: skip
 register(
     Method(
         "spike-llm", "SpikeLLM, multi-level spikes", "Xing et al., ICLR 2025 (GIF): 2 bits a spike, by token", "control",
-        _levels, one_answer, waits=True,
+        ann_with(lambda site, x, timesteps: multi_level(x, timesteps)), one_answer, waits=True,
         assumed="weights stay fp32; no salient channels; a spike of several levels counts as one, although it carries 2 bits",
     )
 )  # fmt: skip

@@ -11,13 +11,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from fas.config import SpikingConfig
-from fas.methods.method import Batches, Method, Neuron, register
-from fas.methods.start import from_ann, one_answer
-from fas.neurons import Site
-from fas.progress import Progress
+from fas.methods.method import Method, register
+from fas.methods.start import ann_with, one_answer
 
 ORDINARY, OUTLIER = 10.0, 500.0
 
@@ -41,21 +37,10 @@ def outlier_aware(x: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
     return value * x.sign(), spikes * x.sign()
 
 
-def _build(
-    model: PreTrainedModel, config: SpikingConfig, timesteps: int, batches: Batches, progress: Progress
-) -> Neuron:
-    from_ann(model, config, batches)
-
-    def neuron(site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
-        return outlier_aware(x, timesteps)
-
-    return neuron
-
-
 register(
     Method(
         "las", "LAS, outlier-aware bit-serial", "arXiv 2505.09659: OAT of FS neurons, ranges 10 and 500", "control",
-        _build, one_answer, waits=True,
+        ann_with(lambda site, x, timesteps: outlier_aware(x, timesteps)), one_answer, waits=True,
         assumed="T bits in the place of 16; one pair of ranges for all tensors; operators as the coverage says",
     )
 )  # fmt: skip

@@ -7,13 +7,10 @@ clip(floor(q/θ + ½), 0, T), the QCFS code of L = T (of both signs where the si
 from __future__ import annotations
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from fas.config import SpikingConfig
-from fas.methods.method import Batches, Method, Neuron, register
-from fas.methods.start import as_snn, at_once
+from fas.methods.method import Method, register
+from fas.methods.start import at_once, qcfs_with
 from fas.neurons import Site, codes, ones_first
-from fas.progress import Progress
 
 
 def parallel_spikes(x: Tensor, threshold: Tensor, timesteps: int, signed: bool) -> tuple[Tensor, Tensor]:
@@ -22,20 +19,13 @@ def parallel_spikes(x: Tensor, threshold: Tensor, timesteps: int, signed: bool) 
     return counts * threshold / timesteps, ones_first(counts, timesteps)
 
 
-def _build(
-    model: PreTrainedModel, config: SpikingConfig, timesteps: int, batches: Batches, progress: Progress
-) -> Neuron:
-    as_snn(model, config)
-
-    def neuron(site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
-        return parallel_spikes(x, site.scale.to(x.dtype), timesteps, site.signed)
-
-    return neuron
+def _fire(site: Site, x: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
+    return parallel_spikes(x, site.scale.to(x.dtype), timesteps, site.signed)
 
 
 register(
     Method(
-        "parallel", "parallel spiking neuron", "Hao et al., ICML 2025: S = [Λ I ≥ θ − b]", "qcfs", _build, at_once, waits=True,
-        assumed="thresholds of Stage 1; DA-QCFS' shift and bias, which are 0 for T = L, are left out",
+        "parallel", "parallel spiking neuron", "Hao et al., ICML 2025: S = [Λ I ≥ θ − b]", "qcfs", qcfs_with(_fire), at_once,
+        waits=True, assumed="thresholds of Stage 1; DA-QCFS' learned shift and bias are left out",
     )
 )  # fmt: skip

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from fas.config import SpikingConfig
-from fas.methods.method import Batches, Method, Neuron, register
-from fas.methods.start import KEPT, from_ann, mmse_at
+from fas.methods.method import Method, register
+from fas.methods.start import KEPT, ann_with, mmse_at
 from fas.methods.trained import step_rows
 from fas.neurons import Site
-from fas.progress import Progress
 
 BURST = 2
 
@@ -34,22 +31,16 @@ def bursts(charges: Tensor, signed: bool, burst: int = BURST) -> Tensor:
     return torch.stack(found)
 
 
-def _build(
-    model: PreTrainedModel, config: SpikingConfig, timesteps: int, batches: Batches, progress: Progress
-) -> Neuron:
-    from_ann(model, config, batches, mmse_at(BURST * timesteps))
-
-    def neuron(site: Site, rows: Tensor) -> tuple[Tensor, Tensor]:
-        threshold = site.scale.to(rows.dtype)
-        net = bursts(rows / threshold, site.signed)
-        return net * threshold / BURST, net
-
-    return neuron
+def _fire(site: Site, rows: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
+    threshold = site.scale.to(rows.dtype)
+    net = bursts(rows / threshold, site.signed)
+    return net * threshold / BURST, net
 
 
 register(
     Method(
-        "sta", "STA-style, training-free", "Jiang et al., ICLR 2024: MMSE, bipolar IF, burst of 2", "control", _build,
+        "sta", "STA-style, training-free", "Jiang et al., ICLR 2024: MMSE, bipolar IF, burst of 2", "control",
+        ann_with(_fire, lambda timesteps: mmse_at(BURST * timesteps)),
         lambda timesteps: step_rows(timesteps) | KEPT,
         assumed="48 candidates of the threshold in the place of 95; a burst of two counts as one",
     )

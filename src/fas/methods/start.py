@@ -12,11 +12,16 @@ from transformers import PreTrainedModel
 from fas.config import SpikingConfig
 from fas.conversion import convert, prepare
 from fas.conversion.scales import Samples, mmse_scale
-from fas.methods.method import Batches
+from fas.methods.method import Batches, Build, Neuron
 from fas.models import Placement
-from fas.neurons.site import NeuronParameters
+from fas.neurons import NeuronParameters, Site
+from fas.progress import Progress
 from fas.runtime.control import clock_of, sites_of
 
+Fit = Callable[[Placement, Samples], Tensor]
+"""λ ``[C]`` of a site, from its place and samples."""
+Encode = Callable[[Site, Tensor, int], tuple[Tensor, Tensor]]
+"""(site, values, T) → (what goes on, spikes): a `fas.methods.method.Neuron` of any T."""
 KEPT = {"activation": "keep"}
 """Without training nothing could learn to do without an activation function."""
 
@@ -39,13 +44,34 @@ def as_snn(model: PreTrainedModel, config: SpikingConfig) -> PreTrainedModel:
 
 
 def from_ann(
-    model: PreTrainedModel,
-    config: SpikingConfig,
-    batches: Batches,
-    fit: Callable[[Placement, Samples], Tensor] | None = None,
+    model: PreTrainedModel, config: SpikingConfig, batches: Batches, fit: Fit | None = None
 ) -> PreTrainedModel:
     """An ANN as SNN under ``config``, thresholds by ``fit`` (`fas.prepare`)."""
     return as_snn(prepare(model, config, batches, fit), config)
+
+
+def ann_with(encode: Encode, fit: Callable[[int], Fit] | None = None) -> Build:
+    """A method without training whose neurons are ``encode``; ``fit``: thresholds for T, else by least squared error."""
+
+    def build(
+        model: PreTrainedModel, config: SpikingConfig, timesteps: int, batches: Batches, progress: Progress
+    ) -> Neuron:
+        from_ann(model, config, batches, None if fit is None else fit(timesteps))
+        return lambda site, x: encode(site, x, timesteps)
+
+    return build
+
+
+def qcfs_with(encode: Encode) -> Build:
+    """A method whose neurons are ``encode`` in the place of the QCFS model's units."""
+
+    def build(
+        model: PreTrainedModel, config: SpikingConfig, timesteps: int, batches: Batches, progress: Progress
+    ) -> Neuron:
+        as_snn(model, config)
+        return lambda site, x: encode(site, x, timesteps)
+
+    return build
 
 
 def own_parameters(model: PreTrainedModel, config: SpikingConfig) -> dict[str, NeuronParameters]:
@@ -62,6 +88,6 @@ def largest(samples: Samples, share: float = 1.0) -> Tensor:
     return torch.where(found > 0, found, typical)
 
 
-def mmse_at(timesteps: int) -> Callable[[Placement, Samples], Tensor]:
+def mmse_at(timesteps: int) -> Fit:
     """Thresholds of least squared error of what T spikes can say."""
     return lambda place, samples: mmse_scale(samples, timesteps, place.spec.signed)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 
 from fas.accounting.parts import parts_of
 from fas.accounting.raster import by_token
@@ -17,7 +17,6 @@ from fas.pipeline.convert import run_conversion
 from fas.pipeline.generate import Decoding, continue_text
 from fas.pipeline.load import load_seeing, load_spiking, need_pillow
 from fas.pipeline.options import ConvertOptions
-from fas.pipeline.origin import Reader
 from fas.progress import Progress, Silent
 from fas.report.results import Results
 from fas.runtime.control import sites_of
@@ -48,7 +47,7 @@ def run_vision_demo(out: Path, seed: int = 0, progress: Progress | None = None) 
     progress = progress or Silent()
     if (out / "model" / "run.json").exists():  # a finished conversion of ours; anything else is refused, not removed
         shutil.rmtree(out / "model")
-    data = write_shapes(out / "shapes", TRAINING, TEST, seed, SIDE)
+    data = write_shapes(out / "shapes", TRAINING, TEST, seed + 1, SIDE)  # the model has seen the pictures of seed 0
     results = run_conversion(vision_demo_options(out / "model", data, seed), progress)
     ann, processor = load_seeing(MODEL)
     snn, _ = load_spiking(str(out / "model"), any_task=True)
@@ -64,7 +63,7 @@ def run_vision_demo(out: Path, seed: int = 0, progress: Progress | None = None) 
 
 
 def scene_of(
-    rows: list[Seen], ann: PreTrainedModel, snn: PreTrainedModel, processor: Reader, sites: list[str]
+    rows: list[Seen], ann: PreTrainedModel, snn: PreTrainedModel, processor: ProcessorMixin, sites: list[str]
 ) -> dict[str, Any]:
     """One picture with the questions of ``rows``, the answers of both models, and the spikes of ``sites`` by patch."""
     image, decoding = rows[0].image, Decoding(max_new_tokens=4)
@@ -77,7 +76,7 @@ def scene_of(
         }
         for row in rows
     ]
-    found = by_token(snn, asked(processor, image, rows[0].question, snn.config), sites)  # type: ignore[arg-type]
+    found = by_token(snn, asked(processor, image, rows[0].question, snn.config), sites)
     return {
         "png": base64.b64encode(image.read_bytes()).decode(),
         "questions": questions,

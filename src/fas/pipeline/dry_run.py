@@ -21,7 +21,7 @@ from fas.pipeline.estimate import HOLES, HOLES_OF_IMAGES, Estimate, Workload
 from fas.pipeline.forwards import Architecture, Shape
 from fas.pipeline.image_shapes import Amount, counted, described, image_shape, seeing
 from fas.pipeline.load import auto_class_of, block_length, pick_device, resolve
-from fas.pipeline.measure import EVALUATION_BATCH, evaluation_batch
+from fas.pipeline.measure import evaluation_batch, labelled_batch
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.recipes import Counts, Recipe
 from fas.pipeline.run import CALIBRATION_BATCH
@@ -50,8 +50,6 @@ ENCODING, MOST_ENCODED = 130, 1_000_000
 """Bytes of a token in the tokenizer's hands, which has so many at once."""
 BYTES_A_ROW, BYTES_OF_PROMPTS = 1_000, 48
 """What a row of a table of images takes, and each token of an encoded question."""
-GPU_BATCHES = 8
-"""How many times as many images a GPU evaluates at once (`fas.pipeline.run`)."""
 
 
 def dry_run(options: ConvertOptions, recipe: Recipe | None = None) -> Plan:
@@ -139,7 +137,8 @@ def _of_texts(
     if labelled:
         notes.append(f"every text is taken to have {length} tokens, so times are at most these")
     # labelled texts are short: of those there are more at once
-    evaluated = EVALUATION_BATCH * max(1, FULL_BATCH // length) if labelled else evaluation_batch(length)
+    at_once = labelled_batch(options.task, options.device.startswith("cuda"))
+    evaluated = at_once * max(1, FULL_BATCH // length) if labelled else evaluation_batch(length)
     return (
         architecture,
         model,
@@ -148,7 +147,7 @@ def _of_texts(
             example=Shape(1, length, labelled),
             examples="texts" if labelled else f"blocks of {length} tokens",
             evaluated=evaluated,
-            fitted=EVALUATION_BATCH * FOR_EACH if labelled else evaluated,
+            fitted=at_once * FOR_EACH if labelled else evaluated,
             calibrated=CALIBRATION_BATCH * FOR_EACH if labelled else CALIBRATION_BATCH,
             new_head=new_head,
             data=each * (training + held_out + evaluation) + ENCODING * min(MOST_ENCODED, training * length),
@@ -170,7 +169,7 @@ def _of_images(
     trained = (options.stage1_steps or there.training) * batch_size(options)
     encoded = used["held_out"] + used["evaluation"]
     encoded += used["calibration"] if options.stage1 == "none" else min(there.training, trained)
-    at_once = EVALUATION_BATCH * (GPU_BATCHES if options.device.startswith("cuda") else 1)
+    at_once = labelled_batch(options.task, options.device.startswith("cuda"))
     data = BYTES_A_ROW * (there.training + there.held_out + there.evaluation)
     data += min(MOST_KEPT, 4 * math.prod(shape.pixels) * encoded)
     return (
@@ -205,11 +204,7 @@ def _used(
 def _skeleton(architecture: Architecture) -> PreTrainedModel:
     """The model without memory."""
     with torch.device("meta"):
-        model = architecture.build()
-    text = model.config.get_text_config()
-    if not hasattr(text, "vocab_size"):
-        text.vocab_size = 0  # an inspection counts the logits of words, and a classifier of images has none
-    return model
+        return architecture.build()
 
 
 def _pictures(options: ConvertOptions, recipe: Recipe | None, notes: list[str]) -> Amount:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fas.pipeline.load import load_saved
-from fas.pipeline.measure import EVALUATION_BATCH, evaluation_batch
+from fas.pipeline.measure import evaluation_batch, labelled_batch
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.origin import Source
 from fas.pipeline.workspace import Workspace
@@ -40,11 +40,10 @@ class Run:
 
     @property
     def at_once(self) -> int:
-        """Examples that are measured together; labelled ones see to their length themselves, and are short: a GPU would wait
-        for launches where it has few."""
+        """Examples that are measured together; labelled ones see to their length themselves."""
         if self.options.task == LANGUAGE_MODELING:
             return evaluation_batch(self.source.evaluation.about()["length"])
-        return EVALUATION_BATCH * (8 if self.device.type == "cuda" else 1)
+        return labelled_batch(self.options.task, self.device.type == "cuda")
 
     def calibration_batches(self, size: int = CALIBRATION_BATCH) -> list[dict[str, Tensor]]:
         """Evenly spaced training examples, in batches small enough for T·B rows."""

@@ -255,6 +255,7 @@ def _memory(model: PreTrainedModel, placements: list[Placement], work: Workload)
         "weights": bytes_each * parameters,
         # alive at once: the residual stream, the FFN, and eight fp32 copies inside its site (measured: within 20 %)
         "activations": rows * (bytes_each * (2 * config.hidden_size + 2 * widest) + 4 * 8 * widest) + scores,
-        "logits": 4 * work.batch_size * work.length * config.vocab_size,
+        # a classifier of images has no words
+        "logits": 4 * work.batch_size * work.length * getattr(config, "vocab_size", 0),
         "exact_cache": rows * bytes_each * 2 * heads * head_width * config.num_hidden_layers,
     }

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fas.errors import DataError
+from fas.tasks.hub import from_hub
 from fas.tasks.pictures import Picture, Stored
 
 EVALUATION = ("validation", "valid", "val", "dev", "test")
@@ -16,14 +17,7 @@ _NAMES = ("image_id", "img_id", "cocoid", "filename", "file_name")
 def hub_rows(source: str, image_columns: tuple[str, ...]) -> dict[str, list[tuple[Picture, Mapping[str, Any]]]]:
     """Rows of ``source`` (``owner/name``, or ``owner/name:configuration``) by split: the image, and all other columns with
     classes by their names. Raises `DataError` if the hub does not give it, or it has no column of images."""
-    from datasets import load_dataset
-
-    name, _, configuration = source.partition(":")
-    try:
-        tables: Any = load_dataset(name, configuration or None)
-    except Exception as error:  # the hub client raises many unrelated types; the user needs one sentence
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{source} is neither a folder or table nor a data set that the hub gives: {reason}") from None
+    tables = from_hub(source, "folder or table")
     return {split: _rows(f"{source}, {split}", table, image_columns) for split, table in tables.items()}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from fas.errors import DataError
 from fas.tasks.glue import Layout, Place, TextTask
+from fas.tasks.hub import from_hub
 from fas.tasks.text import EVALUATION_SHARE, HELD_OUT_SHARE
 
 _DELIMITED = {".tsv": "\t", ".txt": "\t", ".csv": ","}
@@ -156,17 +157,10 @@ def json_rows(path: Path) -> Iterable[Mapping[Place, Any]]:
 
 
 def _from_hub(task: TextTask, source: str | None, validation: bool) -> tuple[list[Labelled], list[Labelled]]:
-    from datasets import load_dataset
-
     source = source or task.hub
     if source is None:
         raise DataError(f"the task {task.name} has no data of its own; give --data")
-    name, _, configuration = source.partition(":")
-    try:
-        table: Any = load_dataset(name, configuration or None)
-    except Exception as error:  # the hub client raises many unrelated types; the user needs one sentence
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{source} is neither a local table nor a data set that the hub gives: {reason}") from None
+    table = from_hub(source, "table")
     if "train" not in table:
         raise DataError(
             f"{source} has no split called train, but {', '.join(table)}; give --data and --eval-data files"

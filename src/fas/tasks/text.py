@@ -9,6 +9,7 @@ from typing import Any
 
 from fas.errors import DataError
 from fas.tasks import builtin
+from fas.tasks.hub import from_hub
 
 EVALUATION_SHARE = 0.1
 HELD_OUT_SHARE = 0.05
@@ -126,15 +127,8 @@ def _read_table(path: Path) -> list[str]:
 
 
 def _from_hub(source: str) -> list[str]:
-    from datasets import load_dataset
-
     place, _, split = source.partition("@")
-    name, _, configuration = place.partition(":")
-    try:
-        table = load_dataset(name, configuration or None, split=split or "train")
-    except Exception as error:  # the hub client raises many unrelated types; the user needs one sentence
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{source} is neither a local file nor a data set that the hub gives: {reason}") from None
+    table = from_hub(place, "file", split or "train")
     return _texts(table[_text_column(table.column_names, source)])
 
 
