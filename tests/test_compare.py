@@ -20,7 +20,7 @@ from fas.methods import Method, method, methods, register
 from fas.pipeline import compare
 from fas.pipeline.compare import CompareOptions, run_comparison
 from fas.pipeline.options import ConvertOptions
-from fas.report.comparison import FIELDS, as_csv, badness, front
+from fas.report.comparison import FIELDS, LEDGERS, as_csv, badness, front
 from fas.report.results import Results, Row
 
 DOCS = Path(__file__).parents[1] / "docs" / "methods.md"
@@ -58,7 +58,12 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
     assert rows["parallel", 4].value == pytest.approx(first.rows[1].value)
     assert (rows["parallel", 4].latency_timesteps, rows["qcfs", 4].latency_timesteps) == (4 * 8, 4)
     assert rows["qcfs", 4].energy_strict_pj is not None
-    assert rows["parallel", 4].energy_strict_pj is None
+    assert rows["qcfs", 4].energies is not None
+    assert set(rows["qcfs", 4].energies) == set(LEDGERS.values())
+    # both drop GELU; norms and softmax run once, or in each of four timesteps
+    macs, functions = ([rows[name, 4].analog[key] for name in ("qcfs", "parallel")] for key in ("macs", "functions"))  # type: ignore[index]
+    assert macs[0] == macs[1]
+    assert functions[0] == pytest.approx(4 * functions[1])
     stored = Results.read(tmp_path / "out" / "compare.json")
     assert [vars(row) for row in stored.rows] == [vars(row) for row in again.rows]
     lines = list(csv.DictReader((tmp_path / "out" / "compare.csv").open()))
@@ -140,10 +145,14 @@ def test_none_on_the_front_is_beaten_and_all_others_are(points: list[tuple[int, 
 def test_csv_has_all_fields_and_shares_count_upwards() -> None:
     row = Row("snn", method="a", metric="accuracy", value=0.5, metrics={"accuracy": 0.5})
     assert badness(row) == -0.5
-    assert as_csv(Results("m", "d", 0, [Row("control"), row])).splitlines() == [
-        ",".join(FIELDS),
-        "a,,,,accuracy,0.5,,,,,,",
-    ]
+    row.analog, row.energies, row.memory_mib = {"macs": 0.25, "functions": 8.0}, {"with memory": 2.5}, 3.5
+    others = [Row("control", value=0.75), Row("qcfs", value=0.5625)]
+    (line,) = csv.DictReader(as_csv(Results("m", "d", 0, [*others, row])).splitlines())
+    assert list(line) == list(FIELDS)
+    assert {name: value for name, value in line.items() if value} == {
+        "method": "a", "metric": "accuracy", "value": "0.5", "against_control": "-0.25", "against_quantized": "-0.0625",
+        "energy_with_memory": "2.5", "analog_macs": "0.25", "analog_functions": "8.0", "memory_mib": "3.5",
+    }  # fmt: skip
 
 
 def test_the_page_describes_every_method_and_its_example_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fas import prepare
+from fas.accounting import ledger
 from fas.config import SpikingConfig
 from fas.errors import ConfigError
 from fas.methods import Method, built, depth_of, method_named, methods, register
@@ -22,9 +23,10 @@ from fas.methods.cos import fired, offset_spikes
 from fas.methods.integers import adaptive_threshold, multi_level
 from fas.methods.las import few_spikes, outlier_aware
 from fas.methods.parallel import parallel_spikes
-from fas.methods.phase import fitted, phase_spikes
+from fas.methods.phase import BASES, _with_worth, fitted, phase_spikes, thresholds_of
 from fas.methods.snn_calibration import as_ann, channel_means
 from fas.methods.sta import bursts
+from fas.methods.start import as_snn
 from fas.neurons import qcfs
 from fas.progress import Silent
 from fas.runtime.control import clock_of, sites_of
@@ -39,7 +41,7 @@ QUICK = settings(max_examples=60, deadline=None)
 @given(st.floats(-2, 2, width=32), st.integers(1, 12), st.booleans())
 def test_parallel_neuron_is_qcfs_and_its_spikes_are_sorted(x: float, timesteps: int, signed: bool) -> None:
     """N = #{t : t·θ ≤ T·x + θ/2}, mirrored for what is negative on a signed site."""
-    value, spikes = parallel_spikes(torch.tensor([x]), torch.tensor([1.0]), timesteps, signed)
+    value, spikes, _ = parallel_spikes(torch.tensor([x]), torch.tensor([1.0]), timesteps, signed)
     assert float(value) == pytest.approx(
         float(qcfs(torch.tensor([x]), torch.tensor([1.0]), timesteps, signed)), abs=1e-6
     )
@@ -66,20 +68,28 @@ def test_few_spikes_are_the_bits_of_a_value(x: float, timesteps: int) -> None:
 
 
 def test_outliers_have_a_range_of_their_own() -> None:
-    value, spikes = outlier_aware(torch.tensor([-9.99, -10.0, 400.0, 9999.0]), 16)
+    value, spikes, _ = outlier_aware(torch.tensor([-9.99, -10.0, 400.0, 9999.0]), 16)
     assert value.tolist() == pytest.approx([-9.99, -10.0, 400.0, 500.0], abs=500 * 2.0**-16)
     assert spikes[:, 0].sum() < 0 < spikes[:, 2].sum()
 
 
 def test_phase_coding_by_hand_and_its_weights() -> None:
     """Base 2 and T = 3: .8 + 1/16 = .8625 → .5 .3625 → .25 .1125 → 0 (threshold .125)."""
-    assert phase_spikes(torch.tensor([0.8, -0.8, 0.0]), 2.0, 3).tolist() == [[1, -1, 0], [1, -1, 0], [0, 0, 0]]
-    values = torch.randn(2000, generator=torch.Generator().manual_seed(0)) / 4
+    assert phase_spikes(torch.tensor([0.8, -0.8, 0.0]), (0.5, 0.25, 0.125)).tolist() == [
+        [1, -1, 0],
+        [1, -1, 0],
+        [0, 0, 0],
+    ]
+    values = torch.randn(2000, generator=torch.Generator().manual_seed(0)) ** 3
+    values = values / values.abs().max()  # many small ones, few large ones
     found = fitted(values, 6)
-    spikes = phase_spikes(values, found.base, 6)
+    spikes = phase_spikes(values, found.thresholds)
     error = (torch.tensordot(found.worth, spikes, 1) - values).square().mean()
-    plain = torch.tensor([2.0 ** -(t + 1) for t in range(6)])
-    assert error < (torch.tensordot(plain, phase_spikes(values, 2.0, 6), 1) - values).square().mean()
+    halves = thresholds_of((2.0,), (0,), 6)
+    assert halves == tuple(2.0 ** -(t + 1) for t in range(6))
+    plain = (torch.tensordot(torch.tensor(halves), phase_spikes(values, halves), 1) - values).square().mean()
+    single = min(_with_worth(values, (base,), (0,), 6)[0] for base in BASES)
+    assert error < 0.95 * single < 0.95 * plain  # fitted worths say more, a second grain more than that
     for change in torch.eye(6) * 1e-3:  # no other weights are better for these spikes
         assert error <= (torch.tensordot(found.worth + change, spikes, 1) - values).square().mean() + 1e-9
 
@@ -88,11 +98,11 @@ def test_phase_coding_by_hand_and_its_weights() -> None:
 @given(st.lists(FLOATS, min_size=2, max_size=8), st.integers(1, 8))
 def test_integer_spikes(values: list[float], timesteps: int) -> None:
     x = torch.tensor(values)
-    value, spikes = multi_level(x, timesteps)
+    value, spikes, _ = multi_level(x, timesteps)
     step = (max(values) - min(values)) / (timesteps * 3)
     assert ((spikes >= 0) & (spikes <= 3)).all()
     assert (value - x).abs().max() <= step / 2 + 1e-5  # rounding to T·(2ⁿ − 1) steps
-    value, spikes = adaptive_threshold(x, timesteps)
+    value, spikes, _ = adaptive_threshold(x, timesteps)
     size = max(sum(map(abs, values)) / len(values) / 3, 1e-12)
     for number, entry in enumerate(values):
         count = max(-timesteps, min(timesteps, round(entry / size)))
@@ -160,6 +170,39 @@ def test_every_method_runs_and_more_time_is_better(name: str, llama: tuple[Any, 
     assert method.latency(16, depth) == expected.get(name, usual)
 
 
+@pytest.mark.parametrize("name", sorted(methods()))
+def test_the_ledger_finds_the_spikes_of_every_method(name: str, llama: tuple[Any, Any, dict[str, Any]]) -> None:
+    ann, network, batch = llama
+    model = copy.deepcopy(ann if method_named(name).start == "control" else network)
+    built(method_named(name), model, SpikingConfig(coverage="linear", levels=8), 8, [batch], Silent())
+    found = ledger(model, batch).forward
+    assert not [note for note in found.notes if "not the sum of its spikes" in note]
+    assert found.macs == ledger(ann, batch).forward.macs
+    assert found.share == ledger(_snn(network), batch).forward.share > 0.5  # all but attention and the head
+    with counting(model) as spikes:
+        model(**batch)
+    assert found.spikes_per_neuron == pytest.approx(spikes.per_neuron)
+    assert found.accumulates >= sum(site.accumulates for site in found.sites) > 0
+
+
+def _snn(network: Any) -> Any:
+    return as_snn(copy.deepcopy(network), SpikingConfig(coverage="linear", levels=8, timesteps=8))
+
+
+@pytest.mark.parametrize("wrong", [lambda f: f._replace(worth=None), lambda f: f._replace(worth=f.worth * 1.01),
+                                   lambda f: f._replace(spikes=f.spikes * 0.5, worth=f.worth * 2)])  # fmt: skip
+def test_what_is_no_sum_of_spikes_is_charged_as_analog(wrong: Any, llama: tuple[Any, Any, dict[str, Any]]) -> None:
+    ann, _, batch = llama
+    model = copy.deepcopy(ann)
+    built(method_named("las"), model, SpikingConfig(coverage="linear"), 6, [batch], Silent())
+    neuron = clock_of(model).neuron
+    assert neuron is not None
+    clock_of(model).neuron = lambda site, x: wrong(neuron(site, x))
+    found = ledger(model, batch).forward
+    assert found.macs_replaced == 0
+    assert len([note for note in found.notes if "not the sum of its spikes" in note]) == len(sites_of(model))
+
+
 def test_own_neurons_are_told_to_probes_in_full(llama: tuple[Any, Any, dict[str, Any]]) -> None:
     ann, _, batch = llama
     model = copy.deepcopy(ann)
@@ -181,6 +224,23 @@ def test_calibrated_biases_take_the_mean_error_away(llama: tuple[Any, Any, dict[
     given = channel_means(model, [batch], sites_of(model))
     for name in wanted:
         assert torch.allclose(wanted[name], given[name], atol=1e-4), name
+
+
+def test_weights_are_reconstructed_layer_by_layer(llama: tuple[Any, Any, dict[str, Any]]) -> None:
+    ann, _, batch = llama
+    wanted, made = ann(**batch).logits, {}
+    for name in ("snn-calibration", "snn-calibration-advanced"):
+        made[name] = copy.deepcopy(ann)
+        built(method_named(name), made[name], SpikingConfig(coverage="linear"), 4, [batch], Silent())
+    light, advanced = made.values()
+    changed = {
+        name for name, value in light.state_dict().items() if not torch.equal(value, advanced.state_dict()[name])
+    }
+    layers = {name for name in ann.state_dict() if name.startswith("model.layers.")}
+    assert changed == layers  # neither neurons nor embeddings
+    with torch.no_grad():
+        errors = [float((model(**batch).logits - wanted).square().mean()) for model in (light, advanced)]
+    assert errors[1] < 0.9 * errors[0]
 
 
 def test_a_name_is_registered_once_and_unknown_ones_are_named() -> None:

@@ -18,6 +18,7 @@ from fas.accounting.emission import (
     emission_of,
     neurons_each,
 )
+from fas.accounting.own import own_emission
 from fas.accounting.provenance import Origin
 from fas.neurons import Clock, Held, Site
 from fas.neurons.held import tell
@@ -38,7 +39,7 @@ class Encodings:
     def __init__(self, clock: Clock | None, counter: Counter) -> None:
         self.clock, self.counter = clock, counter
         self.before: Any = None if clock is None else clock.probe
-        self.told: dict[str, tuple[Tensor | Held, Tensor | None]] = {}
+        self.told: dict[str, tuple[Tensor | Held, Tensor | None, Tensor | None]] = {}
         self.inner: dict[str, Emission | None] = {}
         self.by_channel: dict[str, Tensor] = {}
         self.seen_bytes = 0
@@ -57,7 +58,7 @@ class Encodings:
 
     def _take(self, name: str, told: Tensor | Held) -> None:
         assert self.clock is not None
-        self.told[name] = told, self.clock.visible
+        self.told[name] = told, self.clock.visible, self.clock.worth
 
     def seen(self, name: str, module: nn.Module) -> Callable[..., None]:
         """Forward hook of ``module``."""
@@ -66,10 +67,12 @@ class Encodings:
         def site_hook(site: Site, args: Any, rows: Tensor) -> None:
             if site.name not in self.told:
                 return  # QCFS unit: no time, no spikes
-            spikes, visible = self.told.pop(site.name)
+            spikes, visible, worth = self.told.pop(site.name)
             assert isinstance(spikes, Tensor)
             emission = self._emission(site, spikes, visible, role, rows)
-            honest = emission if check_site(site, spikes, rows) else self._refuse(site.name)
+            own = site.clock.neuron is not None and site.calibrates
+            sums = own_emission(site, emission, spikes, worth, rows) if own else check_site(site, spikes, rows)
+            honest = emission if sums else self._refuse(site.name)
             self.inner[site.name] = honest
             self._remember(rows, honest)
 
@@ -94,7 +97,7 @@ class Encodings:
         """The emission of a group or population: that of its site if that ran, else of what was told in its stead."""
         site = module.site
         if site.name in self.told:
-            spikes, visible = self.told.pop(site.name)
+            spikes, visible, _ = self.told.pop(site.name)
             emission = self._emission(site, spikes, visible, role, values)
             return emission if check(spikes) else self._refuse(site.name)
         found = self.inner.pop(site.name, None)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from fas.accounting.account import Account
 from fas.accounting.encodings import silent
-from fas.accounting.energy import EnergyTable, bits_of, energy_table
+from fas.accounting.energy import EnergyTable, ann_work, bits_of, energy_table, snn_work
 from fas.accounting.neurobench import SynapticOperations, metrics
 from fas.accounting.parts import PartEntry, by_part, parts_of
 from fas.accounting.prices import energy_models
@@ -88,6 +88,10 @@ class Statement:
     macs_replaced: int
     macs_analog_executed: int
     """Multiply-accumulates that the spiking network still ran, over all timesteps."""
+    functions: int
+    """Exponentials, roots and divisions of the ANN."""
+    functions_analog: int
+    """Those that the spiking network still evaluated, over all timesteps."""
     accumulates: int
     shifts: int
     updates: int
@@ -270,6 +274,8 @@ def _compose(
         macs_replaced=account.macs_replaced,
         macs_analog_executed=sum(product.macs * product.times for product in account.analog)
         + round(sum(tally.snn.macs for tally in account.tallies.values())),
+        functions=round(ann_work(account).functions),
+        functions_analog=round(snn_work(account).functions),
         accumulates=account.accumulates,
         shifts=sum(product.shifts for product in account.spiking),
         updates=round(sum(site.updates for site in account.sites.values())),

@@ -13,7 +13,7 @@ from torch import Tensor
 from fas.methods.method import Method, register
 from fas.methods.start import qcfs_with
 from fas.methods.trained import step_rows
-from fas.neurons import Site
+from fas.neurons import Fired, Site
 
 ROUNDS = 4
 
@@ -47,10 +47,10 @@ def offset_spikes(charges: Tensor, signed: bool, rounds: int = ROUNDS) -> Tensor
     return fired(charges, start, signed)[0]
 
 
-def _fire(site: Site, rows: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
+def _fire(site: Site, rows: Tensor, timesteps: int) -> Fired:
     threshold = site.scale.to(rows.dtype)
     spikes = offset_spikes(rows / threshold, site.signed)
-    return spikes * threshold, spikes
+    return Fired(spikes * threshold, spikes, threshold)
 
 
 register(

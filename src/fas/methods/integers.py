@@ -11,20 +11,20 @@ from torch import Tensor
 
 from fas.methods.method import Method, register
 from fas.methods.start import ann_with, one_answer
-from fas.neurons import ones_first
+from fas.neurons import Fired, ones_first
 
 TYPICAL, BITS = 3.0, 2
 _LEAST = 1e-12
 
 
-def adaptive_threshold(x: Tensor, timesteps: int, k: float = TYPICAL) -> tuple[Tensor, Tensor]:
+def adaptive_threshold(x: Tensor, timesteps: int, k: float = TYPICAL) -> Fired:
     """``x`` ``[…, C]`` to (value, spikes ``[T, …, C]`` of −1, 0, 1); counts beyond T are cut."""
     threshold = (x.abs().mean(-1, keepdim=True) / k).clamp(min=_LEAST)
     counts = (x / threshold).round().clamp(-timesteps, timesteps)
-    return counts * threshold, ones_first(counts, timesteps)
+    return Fired(counts * threshold, ones_first(counts, timesteps), threshold)
 
 
-def multi_level(x: Tensor, timesteps: int, bits: int = BITS) -> tuple[Tensor, Tensor]:
+def multi_level(x: Tensor, timesteps: int, bits: int = BITS) -> Fired:
     """``x`` ``[…, C]`` to (value, spikes ``[T, …, C]`` of 0 … 2ⁿ − 1)."""
     most = 2**bits - 1
     low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
@@ -35,7 +35,7 @@ def multi_level(x: Tensor, timesteps: int, bits: int = BITS) -> tuple[Tensor, Te
         left = left - fired
         spikes.append(fired)
     trains = torch.stack(spikes)
-    return trains.sum(0) * step + low, trains
+    return Fired(trains.sum(0) * step + low, trains, step)
 
 
 register(
@@ -49,6 +49,6 @@ register(
     Method(
         "spike-llm", "SpikeLLM, multi-level spikes", "Xing et al., ICLR 2025 (GIF): 2 bits a spike, by token", "control",
         ann_with(lambda site, x, timesteps: multi_level(x, timesteps)), one_answer, waits=True,
-        assumed="weights stay fp32; no salient channels; a spike of several levels counts as one, although it carries 2 bits",
+        assumed="weights stay fp32; no salient channels; a spike of several levels counts as one, and costs as its level",
     )
 )  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fas.methods.method import Method, register
 from fas.methods.start import ann_with, one_answer
+from fas.neurons import Fired
 
 ORDINARY, OUTLIER = 10.0, 500.0
 
@@ -29,12 +30,13 @@ def few_spikes(x: Tensor, reach: Tensor | float, timesteps: int) -> tuple[Tensor
     return out, torch.stack(spikes)
 
 
-def outlier_aware(x: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
+def outlier_aware(x: Tensor, timesteps: int) -> Fired:
     """``x`` of any shape and sign to (value, spikes ``[T, …]`` of −1, 0, 1)."""
     size = x.abs()
     reach = torch.where(size < ORDINARY, ORDINARY, OUTLIER)
     value, spikes = few_spikes(size.clamp(max=OUTLIER), reach, timesteps)
-    return value * x.sign(), spikes * x.sign()
+    worth = torch.stack([reach * 2.0**-t for t in range(1, timesteps + 1)])
+    return Fired(value * x.sign(), spikes * x.sign(), worth)
 
 
 register(

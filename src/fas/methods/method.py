@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 
 from fas.config import SpikingConfig
 from fas.errors import ConfigError
-from fas.neurons import Site
+from fas.neurons import Fired, Site
 from fas.progress import Progress
 from fas.runtime.control import clock_of, sites_of
 
-Neuron = Callable[[Site, Tensor], tuple[Tensor, Tensor]]
-"""(site, values) → (what goes on, of the same shape; spikes ``[T, B, …, C]``); see `fas.neurons.Clock.neuron`."""
+Neuron = Callable[[Site, Tensor], Fired]
+"""(site, values) → what goes on, spikes and their worth; see `fas.neurons.Clock.neuron`."""
 Batches = Sequence[Mapping[str, Any]]
 Build = Callable[[PreTrainedModel, SpikingConfig, int, Batches, Progress], Neuron | None]
 """(model, configuration, T, calibration batches, progress): makes the model an SNN in place; its neuron, if it has one."""

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from fas.methods.method import Method, register
 from fas.methods.start import at_once, qcfs_with
-from fas.neurons import Site, codes, ones_first
+from fas.neurons import Fired, Site, codes, ones_first
 
 
-def parallel_spikes(x: Tensor, threshold: Tensor, timesteps: int, signed: bool) -> tuple[Tensor, Tensor]:
+def parallel_spikes(x: Tensor, threshold: Tensor, timesteps: int, signed: bool) -> Fired:
     """Mean input ``x`` ``[…, C]`` and θ ``[C]`` (what T spikes are worth together) to (θ·N/T, spikes ``[T, …, C]``)."""
     counts = codes(x, threshold, timesteps, signed)
-    return counts * threshold / timesteps, ones_first(counts, timesteps)
+    return Fired(counts * threshold / timesteps, ones_first(counts, timesteps), threshold / timesteps)
 
 
-def _fire(site: Site, x: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
+def _fire(site: Site, x: Tensor, timesteps: int) -> Fired:
     return parallel_spikes(x, site.scale.to(x.dtype), timesteps, site.signed)
 
 

@@ -1,12 +1,14 @@
-"""Phase coding with fitted bases (after multi-granularity phase coding, ICLR 2026): a spike at t is worth less than one before.
+"""Phase coding with fitted bases (multi-granularity phase coding, ICLR 2026): a spike at t is worth less than one before.
 
-    v₀ = |x| + ½·τ·b^−T,   z_t = [v ≥ τ·b^−(t+1)],   v ← v − z_t·τ·b^−(t+1),   out = sign(x)·Σ_t z_t·d_t,   t = 0 … T − 1
+    v₀ = |x| + ½·θ_T,   z_t = [v ≥ θ_t],   v ← v − z_t·θ_t,   out = sign(x)·Σ_t z_t·d_t,   θ_t = θ_{t−1}/b_g,   θ₀ = τ/b₀
 
-τ is the largest |x|, the base b and the weights d_t of each site are fitted on samples: b by a search, d by least squares.
+τ is the largest |x|; each grain g of consecutive timesteps has a base b_g of its own. Bases, and where the second grain begins,
+are searched, and the worths d_t fitted by least squares, on samples of each site.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +20,7 @@ from fas.conversion.scales import Samples
 from fas.methods.method import Batches, Method, Neuron, register
 from fas.methods.start import from_ann, largest, one_answer
 from fas.models import Placement
-from fas.neurons import Site
+from fas.neurons import Fired, Site
 from fas.progress import Progress
 
 BASES = tuple(1.2 + 0.1 * step for step in range(12))
@@ -28,17 +30,29 @@ FITTED = 4096
 
 @dataclass(frozen=True)
 class Phases:
-    """One site: base b, and the worth of a spike in each timestep as a share of τ ``[T]``."""
+    """One site: thresholds, and the worth of a spike in each timestep, as shares of τ ``[T]``."""
 
-    base: float
+    thresholds: tuple[float, ...]
     worth: Tensor
 
 
-def phase_spikes(x: Tensor, base: float, timesteps: int) -> Tensor:
-    """``x`` in units of τ, of any shape, to spikes ``[T, …]`` of −1, 0, 1."""
-    left, spikes = x.abs() + 0.5 * base**-timesteps, []
+def thresholds_of(bases: Sequence[float], begins: Sequence[int], timesteps: int) -> tuple[float, ...]:
+    """θ_t in units of τ: grain g, from timestep ``begins[g]`` on, falls by its base from what the grain before came to.
+
+    >>> thresholds_of([2, 4], [0, 2], 4)
+    (0.5, 0.25, 0.0625, 0.015625)
+    """
+    found, size = [], 1.0
     for t in range(timesteps):
-        threshold = base ** -(t + 1)
+        size /= bases[max(g for g, first in enumerate(begins) if first <= t)]
+        found.append(size)
+    return tuple(found)
+
+
+def phase_spikes(x: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """``x`` in units of τ, of any shape, to spikes ``[T, …]`` of −1, 0, 1."""
+    left, spikes = x.abs() + 0.5 * thresholds[-1], []
+    for threshold in thresholds:
         fired = (left >= threshold).to(x.dtype)
         left = left - fired * threshold
         spikes.append(fired * x.sign())
@@ -46,16 +60,20 @@ def phase_spikes(x: Tensor, base: float, timesteps: int) -> Tensor:
 
 
 def fitted(values: Tensor, timesteps: int) -> Phases:
-    """The best of `BASES` for ``values`` ``[N]`` in units of τ, each with the weights of least squared error."""
-    best, least = None, float("inf")
-    for base in BASES:
-        spikes = phase_spikes(values, base, timesteps).T.double()
-        worth = torch.linalg.lstsq(spikes, values.double().unsqueeze(1), driver="gelsd").solution.squeeze(1)
-        error = float((spikes @ worth - values).square().mean())
-        if error < least:
-            best, least = Phases(base, worth.float()), error
-    assert best is not None
-    return best
+    """The best of `BASES` for ``values`` ``[N]`` in units of τ: one for all timesteps, then another from some timestep on."""
+    one = {base: _with_worth(values, (base,), (0,), timesteps) for base in BASES}
+    base = min(one, key=lambda base: one[base][0])
+    starts = sorted({max(1, timesteps * quarter // 4) for quarter in (1, 2, 3)} - {timesteps})
+    two = [_with_worth(values, (base, other), (0, start), timesteps) for start in starts for other in BASES]
+    return min([one[base], *two], key=lambda found: found[0])[1]
+
+
+def _with_worth(values: Tensor, bases: Sequence[float], begins: Sequence[int], timesteps: int) -> tuple[float, Phases]:
+    """Squared error, and the site with the worths that make it least."""
+    thresholds = thresholds_of(bases, begins, timesteps)
+    spikes = phase_spikes(values, thresholds).T.double()
+    worth = torch.linalg.lstsq(spikes, values.double().unsqueeze(1), driver="gelsd").solution.squeeze(1)
+    return float((spikes @ worth - values).square().mean()), Phases(thresholds, worth.float())
 
 
 def _build(
@@ -71,18 +89,19 @@ def _build(
 
     from_ann(model, config, batches, fit)
 
-    def neuron(site: Site, x: Tensor) -> tuple[Tensor, Tensor]:
+    def neuron(site: Site, x: Tensor) -> Fired:
         reach, phases = site.scale.to(x.dtype), sites[site.name]
-        spikes = phase_spikes(x / reach, phases.base, timesteps)
-        return torch.tensordot(phases.worth.to(x), spikes, 1) * reach, spikes
+        spikes = phase_spikes(x / reach, phases.thresholds)
+        worth = phases.worth.to(x)
+        return Fired(torch.tensordot(worth, spikes, 1) * reach, spikes, worth.view(-1, *(1,) * x.ndim) * reach)
 
     return neuron
 
 
 register(
     Method(
-        "phase", "phase coding, fitted bases", "multi-granularity phase coding, ICLR 2026 (peers 1.10)", "control", _build,
+        "phase", "phase coding, two grains", "multi-granularity phase coding, ICLR 2026 (peers 1.10)", "control", _build,
         one_answer, waits=True,
-        assumed="one grain a site; b by search, d by least squares, not by the alternating fit; τ = max |x| by channel",
+        assumed="two grains; bases and grains by search, d by least squares, no descent; τ = max |x| by channel; no rotation",
     )
 )  # fmt: skip

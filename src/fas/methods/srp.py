@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers import PreTrainedModel
 
 from fas.config import SpikingConfig
@@ -16,7 +17,7 @@ from fas.methods.cos import fired
 from fas.methods.method import Batches, Method, Neuron, register
 from fas.methods.start import as_snn
 from fas.methods.trained import step_rows
-from fas.neurons import Site
+from fas.neurons import Fired, Site
 from fas.progress import Progress
 from fas.runtime.control import at_time, clock_of
 
@@ -30,7 +31,7 @@ class Silenced:
         self.first = False
         self.speaks: dict[str, Tensor] = {}
 
-    def __call__(self, site: Site, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, site: Site, rows: Tensor) -> Fired:
         """Step rows ``[T, B, …, C]`` to output rows and spikes of the same shape."""
         threshold = site.scale.to(rows.dtype)
         charges = rows / threshold
@@ -39,7 +40,7 @@ class Silenced:
             self.speaks[site.name] = left > LEAST
         else:
             spikes = spikes * self.speaks[site.name]
-        return spikes * threshold, spikes
+        return Fired(spikes * threshold, spikes, threshold)
 
     @torch.no_grad()
     def run_first(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -50,7 +51,8 @@ class Silenced:
         probe, clock.probe = clock.probe, None  # a recording is of one length
         self.first = True
         try:
-            with at_time(model, timesteps=FIRST):
+            # who counts operations sees the other T timesteps; `Method.spent` says what all take
+            with _disable_current_modes(), at_time(model, timesteps=FIRST):
                 model(*args, **kwargs)
         finally:
             self.first, clock.probe = False, probe

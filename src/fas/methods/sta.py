@@ -12,7 +12,7 @@ from torch import Tensor
 from fas.methods.method import Method, register
 from fas.methods.start import KEPT, ann_with, mmse_at
 from fas.methods.trained import step_rows
-from fas.neurons import Site
+from fas.neurons import Fired, Site
 
 BURST = 2
 
@@ -31,10 +31,10 @@ def bursts(charges: Tensor, signed: bool, burst: int = BURST) -> Tensor:
     return torch.stack(found)
 
 
-def _fire(site: Site, rows: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
+def _fire(site: Site, rows: Tensor, timesteps: int) -> Fired:
     threshold = site.scale.to(rows.dtype)
     net = bursts(rows / threshold, site.signed)
-    return net * threshold / BURST, net
+    return Fired(net * threshold / BURST, net, threshold / BURST)
 
 
 register(
@@ -42,6 +42,6 @@ register(
         "sta", "STA-style, training-free", "Jiang et al., ICLR 2024: MMSE, bipolar IF, burst of 2", "control",
         ann_with(_fire, lambda timesteps: mmse_at(BURST * timesteps)),
         lambda timesteps: step_rows(timesteps) | KEPT,
-        assumed="48 candidates of the threshold in the place of 95; a burst of two counts as one",
+        assumed="48 candidates of the threshold in the place of 95; a burst of two counts as one, and costs as two",
     )
 )  # fmt: skip

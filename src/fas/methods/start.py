@@ -14,14 +14,14 @@ from fas.conversion import convert, prepare
 from fas.conversion.scales import Samples, mmse_scale
 from fas.methods.method import Batches, Build, Neuron
 from fas.models import Placement
-from fas.neurons import NeuronParameters, Site
+from fas.neurons import Fired, NeuronParameters, Site
 from fas.progress import Progress
 from fas.runtime.control import clock_of, sites_of
 
 Fit = Callable[[Placement, Samples], Tensor]
 """λ ``[C]`` of a site, from its place and samples."""
-Encode = Callable[[Site, Tensor, int], tuple[Tensor, Tensor]]
-"""(site, values, T) → (what goes on, spikes): a `fas.methods.method.Neuron` of any T."""
+Encode = Callable[[Site, Tensor, int], Fired]
+"""Of (site, values, T): a `fas.methods.method.Neuron` of any T."""
 KEPT = {"activation": "keep"}
 """Without training nothing could learn to do without an activation function."""
 

@@ -1,6 +1,6 @@
 """How one value becomes spikes: pure functions first, modules as thin shells. Knows no transformer."""
 
-from fas.neurons.clock import Clock
+from fas.neurons.clock import Clock, Fired
 from fas.neurons.held import Held
 from fas.neurons.integrate_fire import rate_mean_rows, rate_step_rows
 from fas.neurons.layerwise import ones_first
@@ -10,6 +10,7 @@ from fas.neurons.site import NeuronParameters, Site
 
 __all__ = [
     "Clock",
+    "Fired",
     "Held",
     "NeuronParameters",
     "Site",

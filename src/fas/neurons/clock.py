@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -12,6 +12,18 @@ from fas.config import SpikingConfig
 
 Stage = Literal["qcfs", "snn"]
 Probe = Callable[[str, Tensor], None]
+
+
+class Fired(NamedTuple):
+    """What a method's own neurons answer."""
+
+    value: Tensor
+    """What goes on, of the shape of what came."""
+    spikes: Tensor
+    """``[T, B, …, C]``, integers; n at once count as n."""
+    worth: Tensor | None = None
+    """What a spike is worth, broadcast to ``spikes``: ``value`` is their sum over T (in time: each row its own spikes') and,
+    if a layer answers at once, a constant of each token. The ledger checks it; None: it takes ``value`` for analog."""
 
 
 @dataclass(eq=False)
@@ -29,9 +41,11 @@ class Clock:
     """While QCFS units train under a spike budget: receives (site, values ``[B, …, C]``, which of them count)."""
     met: dict[str, None] | None = None
     """While somebody wants to know: the names of the sites that ran, in their order."""
-    neuron: Callable[[Any, Tensor], tuple[Tensor, Tensor]] | None = None
-    """A method's own neuron in the place of the coding's (`fas.methods`): from (site, values ``[T, B, …, C]``, or ``[B, …, C]``
-    where time is not folded) what goes on, of that shape, and the spikes ``[T, B, …, C]``. It is not saved."""
+    neuron: Callable[[Any, Tensor], Fired] | None = None
+    """A method's own neuron in the place of the coding's (`fas.methods`), of (site, values ``[T, B, …, C]``, or ``[B, …, C]``
+    where time is not folded). It is not saved."""
+    worth: Tensor | None = None
+    """For the probe: what the own neuron says its spikes are worth."""
     early: Any = None
     """While sequences stop by themselves: the `fas.runtime.adaptive.Adaptive` that decides when."""
     visible: Tensor | None = None

@@ -172,7 +172,7 @@ class Site(nn.Module):
     def _quantize(self, x: Tensor, visible: Tensor | None) -> Tensor:
         clock, levels, scale = self.clock, self.levels, self.scale.to(x.dtype)
         if clock.neuron is not None and clock.stage == "snn" and self.calibrates:
-            value, spikes = clock.neuron(self, x)
+            value, spikes = self._own(x)
             if clock.probe is not None:
                 self.tell(spikes, visible)
             return value
@@ -182,10 +182,16 @@ class Site(nn.Module):
             clock.meter(self, x, visible)
         return qcfs(x, scale, levels, self.signed)
 
+    def _own(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.clock.neuron is not None
+        value, spikes, worth = self.clock.neuron(self, x)
+        self.clock.worth = None if self.clock.probe is None else worth
+        return value, spikes
+
     def _fire(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         config = self.clock.config
         if self.clock.neuron is not None and self.calibrates:
-            return self.clock.neuron(self, rows)
+            return self._own(rows)
         threshold, v_init, a_init = (value.to(rows.dtype) for value in self.neuron_values(config))
         if config.coding == "sigma_delta":
             steps, zones = self.steps_for(config), self.dead_zone_for(config)

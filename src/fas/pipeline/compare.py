@@ -5,20 +5,19 @@ from __future__ import annotations
 import time
 import traceback
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
 
 import fas.methods as known
-from fas.accounting import ledger
 from fas.errors import ConfigError
 from fas.methods import Method
+from fas.methods.start import as_snn
 from fas.pipeline.measure import dense_row, qcfs_row, spiking_row
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.prepared import prepared
+from fas.pipeline.priced import peak_memory, priced, priced_as_integers
 from fas.pipeline.run import Run
 from fas.pipeline.stages import kept_row, train_control, train_qcfs
 from fas.pipeline.workspace import Workspace
@@ -26,7 +25,6 @@ from fas.progress import Progress, Silent
 from fas.report.comparison import as_csv
 from fas.report.html import write_report
 from fas.report.results import Results, Row, write_whole
-from fas.runtime.control import at_time, clock_of
 
 USUAL = (2, 4, 8, 16, 32)
 
@@ -73,7 +71,7 @@ def run_comparison(options: CompareOptions, progress: Progress | None = None) ->
     ready.release()
     rows = [
         kept_row(workspace, "row-control", lambda: _dense(run)),
-        kept_row(workspace, "row-qcfs", lambda: qcfs_row(run.load("qcfs"), run.evaluation, run.at_once, progress)),
+        kept_row(workspace, "row-qcfs", lambda: _quantized(run)),
     ]
     cells = [(method, timesteps) for method in options.chosen for timesteps in options.timesteps]
     for number, (method, timesteps) in enumerate(cells, 1):
@@ -100,7 +98,17 @@ def write_comparison(results: Results, folder: Path) -> None:
 
 
 def _dense(run: Run) -> Row:
-    return dense_row("control", run.load("control"), run.evaluation, run.at_once, run.progress)
+    model = run.load("control")
+    row = dense_row("control", model, run.evaluation, run.at_once, run.progress)
+    return replace(row, memory_mib=peak_memory(model, run.calibration_batches()[0]))
+
+
+def _quantized(run: Run) -> Row:
+    model, batch = run.load("qcfs"), run.calibration_batches()[0]
+    row, memory = qcfs_row(model, run.evaluation, run.at_once, run.progress), peak_memory(model, batch)
+    levels = run.options.levels
+    at_once = run.options.configurations()[0].replaced(schedule="layerwise", timesteps=levels)
+    return replace(row, memory_mib=memory, **priced_as_integers(as_snn(model, at_once), batch))
 
 
 def _row(run: Run, method: Method, timesteps: int) -> Row:
@@ -124,27 +132,12 @@ def _measured(run: Run, method: Method, timesteps: int) -> Row:
         config = known.built(method, model, base, timesteps, batches, run.progress)
         seconds = time.time() - start
         row = spiking_row(model, config, run.evaluation, run.at_once, run.progress)
-        strict, ann = _energy(model, batches[0], config.model_dump())
+        beside = priced(model, config, batches[0], method.spent(timesteps))
     spent = row.spikes_per_neuron
     return Row(
         "snn", coverage=row.coverage, levels=row.levels, method=method.name, timesteps=timesteps,
         latency_timesteps=method.latency(timesteps, known.depth_of(model)), metric=row.metric, value=row.value,
         metrics=row.metrics, perplexity=row.perplexity, loss=row.loss, tokens=row.tokens, items=row.items,
         spikes_per_neuron=None if spent is None else spent * method.spent(timesteps), seconds=row.seconds,
-        seconds_convert=round(seconds, 2), energy_strict_pj=strict, energy_ann_pj=ann,
+        seconds_convert=round(seconds, 2), **beside,
     )  # fmt: skip
-
-
-def _energy(
-    model: PreTrainedModel, batch: dict[str, Tensor], config: dict[str, Any]
-) -> tuple[float | None, float | None]:
-    """Strict energy of the whole network and the ANN's, fp32, a token; the ledger knows nothing of a method's own neuron."""
-    if clock_of(model).neuron is not None:
-        return None, None
-    with at_time(model, **config):
-        statement = ledger(model, batch).forward
-    energy, column = statement.energy, statement.energy.columns[0]
-    return (
-        energy.picojoules["snn_strict"][column] / statement.tokens,
-        energy.picojoules["ann_fp32"][column] / statement.tokens,
-    )

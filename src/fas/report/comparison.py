@@ -10,9 +10,16 @@ from fas.report import words
 from fas.report.plots import INK, colour, figure_of, finish
 from fas.report.results import Results, Row
 
+LEDGERS = {
+    "energy_proxy": "fp32 proxy",
+    "energy_same_precision": "same precision",
+    "energy_with_memory": "with memory",
+}
+"""CSV column: column of the ledger."""
 FIELDS = (
-    "method", "coverage", "timesteps", "latency_timesteps", "metric", "value", "spikes_per_neuron", "energy_strict_pj",
-    "energy_ann_pj", "seconds_convert", "seconds", "error",
+    "method", "coverage", "timesteps", "latency_timesteps", "metric", "value", "against_control", "against_quantized",
+    "spikes_per_neuron", *LEDGERS, "energy_strict_pj", "energy_ann_pj", "analog_macs", "analog_functions", "memory_mib",
+    "seconds_convert", "seconds", "error",
 )  # fmt: skip
 _MARKERS = "osD^vP*X"
 _COSTS: tuple[tuple[str, str, Callable[[Row], float | None], str], ...] = (
@@ -21,7 +28,7 @@ _COSTS: tuple[tuple[str, str, Callable[[Row], float | None], str], ...] = (
     (
         "energy", "Quality against energy",
         lambda row: row.energy_strict_pj and row.energy_strict_pj / (row.energy_ann_pj or 1),
-        "energy, strict ledger (fp32), times the ANN's; methods with a neuron of their own have none",
+        "energy of the whole network, fp32 proxy, times the ANN's",
     ),
 )  # fmt: skip
 
@@ -38,8 +45,22 @@ def as_csv(results: Results) -> str:
     writer.writerow(FIELDS)
     for row in results.rows:
         if row.method is not None:
-            writer.writerow(["" if (value := getattr(row, name)) is None else value for name in FIELDS])
+            values = vars(row) | _derived(row, results)
+            writer.writerow(["" if (value := values.get(name)) is None else value for name in FIELDS])
     return text.getvalue()
+
+
+def _derived(row: Row, results: Results) -> dict[str, float]:
+    """Quality against the control and the quantized ANN (a ratio, or a difference of shares), and single figures of tables."""
+    derived = {
+        name: row.energies[column] for name, column in LEDGERS.items() if row.energies and column in row.energies
+    }
+    derived |= {f"analog_{name}": value for name, value in (row.analog or {}).items()}
+    for name, kind in (("against_control", "control"), ("against_quantized", "qcfs")):
+        other = next((entry.value for entry in results.rows if entry.name == kind), None)
+        if other and row.value is not None:
+            derived[name] = row.value - other if words.is_share(row) else row.value / other
+    return derived
 
 
 def front(rows: Sequence[Row], cost: Callable[[Row], float | None]) -> list[Row]:

@@ -77,6 +77,13 @@ class Row:
     """Of the whole spiking network, a token, by the ledger's fp32 proxy."""
     energy_ann_pj: float | None = None
     """Of the ANN in fp32, counted in the same run."""
+    energies: dict[str, float] | None = None
+    """Of a comparison: strict energy by ledger column, times what that column compares with (docs/energy.md)."""
+    analog: dict[str, float] | None = None
+    """Of a comparison: ``macs``, the share of multiply-accumulates that stay; ``functions``, exponentials, roots and divisions
+    that are evaluated over all T for each of the ANN's."""
+    memory_mib: float | None = None
+    """Of a comparison: weights and what is alive at once in a forward of one calibration batch, in simulation."""
     tokens: int | None = None
     """Predicted tokens that the metric was measured on."""
     stored: bool | None = None
@@ -190,7 +197,7 @@ def this_command() -> str:
 def _row(values: dict[str, Any]) -> Row:
     _refuse_unknown(values, {f.name for f in fields(Row)})
     numbers = ("value", "perplexity", "loss", "spikes_per_neuron", "budget", "energy_strict_pj", "energy_ann_pj",
-               "confidence", "mean_timesteps", "stopped_early", "stderr", "seconds_convert")  # fmt: skip
+               "confidence", "mean_timesteps", "stopped_early", "stderr", "seconds_convert", "memory_mib")  # fmt: skip
     read: dict[str, Any] = {
         key: float(value) if key in numbers and value is not None else value for key, value in values.items()
     }

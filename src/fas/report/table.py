@@ -60,6 +60,15 @@ def columns_of(results: Results) -> list[Column]:
         ),
         Column("items", [str(row.items or "") for row in rows], numbers=True),
         Column("energy", [words.energy_label(row) for row in rows], numbers=True),
+        Column("int8", [words.ledger_label(row, "same precision") for row in rows], numbers=True),
+        Column("memory traffic", [words.ledger_label(row, "with memory") for row in rows], numbers=True),
+        Column(
+            "analog MACs", ["" if row.analog is None else f"{row.analog['macs']:.0%}" for row in rows], numbers=True
+        ),
+        Column(
+            "analog functions", ["" if row.analog is None else f"×{row.analog['functions']:.2g}" for row in rows], True
+        ),
+        Column("MiB", ["" if row.memory_mib is None else f"{row.memory_mib:.0f}" for row in rows], numbers=True),
     ]
     return [column for column in columns if _says_something(column)]
 

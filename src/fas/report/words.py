@@ -17,7 +17,10 @@ ADAPTIVE_NOTE = (
 METHODS_NOTE = (
     "Latency: timesteps until the network has answered: T where all layers advance together, T for each layer in series where "
     "a layer fires only when it has seen its whole input. Methods without training start from the control, the others from the "
-    "QCFS model; which, and what was assumed of them, stands in docs/methods.md."
+    "QCFS model; which, and what was assumed of them, stands in docs/methods.md. Energy: of the whole network by the ledger, "
+    "against the ANN in fp32 (products only), the ANN in int8 (all operations) and the quantized ANN of the same bits (memory "
+    "traffic too). Analog: the share of multiply-accumulates that stay, and how many exponentials, roots and divisions run for "
+    "each of the ANN's. MiB: weights and what a forward holds at once, in simulation."
 )
 SHARE_NOTE = (
     "±: the standard error of an accuracy over the items. Differences are in points, 100 times those of the accuracies; one "
@@ -78,6 +81,12 @@ def energy_label(row: Row) -> str:
     if row.energy_strict_pj is None or not row.energy_ann_pj:
         return ""
     return f"×{row.energy_strict_pj / row.energy_ann_pj:.2f}"
+
+
+def ledger_label(row: Row, column: str) -> str:
+    """Strict energy in another column of the ledger, against what that column compares with."""
+    found = (row.energies or {}).get(column)
+    return "" if found is None else f"×{found:.2f}"
 
 
 def stopping_label(row: Row) -> str:
