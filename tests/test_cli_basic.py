@@ -222,3 +222,8 @@ def test_plain_progress_is_few_lines(capsys: pytest.CaptureFixture[str]) -> None
     assert len(lines) <= 12
     progress_on(quiet=True).note("nothing")
     assert capsys.readouterr().err == ""
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "fas", "recipes", "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)

@@ -1,0 +1,5 @@
+"""``python -m fas``, for where the script ``fas`` is not on the path."""
+
+from fas.cli import main
+
+raise SystemExit(main())
