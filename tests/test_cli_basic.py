@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -184,6 +185,21 @@ def test_inspect_knows_encoders(folders: Path, capsys: pytest.CaptureFixture[str
     assert "a step of Stage 1" in text
 
 
+def test_a_folder_without_a_tokenizer_is_refused(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers makes one of five special tokens for it, and the text would be read as unknown, word for word."""
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertModel(BertConfig(**shape)).save_pretrained(tmp_path / "bare")
+    rows = "".join(f"{i % 2}\tfilm {i}\n" for i in range(20))
+    (tmp_path / "text.tsv").write_text("label\tsentence\n" + rows)
+    asked = ["convert", "--task=sst2", f"--model={tmp_path / 'bare'}", f"--data={tmp_path / 'text.tsv'}"]
+    assert main([*asked, f"--out={tmp_path / 'out'}", "--quiet"]) == 2
+    assert re.search(
+        r"bare has no tokenizer: what was found knows \d special tokens and no word", capsys.readouterr().err
+    )
+
+
 def test_inspect_knows_classifiers_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     ViTForImageClassification(ViTConfig(**shape, image_size=16, patch_size=8)).save_pretrained(tmp_path)
@@ -225,5 +241,7 @@ def test_plain_progress_is_few_lines(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_package_runs_as_a_module() -> None:
-    done = subprocess.run([sys.executable, "-m", "fas", "recipes", "--json"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "fas", "recipes", "--json"], capture_output=True, text=True, check=True
+    )
     assert json.loads(done.stdout)

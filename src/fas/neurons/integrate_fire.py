@@ -13,48 +13,63 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fas.neurons.native import kernels
 from fas.neurons.pieces import BACKWARD, pieces
 from fas.neurons.surrogate import ternary_slope
 
 
-def rate_mean_rows(rows: Tensor, threshold: Tensor, v_init: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+def rate_mean_rows(
+    rows: Tensor, threshold: Tensor, v_init: Tensor, signed: bool, told: bool = True
+) -> tuple[Tensor, Tensor]:
     """Rows that carry the running mean m_t: q_t = t·m_t in, θ·N_t/t out. Returns (rows, spikes), ``[T, …, C]``.
 
     ``threshold`` θ ``[C]`` is in the units of the charge, ``v_init`` ``[C]`` in units of θ (default ½). Output rows have a
-    gradient, back through time with the surrogate `ternary_slope`.
+    gradient, back through time with the surrogate `ternary_slope`, and the dtype of ``rows`` (arithmetic is in fp32 or wider).
+    Where nobody is ``told`` of spikes, they may be left empty.
     """
-    return _IntegrateAndFire.apply(rows, threshold, v_init, signed, True)
+    return _IntegrateAndFire.apply(rows, threshold, v_init, signed, True, told)
 
 
-def rate_step_rows(rows: Tensor, threshold: Tensor, v_init: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+def rate_step_rows(
+    rows: Tensor, threshold: Tensor, v_init: Tensor, signed: bool, told: bool = True
+) -> tuple[Tensor, Tensor]:
     """Rows that carry one step's charge x_t (the paper's way): θ·s_t out. Returns (output rows, spikes) as `rate_mean_rows`."""
-    return _IntegrateAndFire.apply(rows, threshold, v_init, signed, False)
+    return _IntegrateAndFire.apply(rows, threshold, v_init, signed, False, told)
 
 
 class _IntegrateAndFire(torch.autograd.Function):
     """Keeps its input alone: what a neuron went through is computed again where a gradient asks for it."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, threshold: Tensor, v_init: Tensor, signed: bool, mean: bool) -> Any:
+    def forward(ctx: Any, rows: Tensor, threshold: Tensor, v_init: Tensor, signed: bool, mean: bool, told: bool) -> Any:
         ctx.save_for_backward(rows, threshold, v_init)
         ctx.signed, ctx.mean = signed, mean
-        flat = rows.flatten(1)
-        outputs = torch.empty(rows.shape, dtype=torch.promote_types(rows.dtype, threshold.dtype), device=rows.device)
-        spikes = torch.empty_like(outputs)
-        for part, (theta, offset) in pieces(flat, rows.shape[-1], (threshold, v_init), outputs.dtype):
-            out, fired = (x.view(len(flat), -1)[:, part] for x in (outputs, spikes))
-            fired.copy_(_fire(_charge(flat[:, part], mean).div_(theta).add_(offset), signed))
-            if mean:
-                torch.cumsum(fired, 0, out=out).div_(running_time(len(flat), out)).mul_(theta)
-            else:
-                torch.mul(fired, theta, out=out)
+        if kernels.takes(rows, threshold, v_init):
+            outputs, spikes = kernels.fire(rows, threshold, v_init, signed, mean, told)
+        else:
+            outputs, spikes = _rows(rows, threshold, v_init, signed, mean)
         ctx.mark_non_differentiable(spikes)
         return outputs, spikes
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, threshold, v_init = ctx.saved_tensors
-        return *_gradients(grads[0], rows, threshold, v_init, ctx.signed, ctx.mean), None, None
+        rows, threshold, v_init = ctx.saved_tensors  # once: a checkpoint computes them again each time
+        gradients = kernels.fire_back if kernels.takes(rows, threshold, v_init) else _gradients
+        return *gradients(grads[0], rows, threshold, v_init, ctx.signed, ctx.mean), None, None, None
+
+
+def _rows(rows: Tensor, threshold: Tensor, v_init: Tensor, signed: bool, mean: bool) -> tuple[Tensor, Tensor]:
+    """Output rows and spikes, a piece that fits the processor's cache after the other."""
+    outputs = torch.empty(rows.shape, dtype=torch.promote_types(rows.dtype, threshold.dtype), device=rows.device)
+    flat, spikes = rows.flatten(1).to(outputs.dtype), torch.empty_like(outputs)
+    for part, (theta, offset) in pieces(flat, rows.shape[-1], (threshold, v_init), outputs.dtype):
+        out, fired = (x.view(len(flat), -1)[:, part] for x in (outputs, spikes))
+        fired.copy_(_fire(_charge(flat[:, part], mean).div_(theta).add_(offset), signed))
+        if mean:
+            torch.cumsum(fired, 0, out=out).div_(running_time(len(flat), out)).mul_(theta)
+        else:
+            torch.mul(fired, theta, out=out)
+    return outputs.to(rows.dtype), spikes
 
 
 def _fire(potential: Tensor, signed: bool) -> Tensor:
@@ -78,7 +93,8 @@ def _gradients(
     grad: Tensor, rows: Tensor, threshold: Tensor, v_init: Tensor, signed: bool, mean: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of the rows, θ and v₀."""
-    flat, grad, width = rows.flatten(1), grad.flatten(1), rows.shape[-1]
+    grad = grad.flatten(1).to(torch.promote_types(grad.dtype, threshold.dtype))
+    flat, width = rows.flatten(1).to(grad.dtype), rows.shape[-1]
     by_rows = torch.empty(flat.shape, dtype=grad.dtype, device=flat.device)
     by_threshold, by_v_init = (grad.new_zeros(width) for _ in range(2))
     time = running_time(len(flat), grad)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fas.neurons.native import kernels
+
 
 def grid(levels: int, signed: bool) -> tuple[int, int]:
     """Lowest and highest code: (−L, L) or (0, L)."""
@@ -30,17 +32,23 @@ class _QCFS(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, levels: int, signed: bool) -> Tensor:
         ctx.save_for_backward(x, scale)
         ctx.levels, ctx.signed = levels, signed
-        return codes(x, scale, levels, signed) * (scale / levels)
+        unit = scale / levels
+        if kernels.takes(x, unit):
+            return kernels.quantize(x, unit, grid(levels, signed))
+        return (codes(x, scale, levels, signed) * unit).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, scale = ctx.saved_tensors
         low, high = grid(ctx.levels, ctx.signed)
+        if kernels.takes(x, scale) and grads[0].dtype == torch.float32:
+            by_x, by_unit = kernels.quantize_back(grads[0], x, scale / ctx.levels, (low, high))
+            return by_x, (by_unit / ctx.levels).sum_to_size(scale.shape), None, None
         u = x / (scale / ctx.levels)
         inside = (u >= low) & (u <= high)
         code = (u + 0.5).floor().clamp(low, high)
         by_scale = (code - torch.where(inside, u, 0)) / ctx.levels
-        return grads[0] * inside, (grads[0] * by_scale).sum_to_size(scale.shape), None, None
+        return (grads[0] * inside).to(x.dtype), (grads[0] * by_scale).sum_to_size(scale.shape), None, None
 
 
 def qcfs(x: Tensor, scale: Tensor, levels: int, signed: bool) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fas.neurons.native import kernels
 from fas.neurons.pieces import BACKWARD, pieces
 from fas.neurons.qcfs import grid
 from fas.neurons.surrogate import ternary_slope
@@ -45,33 +46,42 @@ def sigma_delta(
     levels: int,
     signed: bool,
     dead_zone: Zones = (),
+    told: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Track the running value ``rows`` ``[T, …, C]``; returns output rows a_t·θ/L ``[T, …, C]``, spikes d ``[P·T, …, C]``.
+    """Track the running value ``rows`` ``[T, …, C]``; returns output rows a_t·θ/L ``[T, …, C]`` of the dtype of ``rows``
+    (arithmetic is in fp32 or wider), and spikes d ``[P·T, …, C]``.
 
     ``threshold`` θ ``[C]`` has the unit of the rows, ``v_init`` ``[C]`` is the rounding offset (default ½),
     ``a_init`` ``[C]`` the integer start in units of θ/L (default 0), a constant bias for the consumers and no spike. ``steps``
-    are P·T, those of a timestep together; ``dead_zone`` δ as many, in units of the step (none: 0).
+    are P·T, those of a timestep together; ``dead_zone`` δ as many, in units of the step (none: 0). Where nobody is ``told``
+    of spikes, they may be left empty.
     """
     zones = [float(zone) for zone in dead_zone] or [0.0] * len(steps)
     worth = [float(k) for k in steps]
-    return _SigmaDelta.apply(rows, threshold / levels, v_init, a_init, worth, grid(levels, signed), zones)
+    return _SigmaDelta.apply(rows, threshold / levels, v_init, a_init, told, worth, grid(levels, signed), zones)
 
 
 class _SigmaDelta(torch.autograd.Function):
     """Keeps its input alone: what a neuron went through is computed again where a gradient asks for it."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, unit: Tensor, v_init: Tensor, a_init: Tensor, *settings: Any) -> Any:
+    def forward(
+        ctx: Any, rows: Tensor, unit: Tensor, v_init: Tensor, a_init: Tensor, told: bool, *settings: Any
+    ) -> Any:
         ctx.save_for_backward(rows, unit, v_init, a_init)
         ctx.settings = settings
-        outputs, spikes = _track(rows, unit, v_init, a_init, *settings)
+        if kernels.takes(rows, unit, v_init, a_init):
+            outputs, spikes = kernels.track(rows, unit, v_init, a_init, *settings, want=told)
+        else:
+            outputs, spikes = _track(rows, unit, v_init, a_init, *settings)
         ctx.mark_non_differentiable(spikes)
         return outputs, spikes
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        by_rows, by_unit, by_v_init = _gradients(grads[0], *ctx.saved_tensors, *ctx.settings)
-        return by_rows, by_unit, by_v_init, None, None, None, None
+        saved = ctx.saved_tensors  # once: a checkpoint computes them again each time
+        gradients = kernels.track_back if kernels.takes(*saved) else _gradients
+        return *gradients(grads[0], *saved, *ctx.settings), None, None, None, None, None
 
 
 def _track(
@@ -106,7 +116,7 @@ def _track(
             state = torch.where(outside, state, moved)
             if (micro + 1) % each == 0:
                 torch.mul(state, size, out=out[micro // each])
-    return outputs, spikes
+    return outputs.to(rows.dtype), spikes
 
 
 def _gradients(
@@ -121,7 +131,7 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of the rows, the unit θ/L and v₀, back through time; a suppressed spike hands nothing on."""
     low, high = bounds
-    flat, grad = rows.flatten(1), grad.flatten(1)
+    flat, grad = rows.flatten(1), grad.flatten(1).to(torch.promote_types(grad.dtype, unit.dtype))
     by_rows = torch.empty(flat.shape, dtype=grad.dtype, device=flat.device)
     width, each = rows.shape[-1], len(steps) // len(rows)
     by_unit, by_v_init = (grad.new_zeros(width) for _ in range(2))

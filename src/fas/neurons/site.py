@@ -13,6 +13,7 @@ from fas.errors import FasError
 from fas.neurons.clock import Clock
 from fas.neurons.integrate_fire import rate_mean_rows, rate_step_rows
 from fas.neurons.layerwise import ones_first
+from fas.neurons.native import kernels
 from fas.neurons.qcfs import codes, qcfs
 from fas.neurons.rotation import rotate
 from fas.neurons.settled import restless
@@ -127,7 +128,7 @@ class Site(nn.Module):
 
         ``visible`` (broadcast over time) is told to a probe: which neurons count.
         """
-        clock, wide = self.clock, _wide(x)
+        clock, wide = self.clock, x if self._as_it_is(x) else _wide(x)
         self.meet()
         if not clock.folds:
             return self._quantize(wide, visible).to(x.dtype)
@@ -141,6 +142,14 @@ class Site(nn.Module):
         if clock.probe is not None:
             self.tell(spikes, visible)
         return out.flatten(0, 1).to(x.dtype)
+
+    def _as_it_is(self, x: Tensor) -> bool:
+        """Whether a compiled kernel widens ``x`` itself, and nobody else wants to see it wide."""
+        clock = self.clock
+        if x.dtype == torch.float32:
+            return True
+        watched = (clock.neuron, clock.probe, clock.early, clock.meter)
+        return all(entry is None for entry in watched) and not self.adds_constant(clock.config) and kernels.takes(x)
 
     def meet(self) -> None:
         """Say that the site runs now, if somebody wants to know."""
@@ -170,7 +179,8 @@ class Site(nn.Module):
         self.clock.probe(self.name, spikes.detach())
 
     def _quantize(self, x: Tensor, visible: Tensor | None) -> Tensor:
-        clock, levels, scale = self.clock, self.levels, self.scale.to(x.dtype)
+        clock, levels, scale = self.clock, self.levels, self.scale
+        scale = scale.to(torch.promote_types(x.dtype, scale.dtype))
         if clock.neuron is not None and clock.stage == "snn" and self.calibrates:
             value, spikes = self._own(x)
             if clock.probe is not None:
@@ -192,12 +202,14 @@ class Site(nn.Module):
         config = self.clock.config
         if self.clock.neuron is not None and self.calibrates:
             return self._own(rows)
-        threshold, v_init, a_init = (value.to(rows.dtype) for value in self.neuron_values(config))
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        threshold, v_init, a_init = (value.to(dtype) for value in self.neuron_values(config))
+        told = self.clock.probe is not None or self.clock.early is not None
         if config.coding == "sigma_delta":
             steps, zones = self.steps_for(config), self.dead_zone_for(config)
-            return sigma_delta(rows, threshold, v_init, a_init, steps, self.levels, self.signed, zones)
+            return sigma_delta(rows, threshold, v_init, a_init, steps, self.levels, self.signed, zones, told)
         neuron = rate_mean_rows if config.rows == "mean" else rate_step_rows
-        return neuron(rows, threshold, v_init, self.signed)
+        return neuron(rows, threshold, v_init, self.signed, told)
 
     def restless(self, rows: Tensor, spikes: Tensor) -> Tensor:
         """Which neurons would fire again with their input held ``[T, B, …, C]`` (sigma_delta; see `fas.neurons.settled`)."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedModel, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from fas import world
 from fas.calibration import CalibrationOptions, LayerReport, calibrate, calibrate_folder
@@ -18,7 +18,7 @@ from fas.calibration.shelf import weight_files
 from fas.config import SpikingConfig
 from fas.errors import CheckpointError, ConfigError
 from fas.pipeline.asked import as_converted, results_of
-from fas.pipeline.load import auto_class_of, load_spiking, pick_device, spiking_config_of
+from fas.pipeline.load import auto_class_of, load_spiking, pick_device, reader_of, spiking_config_of
 from fas.pipeline.run import batches_on
 from fas.pipeline.source import training_of
 from fas.progress import Progress
@@ -116,7 +116,7 @@ def _from_disk(options: CalibrateOptions, progress: Progress) -> dict[str, list[
     folder = Path(options.folder)
     weight_files(folder)  # refuses what is no local checkpoint
     model_config = spiking_config_of(options.folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = reader_of(folder)
     (target,) = _targets(options, SpikingConfig.from_dict(model_config.quantization_config["spiking"]))
     device = pick_device(options.device)
     batches = _batches(options, tokenizer, model_config, device)

@@ -218,6 +218,21 @@ def _load(
     return loaded, tokenizer
 
 
+def reader_of(place: str | Path, cls: Any = AutoTokenizer) -> Any:
+    """The tokenizer (or processor ``cls``) of a checkpoint. Raises `CheckpointError` where it has no words: of a folder without
+    tokenizer transformers makes one that knows special tokens only, and reads every text as unknown."""
+    reader = cls.from_pretrained(place)
+    tokenizer = getattr(reader, "tokenizer", reader)
+    if tokenizer is not None and hasattr(tokenizer, "all_special_tokens"):
+        words = len(tokenizer) - len(set(tokenizer.all_special_tokens))
+        if words <= 0:
+            raise CheckpointError(
+                f"{place} has no tokenizer: what was found knows {len(tokenizer)} special tokens and no word; put the original "
+                "model's tokenizer.json and tokenizer_config.json beside config.json"
+            )
+    return reader
+
+
 def loaded_with(
     model: str, device: str, dtype: str | None, cls: Any, more: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
@@ -225,7 +240,7 @@ def loaded_with(
     place = resolve(model)
     target = pick_device(device)
     try:
-        tokenizer: Any = _READERS.get(cls, AutoTokenizer).from_pretrained(place)
+        tokenizer: Any = reader_of(place, _READERS.get(cls, AutoTokenizer))
         loaded, found = cls.from_pretrained(place, dtype=dtype or "auto", output_loading_info=True, **more)
         loaded = loaded.to(target).eval()
     except FasError:

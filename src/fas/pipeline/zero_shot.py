@@ -8,13 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fas.config import SpikingConfig
 from fas.errors import CheckpointError, FasError
 from fas.pipeline.asked import results_of
 from fas.pipeline.evaluate import targets_of
-from fas.pipeline.load import auto_class_of, block_length, load_ann, load_spiking, spiking_config_of
+from fas.pipeline.load import auto_class_of, block_length, load_ann, load_spiking, reader_of, spiking_config_of
 from fas.pipeline.measure import EVALUATION_BATCH, as_tuned, dense_row, layerwise_target, qcfs_row, spiking_row
 from fas.progress import Progress, Silent
 from fas.report.results import Results, Row
@@ -88,7 +88,7 @@ def _causal_config_of(folder: Path) -> PretrainedConfig:
 
 def _tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
     try:
-        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder))
+        return cast(PreTrainedTokenizerBase, reader_of(folder))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} has no tokenizer that can be loaded: {str(error).splitlines()[0]}") from None
 

@@ -1,0 +1,84 @@
+"""Compiles ``kernels.cpp`` for this machine when it is first used, and keeps the library in the user's cache."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+# results must be equal to PyTorch's: no fused multiply-adds, no reordering
+FLAGS = (
+    "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+)  # fmt: skip
+SWITCH = "FAS_NATIVE"
+"""Environment: ``0`` leaves the kernels out, without a word."""
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None (said once, as a warning) where there is no compiler for them."""
+    if os.environ.get(SWITCH) == "0":
+        return None
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))), None)
+    if compiler is None:
+        _say("no C++ compiler was found (c++, g++ or clang++)")
+        return None
+    try:
+        return ctypes.CDLL(str(_compiled(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        text = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+        _say(f"{SOURCE.name} could not be compiled or loaded ({' '.join(str(text).split())[:200]})")
+        return None
+
+
+def _say(why: str) -> None:
+    warnings.warn(
+        f"{why}: neurons run in PyTorch, several times slower, with equal results; {SWITCH}=0 says that this is meant",
+        stacklevel=3,
+    )
+
+
+def _compiled(compiler: str) -> Path:
+    key = hashlib.sha256("\n".join([SOURCE.read_text(), compiler, *FLAGS, _processor()]).encode()).hexdigest()[:16]
+    folder = _cache()
+    target = folder / f"neurons-{key}.so"
+    if target.exists():
+        return target
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        made = Path(place) / target.name
+        command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+        made.replace(target)  # whole, even if several processes compile
+    return target
+
+
+def _processor() -> str:
+    """What ``-march=native`` depends on: homes may be shared by machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.platform() + platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+
+
+def _cache() -> Path:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fas"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            return home
+    except OSError:  # a read-only home: once a user and machine, in the system's temporary folder
+        owner = os.getuid() if hasattr(os, "getuid") else 0
+        place = Path(tempfile.gettempdir()) / f"fas-{owner}"
+        place.mkdir(mode=0o700, exist_ok=True)
+        if hasattr(os, "getuid") and place.stat().st_uid != owner:
+            raise PermissionError(f"{place} belongs to somebody else") from None
+        return place

@@ -1,0 +1,196 @@
+"""The compiled kernels as functions of tensors: the same arguments and results as the PyTorch code beside which they stand.
+
+Rows are ``[T, …, C]`` of float32 or bfloat16 on a CPU, constants ``[C]`` (or ``[1]``) of float32; arithmetic is in float32, and
+results have the dtype of the rows. Work is shared out among as many threads as PyTorch uses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from fas.neurons.native.build import library
+
+SHARE = 1 << 16
+"""Values that are worth a thread."""
+STREAMED = 1 << 24
+"""Bytes of results from which on they go past the cache."""
+_KINDS = {torch.float32: 0, torch.bfloat16: 1}
+
+
+def takes(rows: Tensor, *constants: Tensor) -> bool:
+    """Whether the kernels can do it: a plain tensor on a CPU in a dtype of theirs, and nobody traces operations."""
+    plain = type(rows) in (Tensor, torch.nn.Parameter) and rows.device.type == "cpu" and rows.dtype in _KINDS
+    if not plain or torch.compiler.is_compiling() or rows.numel() == 0 or is_in_torch_dispatch_mode():
+        return False
+    return all(value.dtype == torch.float32 for value in constants) and library() is not None
+
+
+def track(
+    rows: Tensor, unit: Tensor, v_init: Tensor, a_init: Tensor, steps: Sequence[float], bounds: tuple[int, int],
+    zones: Sequence[float], want: bool = True, out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`fas.neurons.sigma_delta`; ``want``: spikes ``[P·T, …, C]`` of float32 too (else an empty tensor)."""
+    call, out, spikes = _Call(rows), _out(rows, out), _spikes(rows, len(steps), want)
+    constants = call.constants(unit, v_init, a_init)
+    plan = (_floats(steps), _floats(zones), len(rows), len(steps) // len(rows), *map(ctypes.c_float, bounds))
+    call.run("fas_sigma_delta", *call.head, tail=(*constants, *plan, *call.tail(out, spikes)))
+    return out, spikes
+
+
+def track_back(
+    grad: Tensor, rows: Tensor, unit: Tensor, v_init: Tensor, a_init: Tensor, steps: Sequence[float],
+    bounds: tuple[int, int], zones: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of the rows, the unit and v₀ (float32)."""
+    call = _Call(rows, grad)
+    plan = (_floats(steps), _floats(zones), len(rows), len(steps) // len(rows), *map(ctypes.c_float, bounds))
+    by_rows, by_unit, by_v_init = call.back("fas_sigma_delta_back", (unit, v_init, a_init), plan)
+    return by_rows, by_unit, by_v_init
+
+
+def fire(
+    rows: Tensor,
+    threshold: Tensor,
+    v_init: Tensor,
+    signed: bool,
+    mean: bool,
+    want: bool = True,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`fas.neurons.integrate_fire`; ``want`` as of `track`."""
+    call, out, spikes = _Call(rows), _out(rows, out), _spikes(rows, len(rows), want)
+    how = (len(rows), int(signed), int(mean))
+    call.run("fas_fire", *call.head, tail=(*call.constants(threshold, v_init), *how, *call.tail(out, spikes)))
+    return out, spikes
+
+
+def fire_back(
+    grad: Tensor, rows: Tensor, threshold: Tensor, v_init: Tensor, signed: bool, mean: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the rows, θ and v₀ (float32)."""
+    how = (len(rows), int(signed), int(mean))
+    by_rows, by_threshold, by_v_init = _Call(rows, grad).back("fas_fire_back", (threshold, v_init), how)
+    return by_rows, by_threshold, by_v_init
+
+
+def quantize(x: Tensor, unit: Tensor, bounds: tuple[int, int], out: Tensor | None = None) -> Tensor:
+    """`fas.neurons.qcfs` of ``x`` ``[…, C]``, on the grid of step ``unit``."""
+    call, out = _Call(x.unsqueeze(0)), _out(x, out)
+    low, high = map(ctypes.c_float, bounds)
+    tail = (*call.constants(unit), low, high, out.data_ptr(), int(out.nbytes >= STREAMED))
+    call.run("fas_quantize", call.kind, call.rows.data_ptr(), tail=tail)
+    return out
+
+
+def quantize_back(grad: Tensor, x: Tensor, unit: Tensor, bounds: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Gradients of ``x``, and of the unit through what it multiplies, summed over all but the channels."""
+    call = _Call(x.unsqueeze(0), grad.unsqueeze(0))
+    by_x, by_unit = call.back("fas_quantize_back", (unit,), tuple(map(ctypes.c_float, bounds)), sized=False)
+    return by_x[0], by_unit
+
+
+class _Call:
+    """One call on rows ``[T, size]``: what is common to all kernels, and the threads that share its columns."""
+
+    def __init__(self, rows: Tensor, grad: Tensor | None = None) -> None:
+        self.rows, self.kind, self.dtype = rows.contiguous(), _KINDS[rows.dtype], rows.dtype
+        self.width = rows.shape[-1]
+        self.size = self.rows[0].numel()
+        if grad is not None:
+            self.rows, self.grad = self.rows.float(), grad.contiguous().float()
+        self.kept: list[Tensor] = []
+
+    @property
+    def head(self) -> tuple[int, int, int]:
+        return self.kind, self.rows.data_ptr(), self.size
+
+    def tail(self, out: Tensor, spikes: Tensor) -> tuple[Any, ...]:
+        return out.data_ptr(), spikes.data_ptr() if spikes.numel() else None, int(out.nbytes >= STREAMED)
+
+    def constants(self, *values: Tensor) -> list[int]:
+        """Pointers to one float a channel."""
+        self.kept += [value.detach().expand(self.width).contiguous() for value in values]
+        return [value.data_ptr() for value in self.kept[-len(values) :]]
+
+    def run(self, name: str, *head: Any, tail: Any = (), tails: Sequence[Any] | None = None) -> None:
+        """Call kernel ``name`` for all columns; arguments around (begin, end, width)."""
+        kernel = _function(name)
+        parts = self.parts() if tails is None else self.parts(len(tails))
+        ends = [tail] * len(parts) if tails is None else tails
+
+        def work(index: int) -> None:
+            begin, end = parts[index]
+            kernel(*head, begin, end, self.width, *ends[index])
+
+        if len(parts) == 1:
+            work(0)
+        else:
+            list(_threads(len(parts)).map(work, range(len(parts))))
+
+    def parts(self, count: int | None = None) -> list[tuple[int, int]]:
+        """Columns of each thread, in whole cache lines."""
+        threads = count or max(1, min(torch.get_num_threads(), self.rows.numel() // SHARE))
+        each = -(-self.size // threads // 16) * 16 if threads > 1 else self.size
+        return [(min(self.size, each * i), min(self.size, each * (i + 1))) for i in range(threads)]
+
+    def back(
+        self, name: str, constants: Sequence[Tensor], plan: tuple[Any, ...], sized: bool = True
+    ) -> tuple[Tensor, ...]:
+        """Gradients of the rows and of the first constants (one less than there are buffers; a start has none)."""
+        by_rows, learned = torch.empty_like(self.rows), constants[:2]
+        sums = [torch.zeros(len(self.parts()), self.width) for _ in learned]
+        pointers = self.constants(*constants)
+        tails = [
+            (*pointers, *plan, by_rows.data_ptr(), *[each[i].data_ptr() for each in sums]) for i in range(len(sums[0]))
+        ]
+        size = (self.size,) if sized else ()
+        self.run(name, self.grad.data_ptr(), self.rows.data_ptr(), *size, tails=tails)
+        return (
+            by_rows.to(self.dtype),
+            *[total.sum(0).sum_to_size(value.shape) for total, value in zip(sums, learned, strict=True)],
+        )
+
+
+def _out(rows: Tensor, out: Tensor | None) -> Tensor:
+    return torch.empty(rows.shape, dtype=rows.dtype) if out is None else out
+
+
+def _spikes(rows: Tensor, steps: int, want: bool) -> Tensor:
+    return torch.empty((steps, *rows.shape[1:]) if want else 0)
+
+
+def _floats(values: Sequence[float]) -> Any:
+    return (ctypes.c_float * len(values))(*values)
+
+
+_SIGNATURES = {
+    "fas_sigma_delta": "i p l l l l p p p p p i i f f p p i",
+    "fas_sigma_delta_back": "p p l l l l p p p p p i i f f p p p",
+    "fas_fire": "i p l l l l p p i i i p p i",
+    "fas_fire_back": "p p l l l l p p i i i p p p",
+    "fas_quantize": "i p l l l p f f p i",
+    "fas_quantize_back": "p p l l l p f f p p",
+}
+_TYPES = {"i": ctypes.c_int, "l": ctypes.c_int64, "p": ctypes.c_void_p, "f": ctypes.c_float}
+
+
+@functools.cache
+def _function(name: str) -> Callable[..., None]:
+    found = library()
+    assert found is not None
+    kernel = getattr(found, name)
+    kernel.argtypes, kernel.restype = [_TYPES[letter] for letter in _SIGNATURES[name].split()], None
+    return kernel  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="fas-neurons")

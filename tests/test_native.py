@@ -1,0 +1,235 @@
+"""Compiled neurons against the PyTorch code: equal bit by bit on the way forward, to rounding on the way back."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fas.config import SpikingConfig
+from fas.neurons import Clock, Site, integrate_fire, qcfs
+from fas.neurons.native import build, kernels
+from fas.neurons.qcfs import grid
+
+sigma_delta_module = importlib.import_module("fas.neurons.sigma_delta")  # the package holds a function of that name
+
+pytestmark = pytest.mark.skipif(build.library() is None, reason="no C++ compiler: there is nothing to compare")
+MANY = settings(max_examples=80, deadline=None)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict[str, Any]:
+    """Rows of odd sizes, both dtypes, whole or cut from something larger, and constants a channel or a tensor."""
+    timesteps, tokens, width = draw(st.integers(1, 9)), draw(st.integers(1, 5)), draw(st.integers(1, 150))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    rows = torch.randn(timesteps, tokens, width + 3, generator=generator) * draw(st.sampled_from([0.3, 1.0, 4.0]))
+    rows = rows[..., :width] if draw(st.booleans()) else rows[..., :width].contiguous()
+    if draw(st.booleans()):
+        rows = rows.to(torch.bfloat16)
+    each = (1,) if draw(st.booleans()) else (width,)
+    neurons = draw(st.sampled_from([1, 2]))
+    count = neurons * timesteps
+    return {
+        "rows": rows,
+        "unit": torch.rand(each, generator=generator) * 0.3 + 0.05,
+        "v_init": torch.rand(width, generator=generator),
+        "a_init": torch.randint(-1, 2, (width,), generator=generator).float(),
+        "steps": [2.0 ** draw(st.integers(0, 3)) for _ in range(count)],
+        "zones": [draw(st.sampled_from([0.0, 0.0, 0.125, 0.25])) for _ in range(count)],
+        "bounds": grid(draw(st.sampled_from([1, 4, 8, 15])), draw(st.booleans())),
+        "signed": draw(st.booleans()),
+        "mean": draw(st.booleans()),
+    }
+
+
+def same(found: Tensor, wanted: Tensor) -> bool:
+    return found.dtype == wanted.dtype and found.shape == wanted.shape and torch.equal(found, wanted)
+
+
+def tracking(case: dict[str, Any]) -> list[Any]:
+    return [case[name] for name in ("rows", "unit", "v_init", "a_init", "steps", "bounds", "zones")]
+
+
+@MANY
+@given(cases())
+def test_tracking_is_the_same(case: dict[str, Any]) -> None:
+    rows, spikes = sigma_delta_module._track(*tracking(case))
+    found = kernels.track(*tracking(case))
+    assert same(found[0], rows)
+    assert torch.equal(found[1], spikes)
+    silent = kernels.track(*tracking(case), want=False)
+    assert same(silent[0], rows)
+    assert silent[1].numel() == 0
+
+
+@MANY
+@given(cases())
+def test_firing_is_the_same(case: dict[str, Any]) -> None:
+    arguments = [case[name] for name in ("rows", "unit", "v_init", "signed", "mean")]
+    rows, spikes = integrate_fire._rows(*arguments)
+    found = kernels.fire(*arguments)
+    assert same(found[0], rows)
+    assert torch.equal(found[1], spikes)
+    assert same(kernels.fire(*arguments, want=False)[0], rows)
+
+
+@MANY
+@given(cases())
+def test_quantizing_is_the_same(case: dict[str, Any]) -> None:
+    x, (low, high) = case["rows"], case["bounds"]
+    wide = x.float()
+    wanted = ((wide / case["unit"] + 0.5).floor().clamp(low, high) * case["unit"]).to(x.dtype)
+    assert same(kernels.quantize(x, case["unit"], case["bounds"]), wanted)
+
+
+def near(found: Tensor, wanted: Tensor) -> bool:
+    # what is summed over all tokens cancels
+    size = float(wanted.float().abs().max()) + (1.0 if wanted.ndim == 1 else 1e-6)
+    exact = 1e-5 if found.dtype == torch.float32 else 1e-2
+    return found.dtype == wanted.dtype and bool(((found.float() - wanted.float()).abs() <= exact * size).all())
+
+
+@MANY
+@given(cases())
+def test_gradients_are_the_same(case: dict[str, Any]) -> None:
+    rows = case["rows"]
+    grad = torch.randn(rows.shape, generator=torch.Generator().manual_seed(1)).to(rows.dtype)
+    pairs = [(kernels.track_back(grad, *tracking(case)), sigma_delta_module._gradients(grad, *tracking(case)))]
+    arguments = [case[name] for name in ("rows", "unit", "v_init", "signed", "mean")]
+    pairs.append((kernels.fire_back(grad, *arguments), integrate_fire._gradients(grad, *arguments)))
+    for found, wanted in pairs:
+        assert all(near(*pair) for pair in zip(found, wanted, strict=True))
+
+
+@MANY
+@given(cases())
+def test_gradients_of_qcfs_are_the_same(case: dict[str, Any]) -> None:
+    grads = []
+    for native in (True, False):
+        x, scale = case["rows"].float().requires_grad_(), case["unit"].clone().requires_grad_()
+        if not native:  # what the kernels do not take: float64
+            x, scale = (value.detach().double().requires_grad_() for value in (x, scale))
+        (qcfs(x, scale, 8, case["signed"]) * torch.linspace(-1, 1, x.numel()).view_as(x)).sum().backward()
+        grads.append((x.grad, scale.grad))
+    for found, wanted in zip(*grads, strict=True):
+        assert found is not None
+        assert wanted is not None
+        assert near(found, wanted.float())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_and_streams_change_nothing(threads: int, dtype: torch.dtype) -> None:
+    """More than `STREAMED` bytes, shared out; the width is no multiple of a vector."""
+    rows = torch.randn(4, 1100, 1003, generator=torch.Generator().manual_seed(0)).to(dtype)
+    case = [
+        rows,
+        torch.full((1003,), 0.2),
+        torch.full((1003,), 0.5),
+        torch.zeros(1003),
+        [2.0, 1, 1, 1],
+        (-8, 8),
+        [0.0] * 4,
+    ]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found, spikes = kernels.track(*case)
+        back = kernels.track_back(torch.ones_like(rows), *case)
+    finally:
+        torch.set_num_threads(before)
+    assert rows.nbytes > kernels.STREAMED / (1 if dtype == torch.float32 else 2)
+    wanted = sigma_delta_module._track(*case)
+    assert same(found, wanted[0])
+    assert torch.equal(spikes, wanted[1])
+    assert all(
+        near(*pair) for pair in zip(back, sigma_delta_module._gradients(torch.ones_like(rows), *case), strict=True)
+    )
+
+
+def test_what_is_no_number_stays_none() -> None:
+    rows = torch.tensor([[float("nan"), float("inf"), -float("inf"), 1.0]]).expand(2, 1, 4).contiguous()
+    constants = torch.full((4,), 0.2), torch.full((4,), 0.5), torch.zeros(4)
+    out, _ = kernels.track(rows, *constants, [1.0, 1.0], (-8, 8), [0.0, 0.0])
+    wanted, _ = sigma_delta_module._track(rows, *constants, [1.0, 1.0], (-8, 8), [0.0, 0.0])
+    assert torch.equal(out.isnan(), wanted.isnan())
+    assert out.isnan().tolist() == [[[True, False, False, False]]] * 2
+    assert torch.equal(out[~out.isnan()], wanted[~out.isnan()])
+    assert kernels.quantize(rows, constants[0], (-8, 8))[0].isnan().tolist() == [[True, False, False, False]]
+
+
+@pytest.mark.parametrize("coding", ["sigma_delta", "rate"])
+@pytest.mark.parametrize("schedule", ["synchronous", "layerwise"])
+def test_a_site_in_bf16_is_one_that_widens(coding: Any, schedule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(SpikingConfig(coding=coding, schedule=schedule, timesteps=8, levels=8), "snn", depth=1)
+    site = Site("s", 70, True, 1, clock)
+    rows = torch.randn(16, 3, 70, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    found = site(rows)
+    monkeypatch.setattr(kernels, "takes", lambda *values: False)
+    assert same(found, site(rows))
+
+
+def test_nobody_who_traces_meets_a_kernel() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    rows = torch.zeros(2, 3)
+    assert kernels.takes(rows)
+    assert not kernels.takes(rows.double())
+    assert not kernels.takes(rows, rows.double())
+    assert not kernels.takes(rows[:0])
+    with TorchDispatchMode():
+        assert not kernels.takes(rows)
+    with FakeTensorMode():
+        assert not kernels.takes(torch.zeros(2, 3))
+
+
+SAYS = """
+import warnings, torch
+from fas.neurons import qcfs
+with warnings.catch_warnings(record=True) as found:
+    warnings.simplefilter("always")
+    print([round(v, 4) for v in qcfs(torch.tensor([[.2, .7]]), torch.ones(2), 4, True)[0].tolist()])
+    qcfs(torch.ones(1, 2), torch.ones(2), 4, True)
+print(len(found), *[str(entry.message) for entry in found])
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"FAS_NATIVE": "0"}, "0"),
+        (
+            {"PATH": "/nonexistent", "CXX": "none"},
+            "1 no C++ compiler was found (c++, g++ or clang++): neurons run in PyTorch",
+        ),
+        ({"CXX": "/bin/false"}, "1 kernels.cpp could not be compiled or loaded"),
+        ({}, "0"),
+    ],
+)
+def test_without_a_compiler_the_results_are_the_same(variables: dict[str, str], said: str, tmp_path: Path) -> None:
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)} | variables
+    done = subprocess.run([sys.executable, "-c", SAYS], env=environment, capture_output=True, text=True, check=True)
+    values, message = done.stdout.splitlines()
+    assert values == "[0.25, 0.75]"
+    assert message.startswith(said)
+    kept = list(tmp_path.glob("fas/neurons-*.so"))
+    assert len(kept) == (1 if variables == {} else 0)
+
+
+def test_a_home_that_cannot_be_written_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert build._cache().parent == tmp_path
