@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fas.conversion import convert, prepare
     from fas.errors import FasError
     from fas.runtime.adaptive import Adaptive, adaptive
+    from fas.runtime.products import integer_products
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "calibrate_folder",
     "convert",
     "diagnose",
+    "integer_products",
     "ledger",
     "prepare",
 ]
@@ -45,6 +47,7 @@ _HOMES = {
     "calibrate_folder": "fas.calibration.from_disk",
     "convert": "fas.conversion.verbs",
     "diagnose": "fas.calibration.diagnosis",
+    "integer_products": "fas.runtime.products",
     "ledger": "fas.accounting.ledger",
     "prepare": "fas.conversion.verbs",
 }

@@ -363,6 +363,15 @@ void quantize(const V* x, i64 begin, i64 end, i64 width, const float* units, flo
   });
 }
 
+// Which multiple of its unit each value is, plus 128: operands of integer products.
+void count(const float* x, i64 begin, i64 end, i64 width, const float* units, std::uint8_t* out) {
+  tiles(begin, end, width, [&](i64 at, i64 channel, int count) {
+    const float *__restrict unit = units + channel, *__restrict from = x + at;
+    std::uint8_t* __restrict to = out + at;
+    for (int i = 0; i < count; ++i) to[i] = std::uint8_t(int(std::floor(from[i] / unit[i] + 128.5f)));
+  });
+}
+
 void quantize_back(const float* grad, const float* x, i64 begin, i64 end, i64 width, const float* units, float low,
                    float high, float* by_x, float* by_unit) {
   tiles(begin, end, width, [&](i64 at, i64 channel, int count) {
@@ -423,6 +432,10 @@ void fas_quantize(int kind, const void* x, i64 begin, i64 end, i64 width, const 
     quantize((const float*)x, begin, end, width, unit, low, high, (float*)out, stream);
   else
     quantize((const bf16*)x, begin, end, width, unit, low, high, (bf16*)out, stream);
+}
+
+void fas_count(const float* x, i64 begin, i64 end, i64 width, const float* unit, std::uint8_t* out) {
+  count(x, begin, end, width, unit, out);
 }
 
 void fas_quantize_back(const float* grad, const float* x, i64 begin, i64 end, i64 width, const float* unit, float low,

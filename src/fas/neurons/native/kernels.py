@@ -90,6 +90,13 @@ def quantize(x: Tensor, unit: Tensor, bounds: tuple[int, int], out: Tensor | Non
     return out
 
 
+def count(x: Tensor, unit: Tensor) -> Tensor:
+    """Which multiple of ``unit`` ``[C]`` each of ``x`` ``[…, C]`` is, plus 128, as uint8; at most 127 of either sign."""
+    call, out = _Call(x.unsqueeze(0)), torch.empty(x.shape, dtype=torch.uint8)
+    call.run("fas_count", call.rows.data_ptr(), tail=(*call.constants(unit), out.data_ptr()))
+    return out
+
+
 def quantize_back(grad: Tensor, x: Tensor, unit: Tensor, bounds: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Gradients of ``x``, and of the unit through what it multiplies, summed over all but the channels."""
     call = _Call(x.unsqueeze(0), grad.unsqueeze(0))
@@ -177,6 +184,7 @@ _SIGNATURES = {
     "fas_fire": "i p l l l l p p i i i p p i",
     "fas_fire_back": "p p l l l l p p i i i p p p",
     "fas_quantize": "i p l l l p f f p i",
+    "fas_count": "p l l l p p",
     "fas_quantize_back": "p p l l l p f f p p",
 }
 _TYPES = {"i": ctypes.c_int, "l": ctypes.c_int64, "p": ctypes.c_void_p, "f": ctypes.c_float}
