@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fas import __version__, world
-from fas.cli import ablate, calibrate, compare, convert, demo, energy, eval, generate, inspect, recipes, tune
+from fas.cli import ablate, bench, calibrate, compare, convert, demo, energy, eval, generate, inspect, recipes, tune
 from fas.cli.session import one_line
 from fas.errors import FasError
 
@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
-for _module in (demo, convert, calibrate, tune, eval, generate, energy, ablate, compare, inspect, recipes):
+for _module in (demo, convert, calibrate, tune, eval, generate, energy, ablate, compare, bench, inspect, recipes):
     app.command(_module.NAME, epilog=f"Example: {_module.EXAMPLE}")(_module.command)
 
 

@@ -64,3 +64,10 @@ register(
         _ours, lambda timesteps: {"coding": "sigma_delta"},
     )
 )  # fmt: skip
+register(
+    Method(
+        "fas-population", "FAS, two neurons a channel (ours)", "docs/results.md: sigma-delta, two a channel", "qcfs",
+        _ours, lambda timesteps: {"coding": "sigma_delta", "neurons_per_channel": 2},
+        assumed="twice as many neurons, whose spikes are counted by neuron: a channel has twice as many",
+    )
+)  # fmt: skip

@@ -1,0 +1,31 @@
+"""Timings as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fas.report.inspection_text import aligned
+
+TITLES = ("what", "coverage", "coding", "schedule", "T", "dtype", "ms", "against", "ms", "ratio", "least–most")
+
+
+def as_table(results: Mapping[str, Any]) -> str:
+    """One line a ratio, and what the figures depend on below."""
+    table = [TITLES, *(_line(row) for row in results["rows"])]
+    about = (
+        f"{results['model']}, {results['length']} tokens, L = {results['levels']}, {results['threads']} threads; medians of "
+        f"{results['rounds']} rounds; fp32 products at {results['float32_matmul_precision']!r} precision, spikes' with "
+        + (f"weights of {results['integer_bits']} bits" if results["integer_bits"] else "weights as they are")
+        + ("" if results["compiled_neurons"] else "; neurons in PyTorch, no compiler was found")
+    )
+    return "\n".join([*aligned(table), "", about])
+
+
+def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
+    layerwise = row["schedule"] == "layerwise"
+    times = "" if layerwise or row["timesteps"] is None else str(row["timesteps"])
+    told = [row["what"].replace("_", " "), row["coverage"], row["coding"], row["schedule"], times, row["dtype"]]
+    spread = f"{row['ratio_min']:.2f}–{row['ratio_max']:.2f}"
+    figures = [f"{row['milliseconds']:.1f}", row["against"], f"{row['milliseconds_against']:.1f}"]
+    return tuple([value or "" for value in told] + figures + [f"×{row['ratio']:.3g}", spread])
