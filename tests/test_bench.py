@@ -16,7 +16,7 @@ from fas.errors import ConfigError
 from fas.neurons import rate_step_rows
 from fas.pipeline import bench
 from fas.pipeline.bench import BenchOptions, Case, run_bench, timed
-from fas.pipeline.bench_cases import cases_of, step_loop
+from fas.pipeline.bench_cases import model_cases, step_loop
 from fas.progress import Silent
 from fas.report.speed import as_table
 
@@ -79,7 +79,7 @@ def test_cases_compute_what_they_say(model: str) -> None:
     """Prefill is the model's own, simulated for T; integer products are in use; nothing stays behind."""
     options = BenchOptions(model=model, what=("prefill",), coverages=("linear",), timesteps=(4,), length=8)
     logits = []
-    for case in cases_of(options, Silent()):
+    for case in model_cases(options, Silent()):
         ours, other = case.ours().logits, case.other()
         assert not ours.requires_grad
         assert (other is None) == (case.against == "naive")

@@ -126,6 +126,37 @@ def test_gradients_of_qcfs_are_the_same(case: dict[str, Any]) -> None:
         assert near(found, wanted.float())
 
 
+@MANY
+@given(st.integers(1, 20), st.integers(1, 100), st.integers(1, 9), st.booleans(), st.integers(0, 2**31))
+def test_few_rows_are_multiplied_exactly(rows: int, inputs: int, outputs: int, biased: bool, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(-127, 128, (rows, inputs), generator=generator)
+    weights = torch.randint(-32512, 32513, (outputs, inputs), generator=generator)
+    unit, step = (torch.rand(size, generator=generator) + 0.1 for size in (inputs, outputs))
+    bias = torch.randn(outputs, generator=generator) if biased else None
+    assert_product(codes, unit, weights, step, bias)
+
+
+def test_long_rows_of_the_largest_numbers_do_not_overflow() -> None:
+    codes, weights = torch.full((9, 9000), 127), torch.full((3, 9000), -32512)
+    assert_product(codes, torch.full((9000,), 0.5), weights, torch.ones(3), None)
+
+
+def assert_product(codes: Tensor, unit: Tensor, weights: Tensor, step: Tensor, bias: Tensor | None) -> None:
+    if not kernels.multiplies():
+        pytest.skip("no AVX-512 VNNI here")
+    padded = torch.nn.functional.pad(weights, (0, -weights.shape[1] % 32)).to(torch.int16).contiguous()
+    found = kernels.multiply(codes * unit, unit, padded, step, bias)
+    wanted = ((codes @ weights.T).double() * step.double()).float()
+    assert torch.equal(found, wanted if bias is None else wanted + bias)
+
+
+def test_counts_are_whole_multiples_and_128() -> None:
+    unit = torch.rand(70) + 0.01
+    codes = torch.randint(-127, 128, (5, 3, 70))
+    assert torch.equal(kernels.count(codes * unit, unit), (codes + 128).to(torch.uint8))
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_threads_and_streams_change_nothing(threads: int, dtype: torch.dtype) -> None:

@@ -46,6 +46,8 @@ class Clock:
     where time is not folded). It is not saved."""
     worth: Tensor | None = None
     """For the probe: what the own neuron says its spikes are worth."""
+    frozen: dict[Any, Any] | None = None
+    """While no neuron changes (`fas.runtime.products`): what sites have worked out from their parameters."""
     early: Any = None
     """While sequences stop by themselves: the `fas.runtime.adaptive.Adaptive` that decides when."""
     visible: Tensor | None = None

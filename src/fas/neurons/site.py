@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -135,7 +135,7 @@ class Site(nn.Module):
         self.require_segment()
         rows = self.over_time(wide)
         out, spikes = self._fire(rows)
-        if (constant := self.constant_for(clock.config)) is not None:
+        if (constant := self._settings(wide.dtype).constant) is not None:
             out = out + constant
         if clock.early is not None:
             clock.early.see(self, rows.detach(), spikes.detach(), visible)
@@ -199,17 +199,30 @@ class Site(nn.Module):
         return value, spikes
 
     def _fire(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        config = self.clock.config
         if self.clock.neuron is not None and self.calibrates:
             return self._own(rows)
-        dtype = torch.promote_types(rows.dtype, torch.float32)
-        threshold, v_init, a_init = (value.to(dtype) for value in self.neuron_values(config))
+        config, known = self.clock.config, self._settings(rows.dtype)
+        threshold, v_init, a_init = known.values
         told = self.clock.probe is not None or self.clock.early is not None
         if config.coding == "sigma_delta":
-            steps, zones = self.steps_for(config), self.dead_zone_for(config)
+            steps, zones = known.steps, known.zones
             return sigma_delta(rows, threshold, v_init, a_init, steps, self.levels, self.signed, zones, told)
         neuron = rate_mean_rows if config.rows == "mean" else rate_step_rows
         return neuron(rows, threshold, v_init, self.signed, told)
+
+    def _settings(self, dtype: torch.dtype) -> _Settings:
+        """What `_fire` needs to know, in fp32 or wider; worked out once while the clock is frozen."""
+        config, frozen = self.clock.config, self.clock.frozen
+        if frozen is not None and (found := frozen.get((self.name, dtype))) is not None and found[0] is config:
+            return found[1]  # type: ignore[no-any-return]
+        wide = torch.promote_types(dtype, torch.float32)
+        threshold, v_init, a_init = (value.to(wide) for value in self.neuron_values(config))
+        steps: Sequence[int] = self.steps_for(config) if config.coding == "sigma_delta" else ()
+        zones: Sequence[float] = self.dead_zone_for(config) if config.coding == "sigma_delta" else ()
+        made = _Settings((threshold, v_init, a_init), steps, zones, self.constant_for(config))
+        if frozen is not None and not torch.is_grad_enabled():
+            frozen[self.name, dtype] = config, made
+        return made
 
     def restless(self, rows: Tensor, spikes: Tensor) -> Tensor:
         """Which neurons would fire again with their input held ``[T, B, …, C]`` (sigma_delta; see `fas.neurons.settled`)."""
@@ -266,6 +279,15 @@ class Site(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.name}, width={self.width}, signed={self.signed}, consumers={self.consumers}"
+
+
+class _Settings(NamedTuple):
+    """Of one site under one configuration: (θ, v₀, a₀) ``[C]``, k and δ of each step, and the constant behind."""
+
+    values: tuple[Tensor, Tensor, Tensor]
+    steps: Sequence[int]
+    zones: Sequence[float]
+    constant: Tensor | None
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -99,14 +99,16 @@ class BenchResults:
 
 def run_bench(options: BenchOptions, progress: Progress | None = None) -> BenchResults:
     """Time all that ``options`` ask for; raises `FasError` kinds for what cannot be loaded or converted."""
-    from fas.pipeline.bench_cases import cases_of, circumstances
+    from fas.pipeline.bench_cases import circumstances, model_cases, neuron_cases
     from fas.pipeline.load import pick_device
 
     progress, before = progress or Silent(), torch.get_num_threads()
-    pick_device("cpu")
     torch.set_num_threads(options.threads or before)
     try:
-        rows = [timed(case, options.rounds, progress) for case in cases_of(options, progress)]
+        # neurons alone with the system's memory as other programs have it, models with memory that is kept
+        rows = [timed(case, options.rounds, progress) for case in neuron_cases(options, progress)]
+        pick_device("cpu")
+        rows += [timed(case, options.rounds, progress) for case in model_cases(options, progress)]
         return BenchResults(rows, circumstances(options))
     finally:
         torch.set_num_threads(before)

@@ -42,17 +42,21 @@ def circumstances(options: BenchOptions) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def cases_of(options: BenchOptions, progress: Progress) -> Iterator[Case]:
-    """All cases, each made when it is its turn: models leave memory behind them."""
+def neuron_cases(options: BenchOptions, progress: Progress) -> Iterator[Case]:
+    """The neurons alone, for each T."""
     if "neuron" in options.what:
         for timesteps in options.timesteps:
-            yield from neuron_cases(options, timesteps, progress)
+            yield from _neurons(options, timesteps, progress)
+
+
+def model_cases(options: BenchOptions, progress: Progress) -> Iterator[Case]:
+    """All else, each case made when it is its turn: models leave memory behind them."""
     if set(options.what) - {"neuron"}:
         for dtype in options.dtypes:
-            yield from _model_cases(options, dtype, progress)
+            yield from _models(options, dtype)
 
 
-def neuron_cases(options: BenchOptions, timesteps: int, progress: Progress) -> Iterator[Case]:
+def _neurons(options: BenchOptions, timesteps: int, progress: Progress) -> Iterator[Case]:
     """The neuron alone, into a buffer that stays, against a copy of its input, a loop over time, and SpikingJelly's."""
     x = torch.randn(timesteps, *NEURONS, generator=torch.Generator().manual_seed(options.seed))
     scale, half = torch.ones(NEURONS[-1]), torch.full((NEURONS[-1],), 0.5)
@@ -104,7 +108,7 @@ def _spikingjelly(progress: Progress) -> Callable[[Tensor], Any] | None:
     return run
 
 
-def _model_cases(options: BenchOptions, dtype: str, progress: Progress) -> Iterator[Case]:
+def _models(options: BenchOptions, dtype: str) -> Iterator[Case]:
     ann, ids = cast(Any, _ann(options)).to(DTYPES[dtype]), _prompt(options)
     ids %= ann.config.vocab_size
     for coverage in options.coverages:

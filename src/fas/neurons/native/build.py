@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -18,6 +19,9 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = (
     "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
+THREADS = "-fopenmp"
+"""PyTorch has loaded a library of this name already, so that its threads are those of the kernels: others would wait for the
+processors on which its own spin."""
 SWITCH = "FAS_NATIVE"
 """Environment: ``0`` leaves the kernels out, without a word."""
 
@@ -47,7 +51,9 @@ def _say(why: str) -> None:
 
 
 def _compiled(compiler: str) -> Path:
-    key = hashlib.sha256("\n".join([SOURCE.read_text(), compiler, *FLAGS, _processor()]).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\n".join([SOURCE.read_text(), compiler, *FLAGS, THREADS, _processor()]).encode()).hexdigest()[
+        :16
+    ]
     folder = _cache()
     target = folder / f"neurons-{key}.so"
     if target.exists():
@@ -55,9 +61,16 @@ def _compiled(compiler: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as place:
         made = Path(place) / target.name
         command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+        with contextlib.suppress(subprocess.CalledProcessError):  # without OpenMP threads are Python's, which is slower
+            _run([*command, THREADS])
+        if not made.exists():
+            _run(command)
         made.replace(target)  # whole, even if several processes compile
     return target
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
 
 
 def _processor() -> str:

@@ -1,13 +1,16 @@
 // All timesteps of a neuron in one pass over memory: a tile of channels goes through time while it lies in the cache.
 // The same operations in the same order as in PyTorch (fas.neurons), so that forward results are equal bit by bit; compile
 // with -ffp-contract=off. Rows are [T, size], size = tokens * width, of float or bfloat16; constants are float, one a channel.
-// Each call computes columns [begin, end): callers share them out among threads.
+// Each call computes columns [begin, end), shared out among threads.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -387,59 +390,176 @@ void quantize_back(const float* grad, const float* x, i64 begin, i64 end, i64 wi
   });
 }
 
+// ---------------------------------------------------------------- integer products of few rows
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#define FAS_FEW 1
+// Sums of products of ROWS rows of codes with two rows of weights, both [.., depth] of 16 bits, depth a multiple of 32. A lane
+// takes depth / 16 products of at most 127 * 32512, so 8192 values of depth fit 32 bits.
+template <int ROWS>
+inline void sums_of(const std::int16_t* codes, const std::int16_t* first, const std::int16_t* second, i64 depth,
+                    double* out) {
+  double total[2][ROWS] = {};
+  for (i64 from = 0; from < depth; from += 8192) {
+    const i64 to = std::min(depth, from + 8192);
+    __m512i sums[2][ROWS];
+    for (int r = 0; r < ROWS; ++r) sums[0][r] = sums[1][r] = _mm512_setzero_si512();
+    for (i64 k = from; k < to; k += 32) {
+      const __m512i left = _mm512_loadu_si512(first + k), right = _mm512_loadu_si512(second + k);
+      for (int r = 0; r < ROWS; ++r) {
+        const __m512i code = _mm512_loadu_si512(codes + r * depth + k);
+        sums[0][r] = _mm512_dpwssd_epi32(sums[0][r], code, left);
+        sums[1][r] = _mm512_dpwssd_epi32(sums[1][r], code, right);
+      }
+    }
+    for (int n = 0; n < 2; ++n)
+      for (int r = 0; r < ROWS; ++r) {
+        const __m512d low = _mm512_cvtepi32_pd(_mm512_castsi512_si256(sums[n][r]));
+        const __m512d high = _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(sums[n][r], 1));
+        total[n][r] += _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+      }
+  }
+  for (int n = 0; n < 2; ++n)
+    for (int r = 0; r < ROWS; ++r) out[n * ROWS + r] = total[n][r];
+}
+
+// Outputs [begin, end) of x [rows, inputs] (multiples of unit) times weights [outputs, depth] of the given steps, plus bias.
+void multiply(const float* x, int rows, i64 inputs, i64 depth, const float* unit, const std::int16_t* weights, i64 begin,
+              i64 end, i64 outputs, const float* step, const float* bias, float* out) {
+  std::vector<std::int16_t> codes(std::size_t(8) * depth, 0);
+  for (int from = 0; from < rows; from += 8) {
+    const int count = std::min(8, rows - from);
+    std::fill(codes.begin(), codes.end(), std::int16_t(0));
+    for (int r = 0; r < count; ++r) {
+      const float* __restrict row = x + (from + r) * inputs;
+      std::int16_t* __restrict code = &codes[r * depth];
+      for (i64 k = 0; k < inputs; ++k) code[k] = std::int16_t(int(std::floor(row[k] / unit[k] + 0.5f)));
+    }
+    for (i64 n = begin; n < end; n += 2) {
+      const bool both = n + 1 < end;
+      const std::int16_t *first = weights + n * depth, *second = both ? first + depth : first;
+      double sums[16];
+      if (count > 4)
+        sums_of<8>(codes.data(), first, second, depth, sums);
+      else if (count > 1)
+        sums_of<4>(codes.data(), first, second, depth, sums);
+      else
+        sums_of<1>(codes.data(), first, second, depth, sums);
+      const int stride = count > 4 ? 8 : count > 1 ? 4 : 1;
+      for (int m = 0; m < (both ? 2 : 1); ++m)
+        for (int r = 0; r < count; ++r)
+          out[(from + r) * outputs + n + m] = float(sums[m * stride + r] * double(step[n + m])) + (bias ? bias[n + m] : 0.0f);
+    }
+  }
+}
+#else
+#define FAS_FEW 0
+#endif
+
+// Calls work(first, last, number) for the parts of [begin, end) that each thread of PyTorch's own pool gets, in whole cache lines.
+template <class F>
+void shared(i64 begin, i64 end, int threads, F work) {
+#if defined(_OPENMP)
+  if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+    {
+      const i64 count = omp_get_num_threads(), number = omp_get_thread_num();
+      const i64 each = ((end - begin + count - 1) / count + 15) / 16 * 16;
+      const i64 from = std::min(end, begin + number * each), to = std::min(end, from + each);
+      if (from < to) work(from, to, number);
+    }
+    return;
+  }
+#endif
+  work(begin, end, i64(0));
+}
+
 }  // namespace
 
-// kind: 0 float, 1 bfloat16; pointers of constants are one float a channel; spikes may be null.
+// kind: 0 float, 1 bfloat16; pointers of constants are one float a channel; spikes may be null. What is summed over tokens is
+// written to rows of their own, one a thread.
 extern "C" {
+
+int fas_shares() {
+#if defined(_OPENMP)
+  return 1;
+#else
+  return 0;
+#endif
+}
 
 void fas_sigma_delta(int kind, const void* rows, i64 size, i64 begin, i64 end, i64 width, const float* unit,
                      const float* offset, const float* start, const float* steps, const float* zones, int times, int each,
-                     float low, float high, void* out, float* spikes, int stream) {
+                     float low, float high, void* out, float* spikes, int stream, int threads) {
   const Constants by{unit, offset, start};
   const Schedule plan{steps, zones, times, each, low, high};
-  if (kind == 0)
-    track((const float*)rows, size, begin, end, width, by, plan, (float*)out, spikes, stream);
-  else
-    track((const bf16*)rows, size, begin, end, width, by, plan, (bf16*)out, spikes, stream);
+  shared(begin, end, threads, [&](i64 from, i64 to, i64) {
+    if (kind == 0)
+      track((const float*)rows, size, from, to, width, by, plan, (float*)out, spikes, stream);
+    else
+      track((const bf16*)rows, size, from, to, width, by, plan, (bf16*)out, spikes, stream);
+  });
 }
 
 void fas_sigma_delta_back(const float* grad, const float* rows, i64 size, i64 begin, i64 end, i64 width, const float* unit,
                           const float* offset, const float* start, const float* steps, const float* zones, int times,
-                          int each, float low, float high, float* by_rows, float* by_unit, float* by_offset) {
-  track_back(grad, rows, size, begin, end, width, {unit, offset, start}, {steps, zones, times, each, low, high}, by_rows,
-             by_unit, by_offset);
+                          int each, float low, float high, float* by_rows, float* by_unit, float* by_offset, int threads) {
+  shared(begin, end, threads, [&](i64 from, i64 to, i64 number) {
+    track_back(grad, rows, size, from, to, width, {unit, offset, start}, {steps, zones, times, each, low, high}, by_rows,
+               by_unit + number * width, by_offset + number * width);
+  });
 }
 
 void fas_fire(int kind, const void* rows, i64 size, i64 begin, i64 end, i64 width, const float* theta, const float* offset,
-              int times, int both, int mean, void* out, float* spikes, int stream) {
+              int times, int both, int mean, void* out, float* spikes, int stream, int threads) {
   const Constants by{theta, offset, nullptr};
   const Firing how{times, both != 0, mean != 0};
-  if (kind == 0)
-    fire((const float*)rows, size, begin, end, width, by, how, (float*)out, spikes, stream);
-  else
-    fire((const bf16*)rows, size, begin, end, width, by, how, (bf16*)out, spikes, stream);
+  shared(begin, end, threads, [&](i64 from, i64 to, i64) {
+    if (kind == 0)
+      fire((const float*)rows, size, from, to, width, by, how, (float*)out, spikes, stream);
+    else
+      fire((const bf16*)rows, size, from, to, width, by, how, (bf16*)out, spikes, stream);
+  });
 }
 
 void fas_fire_back(const float* grad, const float* rows, i64 size, i64 begin, i64 end, i64 width, const float* theta,
-                   const float* offset, int times, int both, int mean, float* by_rows, float* by_theta, float* by_offset) {
-  fire_back(grad, rows, size, begin, end, width, {theta, offset, nullptr}, {times, both != 0, mean != 0}, by_rows, by_theta,
-            by_offset);
+                   const float* offset, int times, int both, int mean, float* by_rows, float* by_theta, float* by_offset,
+                   int threads) {
+  shared(begin, end, threads, [&](i64 from, i64 to, i64 number) {
+    fire_back(grad, rows, size, from, to, width, {theta, offset, nullptr}, {times, both != 0, mean != 0}, by_rows,
+              by_theta + number * width, by_offset + number * width);
+  });
 }
 
 void fas_quantize(int kind, const void* x, i64 begin, i64 end, i64 width, const float* unit, float low, float high,
-                  void* out, int stream) {
-  if (kind == 0)
-    quantize((const float*)x, begin, end, width, unit, low, high, (float*)out, stream);
-  else
-    quantize((const bf16*)x, begin, end, width, unit, low, high, (bf16*)out, stream);
-}
-
-void fas_count(const float* x, i64 begin, i64 end, i64 width, const float* unit, std::uint8_t* out) {
-  count(x, begin, end, width, unit, out);
+                  void* out, int stream, int threads) {
+  shared(begin, end, threads, [&](i64 from, i64 to, i64) {
+    if (kind == 0)
+      quantize((const float*)x, from, to, width, unit, low, high, (float*)out, stream);
+    else
+      quantize((const bf16*)x, from, to, width, unit, low, high, (bf16*)out, stream);
+  });
 }
 
 void fas_quantize_back(const float* grad, const float* x, i64 begin, i64 end, i64 width, const float* unit, float low,
-                       float high, float* by_x, float* by_unit) {
-  quantize_back(grad, x, begin, end, width, unit, low, high, by_x, by_unit);
+                       float high, float* by_x, float* by_unit, int threads) {
+  shared(begin, end, threads, [&](i64 from, i64 to, i64 number) {
+    quantize_back(grad, x, from, to, width, unit, low, high, by_x, by_unit + number * width);
+  });
+}
+
+void fas_count(const float* x, i64 begin, i64 end, i64 width, const float* unit, std::uint8_t* out, int threads) {
+  shared(begin, end, threads, [&](i64 from, i64 to, i64) { count(x, from, to, width, unit, out); });
+}
+
+int fas_multiplies() { return FAS_FEW; }
+
+void fas_multiply(const float* x, int rows, i64 inputs, i64 depth, const float* unit, const std::int16_t* weights, i64 begin,
+                  i64 end, i64 outputs, const float* step, const float* bias, float* out, int threads) {
+#if FAS_FEW
+  shared(begin, end, threads, [&](i64 from, i64 to, i64) {
+    multiply(x, rows, inputs, depth, unit, weights, from, to, outputs, step, bias, out);
+  });
+#endif
 }
 }

@@ -104,6 +104,27 @@ def quantize_back(grad: Tensor, x: Tensor, unit: Tensor, bounds: tuple[int, int]
     return by_x[0], by_unit
 
 
+def multiplies() -> bool:
+    """Whether this processor has the instructions that `multiply` is made of (AVX-512 VNNI), and threads to share it."""
+    return shares() and bool(_function("fas_multiplies")())
+
+
+def shares() -> bool:
+    """Whether the kernels share out their work among PyTorch's threads themselves (OpenMP)."""
+    return library() is not None and bool(_function("fas_shares")())
+
+
+def multiply(x: Tensor, unit: Tensor, weights: Tensor, step: Tensor, bias: Tensor | None) -> Tensor:
+    """Few rows ``x`` ``[M, K]``, whole multiples of ``unit`` ``[K]``, times int16 ``weights`` ``[N, K′]`` (zeros from K on,
+    K′ a multiple of 32) of ``step`` ``[N]``, plus ``bias``: ``[M, N]`` of float32. Each weight is read once for eight rows."""
+    x, (outputs, depth) = x.contiguous(), weights.shape
+    out, kernel = torch.empty(len(x), outputs), _function("fas_multiply")
+    head = (x.data_ptr(), len(x), x.shape[1], depth, unit.data_ptr(), weights.data_ptr())
+    tail = (outputs, step.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr())
+    kernel(*head, 0, outputs, *tail, max(1, min(torch.get_num_threads(), weights.numel() // SHARE)))
+    return out
+
+
 class _Call:
     """One call on rows ``[T, size]``: what is common to all kernels, and the threads that share its columns."""
 
@@ -135,10 +156,10 @@ class _Call:
 
         def work(index: int) -> None:
             begin, end = parts[index]
-            kernel(*head, begin, end, self.width, *ends[index])
+            kernel(*head, begin, end, self.width, *ends[index], 1)
 
-        if len(parts) == 1:
-            work(0)
+        if len(parts) == 1 or shares():  # sums of a thread stand behind those of the first
+            kernel(*head, 0, self.size, self.width, *ends[0], len(parts))
         else:
             list(_threads(len(parts)).map(work, range(len(parts))))
 
@@ -153,7 +174,7 @@ class _Call:
     ) -> tuple[Tensor, ...]:
         """Gradients of the rows and of the first constants (one less than there are buffers; a start has none)."""
         by_rows, learned = torch.empty_like(self.rows), constants[:2]
-        sums = [torch.zeros(len(self.parts()), self.width) for _ in learned]
+        sums = [torch.zeros(len(self.parts()), self.width) for _ in learned]  # a row a thread
         pointers = self.constants(*constants)
         tails = [
             (*pointers, *plan, by_rows.data_ptr(), *[each[i].data_ptr() for each in sums]) for i in range(len(sums[0]))
@@ -179,23 +200,27 @@ def _floats(values: Sequence[float]) -> Any:
 
 
 _SIGNATURES = {
-    "fas_sigma_delta": "i p l l l l p p p p p i i f f p p i",
-    "fas_sigma_delta_back": "p p l l l l p p p p p i i f f p p p",
-    "fas_fire": "i p l l l l p p i i i p p i",
-    "fas_fire_back": "p p l l l l p p i i i p p p",
-    "fas_quantize": "i p l l l p f f p i",
-    "fas_count": "p l l l p p",
-    "fas_quantize_back": "p p l l l p f f p p",
+    "fas_sigma_delta": "i p l l l l p p p p p i i f f p p i i",
+    "fas_sigma_delta_back": "p p l l l l p p p p p i i f f p p p i",
+    "fas_fire": "i p l l l l p p i i i p p i i",
+    "fas_fire_back": "p p l l l l p p i i i p p p i",
+    "fas_quantize": "i p l l l p f f p i i",
+    "fas_count": "p l l l p p i",
+    "fas_multiply": "p i l l p p l l l p p p i",
+    "fas_multiplies": "",
+    "fas_shares": "",
+    "fas_quantize_back": "p p l l l p f f p p i",
 }
 _TYPES = {"i": ctypes.c_int, "l": ctypes.c_int64, "p": ctypes.c_void_p, "f": ctypes.c_float}
 
 
 @functools.cache
-def _function(name: str) -> Callable[..., None]:
+def _function(name: str) -> Callable[..., Any]:
     found = library()
     assert found is not None
     kernel = getattr(found, name)
-    kernel.argtypes, kernel.restype = [_TYPES[letter] for letter in _SIGNATURES[name].split()], None
+    kernel.argtypes = [_TYPES[letter] for letter in _SIGNATURES[name].split()]
+    kernel.restype = ctypes.c_int if not kernel.argtypes else None
     return kernel  # type: ignore[no-any-return]
 
 
