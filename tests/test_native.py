@@ -243,7 +243,7 @@ print(len(found), *[str(entry.message) for entry in found])
             {"PATH": "/nonexistent", "CXX": "none"},
             "1 no C++ compiler was found (c++, g++ or clang++): neurons run in PyTorch",
         ),
-        ({"CXX": "/bin/false"}, "1 kernels.cpp could not be compiled or loaded"),
+        ({"CXX": "/bin/false"}, "1 native kernels could not be compiled or loaded"),
         ({}, "0"),
     ],
 )

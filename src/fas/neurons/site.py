@@ -14,7 +14,7 @@ from fas.neurons.clock import Clock
 from fas.neurons.integrate_fire import rate_mean_rows, rate_step_rows
 from fas.neurons.layerwise import ones_first
 from fas.neurons.native import kernels
-from fas.neurons.qcfs import codes, qcfs
+from fas.neurons.qcfs import codes, grid, qcfs
 from fas.neurons.rotation import rotate
 from fas.neurons.settled import restless
 from fas.neurons.sigma_delta import sigma_delta
@@ -202,6 +202,8 @@ class Site(nn.Module):
         if self.clock.neuron is not None and self.calibrates:
             return self._own(rows)
         config, known = self.clock.config, self._settings(rows.dtype)
+        if known.prepared is not None and self.clock.probe is None and self.clock.early is None and kernels.takes(rows):
+            return known.prepared(rows), rows.new_empty(0)
         threshold, v_init, a_init = known.values
         told = self.clock.probe is not None or self.clock.early is not None
         if config.coding == "sigma_delta":
@@ -221,8 +223,21 @@ class Site(nn.Module):
         zones: Sequence[float] = self.dead_zone_for(config) if config.coding == "sigma_delta" else ()
         made = _Settings((threshold, v_init, a_init), steps, zones, self.constant_for(config))
         if frozen is not None and not torch.is_grad_enabled():
+            made = made._replace(prepared=self._prepared(made))
             frozen[self.name, dtype] = config, made
         return made
+
+    def _prepared(self, known: _Settings) -> kernels.Prepared | None:
+        config, (threshold, v_init, a_init) = self.clock.config, known.values
+        if not (kernels.takes(threshold, v_init) and kernels.shares()):
+            return None
+        if config.coding == "rate":
+            mean = config.rows == "mean"
+            return kernels.prepared_firing(threshold, v_init, self.width, config.timesteps, self.signed, mean)
+        steps, zones = known.steps, known.zones or [0.0] * len(known.steps)
+        bounds = grid(self.levels, self.signed)
+        unit = threshold / self.levels
+        return kernels.prepared_tracker(unit, v_init, a_init, self.width, steps, config.timesteps, bounds, zones)
 
     def restless(self, rows: Tensor, spikes: Tensor) -> Tensor:
         """Which neurons would fire again with their input held ``[T, B, …, C]`` (sigma_delta; see `fas.neurons.settled`)."""
@@ -288,6 +303,8 @@ class _Settings(NamedTuple):
     steps: Sequence[int]
     zones: Sequence[float]
     constant: Tensor | None
+    prepared: kernels.Prepared | None = None
+    """The same as one call, while the clock is frozen."""
 
 
 def _wide(x: Tensor) -> Tensor:

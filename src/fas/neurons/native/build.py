@@ -1,4 +1,4 @@
-"""Compiles ``kernels.cpp`` for this machine when it is first used, and keeps the library in the user's cache."""
+"""Compiles the C++ files beside it for this machine when it is first used, and keeps the library in the user's cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+HERE = Path(__file__).parent
+SOURCES = [HERE / "kernels.cpp", HERE / "products.cpp"]
 # results must be equal to PyTorch's: no fused multiply-adds, no reordering
 FLAGS = (
     "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
@@ -39,7 +40,7 @@ def library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         text = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
-        _say(f"{SOURCE.name} could not be compiled or loaded ({' '.join(str(text).split())[:200]})")
+        _say(f"{HERE.name} kernels could not be compiled or loaded ({' '.join(str(text).split())[:200]})")
         return None
 
 
@@ -51,16 +52,18 @@ def _say(why: str) -> None:
 
 
 def _compiled(compiler: str) -> Path:
-    key = hashlib.sha256("\n".join([SOURCE.read_text(), compiler, *FLAGS, THREADS, _processor()]).encode()).hexdigest()[
-        :16
-    ]
+    key = hashlib.sha256(
+        "\n".join(
+            [*[path.read_text() for path in (HERE / "common.h", *SOURCES)], compiler, *FLAGS, THREADS, _processor()]
+        ).encode()
+    ).hexdigest()[:16]
     folder = _cache()
     target = folder / f"neurons-{key}.so"
     if target.exists():
         return target
     with tempfile.TemporaryDirectory(dir=folder) as place:
         made = Path(place) / target.name
-        command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+        command = [compiler, *FLAGS, *map(str, SOURCES), "-o", str(made)]
         with contextlib.suppress(subprocess.CalledProcessError):  # without OpenMP threads are Python's, which is slower
             _run([*command, THREADS])
         if not made.exists():

@@ -3,153 +3,9 @@
 // with -ffp-contract=off. Rows are [T, size], size = tokens * width, of float or bfloat16; constants are float, one a channel.
 // Each call computes columns [begin, end), shared out among threads.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
+#include "common.h"
 
 namespace {
-
-using i64 = std::int64_t;
-constexpr int TILE = 256;
-
-struct bf16 {
-  std::uint16_t bits;
-};
-
-inline float wide(float x) { return x; }
-inline float wide(bf16 x) {
-  const std::uint32_t bits = std::uint32_t(x.bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
-inline void narrow(float x, float& to) { to = x; }
-inline void narrow(float x, bf16& to) {  // to nearest, ties to even; NaN stays one
-  std::uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  const std::uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  to.bits = x != x ? std::uint16_t(0x7fc0) : std::uint16_t(rounded);
-}
-
-// Vectors that stay in registers through all timesteps; compilers split them where registers are shorter. Each step waits for
-// the one before, so AT_ONCE vectors go through time side by side.
-constexpr int LANES = 16, AT_ONCE = 4, COLUMNS = LANES * AT_ONCE;
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef double wide_vec __attribute__((vector_size(8 * LANES), aligned(8)));
-typedef std::int32_t mask __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef std::uint32_t bits_of __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef std::uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
-
-struct pack {
-  vec at[AT_ONCE];
-};
-#define EACH(v) _Pragma("GCC unroll 4") for (int v = 0; v < AT_ONCE; ++v)
-
-inline vec all(float x) { return x - vec{}; }
-inline vec load(const float* from) { return *reinterpret_cast<const vec*>(from); }
-inline vec load(const bf16* from) {
-  return (vec)(__builtin_convertvector(*reinterpret_cast<const halves*>(from), bits_of) << 16);
-}
-inline pack load_all(const float* from) {
-  pack x;
-  EACH(v) x.at[v] = load(from + v * LANES);
-  return x;
-}
-inline void store(vec x, float* to, bool stream) {
-#if defined(__AVX512F__)
-  if (stream) {
-    _mm512_stream_ps(to, reinterpret_cast<__m512>(x));
-    return;
-  }
-#endif
-  *reinterpret_cast<vec*>(to) = x;
-}
-inline void store(vec x, bf16* to, bool) {  // to nearest, ties to even; NaN stays one
-  const bits_of bits = (bits_of)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const bits_of whole = (bits_of)(x != x ? (mask)(bits_of{} + 0x7fc0) : (mask)rounded);
-  *reinterpret_cast<halves*>(to) = __builtin_convertvector(whole, halves);
-}
-inline vec pick(mask which, vec yes, vec no) { return which ? yes : no; }
-inline vec within(vec x, vec low, vec high) {  // a NaN stays one, as in clamp
-  x = pick(x < low, low, x);
-  return pick(x > high, high, x);
-}
-
-// Results that are too many for the cache go past it.
-template <class V>
-inline void put(const float* __restrict from, V* __restrict to, int count, bool stream) {
-#if defined(__AVX512F__)
-  if (sizeof(V) == 4 && stream && reinterpret_cast<std::uintptr_t>(to) % 64 == 0) {
-    float* target = reinterpret_cast<float*>(to);
-    int i = 0;
-    for (; i + 16 <= count; i += 16) _mm512_stream_ps(target + i, _mm512_loadu_ps(from + i));
-    for (; i < count; ++i) target[i] = from[i];
-    return;
-  }
-#endif
-  for (int i = 0; i < count; ++i) narrow(from[i], to[i]);
-}
-
-// Calls work(first column, first channel, count) for tiles that do not cross a token.
-template <class F>
-inline void tiles(i64 begin, i64 end, i64 width, F work) {
-  for (i64 at = begin; at < end;) {
-    const i64 channel = at % width;
-    const int count = int(std::min({i64(TILE), width - channel, end - at}));
-    work(at, channel, count);
-    at += count;
-  }
-}
-
-struct Constants {
-  const float *unit, *offset, *start;
-};
-
-// Calls work(rows, stride, unit, offset, start, results, their stride, spikes, past the cache?) for COLUMNS at a time, through
-// copies where fewer are left.
-template <class V, class F>
-inline void vectors(i64 begin, i64 end, i64 width, i64 size, const V* rows, int times, Constants by, V* out, float* spikes,
-                    int trains, bool stream, F work) {
-  std::vector<V> few(std::size_t(times) * COLUMNS), said(few.size());
-  std::vector<float> told(std::size_t(trains) * COLUMNS);
-  const float* given[3] = {by.unit, by.offset, by.start};
-  for (i64 at = begin; at < end;) {
-    const i64 channel = at % width;
-    const int count = int(std::min({i64(COLUMNS), width - channel, end - at}));
-    pack constants[3];
-    for (int c = 0; c < 3; ++c) {
-      alignas(64) float filled[COLUMNS];
-      for (int i = 0; i < COLUMNS; ++i) filled[i] = i < count && given[c] ? given[c][channel + i] : float(c == 0);
-      constants[c] = load_all(filled);
-    }
-    if (count == COLUMNS) {
-      const bool past = stream && size % LANES == 0 && reinterpret_cast<std::uintptr_t>(out + at) % 64 == 0;
-      work(rows + at, size, constants[0], constants[1], constants[2], out + at, size, spikes ? spikes + at : nullptr, past);
-    } else {
-      for (int t = 0; t < times; ++t) std::memcpy(&few[t * COLUMNS], rows + t * size + at, sizeof(V) * count);
-      work(few.data(), COLUMNS, constants[0], constants[1], constants[2], said.data(), COLUMNS,
-           spikes ? told.data() : nullptr, false);
-      for (int t = 0; t < times; ++t) std::memcpy(out + t * size + at, &said[t * COLUMNS], sizeof(V) * count);
-      for (int t = 0; spikes && t < trains; ++t) std::memcpy(spikes + t * size + at, &told[t * COLUMNS], 4 * count);
-    }
-    at += count;
-  }
-}
-
-inline float slope_of(float v, bool both) {
-  float slope = std::max(1.0f - std::fabs(v - 1.0f), 0.0f);
-  if (both) slope += std::max(1.0f - std::fabs(v), 0.0f);
-  return slope;
-}
 
 // ---------------------------------------------------------------- sigma-delta
 
@@ -366,15 +222,6 @@ void quantize(const V* x, i64 begin, i64 end, i64 width, const float* units, flo
   });
 }
 
-// Which multiple of its unit each value is, plus 128: operands of integer products.
-void count(const float* x, i64 begin, i64 end, i64 width, const float* units, std::uint8_t* out) {
-  tiles(begin, end, width, [&](i64 at, i64 channel, int count) {
-    const float *__restrict unit = units + channel, *__restrict from = x + at;
-    std::uint8_t* __restrict to = out + at;
-    for (int i = 0; i < count; ++i) to[i] = std::uint8_t(int(std::floor(from[i] / unit[i] + 128.5f)));
-  });
-}
-
 void quantize_back(const float* grad, const float* x, i64 begin, i64 end, i64 width, const float* units, float low,
                    float high, float* by_x, float* by_unit) {
   tiles(begin, end, width, [&](i64 at, i64 channel, int count) {
@@ -388,90 +235,6 @@ void quantize_back(const float* grad, const float* x, i64 begin, i64 end, i64 wi
       on_unit[i] += given[i] * (clipped - (inside ? u : 0.0f));
     }
   });
-}
-
-// ---------------------------------------------------------------- integer products of few rows
-
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-#define FAS_FEW 1
-// Sums of products of ROWS rows of codes with two rows of weights, both [.., depth] of 16 bits, depth a multiple of 32. A lane
-// takes depth / 16 products of at most 127 * 32512, so 8192 values of depth fit 32 bits.
-template <int ROWS>
-inline void sums_of(const std::int16_t* codes, const std::int16_t* first, const std::int16_t* second, i64 depth,
-                    double* out) {
-  double total[2][ROWS] = {};
-  for (i64 from = 0; from < depth; from += 8192) {
-    const i64 to = std::min(depth, from + 8192);
-    __m512i sums[2][ROWS];
-    for (int r = 0; r < ROWS; ++r) sums[0][r] = sums[1][r] = _mm512_setzero_si512();
-    for (i64 k = from; k < to; k += 32) {
-      const __m512i left = _mm512_loadu_si512(first + k), right = _mm512_loadu_si512(second + k);
-      for (int r = 0; r < ROWS; ++r) {
-        const __m512i code = _mm512_loadu_si512(codes + r * depth + k);
-        sums[0][r] = _mm512_dpwssd_epi32(sums[0][r], code, left);
-        sums[1][r] = _mm512_dpwssd_epi32(sums[1][r], code, right);
-      }
-    }
-    for (int n = 0; n < 2; ++n)
-      for (int r = 0; r < ROWS; ++r) {
-        const __m512d low = _mm512_cvtepi32_pd(_mm512_castsi512_si256(sums[n][r]));
-        const __m512d high = _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(sums[n][r], 1));
-        total[n][r] += _mm512_reduce_add_pd(_mm512_add_pd(low, high));
-      }
-  }
-  for (int n = 0; n < 2; ++n)
-    for (int r = 0; r < ROWS; ++r) out[n * ROWS + r] = total[n][r];
-}
-
-// Outputs [begin, end) of x [rows, inputs] (multiples of unit) times weights [outputs, depth] of the given steps, plus bias.
-void multiply(const float* x, int rows, i64 inputs, i64 depth, const float* unit, const std::int16_t* weights, i64 begin,
-              i64 end, i64 outputs, const float* step, const float* bias, float* out) {
-  std::vector<std::int16_t> codes(std::size_t(8) * depth, 0);
-  for (int from = 0; from < rows; from += 8) {
-    const int count = std::min(8, rows - from);
-    std::fill(codes.begin(), codes.end(), std::int16_t(0));
-    for (int r = 0; r < count; ++r) {
-      const float* __restrict row = x + (from + r) * inputs;
-      std::int16_t* __restrict code = &codes[r * depth];
-      for (i64 k = 0; k < inputs; ++k) code[k] = std::int16_t(int(std::floor(row[k] / unit[k] + 0.5f)));
-    }
-    for (i64 n = begin; n < end; n += 2) {
-      const bool both = n + 1 < end;
-      const std::int16_t *first = weights + n * depth, *second = both ? first + depth : first;
-      double sums[16];
-      if (count > 4)
-        sums_of<8>(codes.data(), first, second, depth, sums);
-      else if (count > 1)
-        sums_of<4>(codes.data(), first, second, depth, sums);
-      else
-        sums_of<1>(codes.data(), first, second, depth, sums);
-      const int stride = count > 4 ? 8 : count > 1 ? 4 : 1;
-      for (int m = 0; m < (both ? 2 : 1); ++m)
-        for (int r = 0; r < count; ++r)
-          out[(from + r) * outputs + n + m] = float(sums[m * stride + r] * double(step[n + m])) + (bias ? bias[n + m] : 0.0f);
-    }
-  }
-}
-#else
-#define FAS_FEW 0
-#endif
-
-// Calls work(first, last, number) for the parts of [begin, end) that each thread of PyTorch's own pool gets, in whole cache lines.
-template <class F>
-void shared(i64 begin, i64 end, int threads, F work) {
-#if defined(_OPENMP)
-  if (threads > 1) {
-#pragma omp parallel num_threads(threads)
-    {
-      const i64 count = omp_get_num_threads(), number = omp_get_thread_num();
-      const i64 each = ((end - begin + count - 1) / count + 15) / 16 * 16;
-      const i64 from = std::min(end, begin + number * each), to = std::min(end, from + each);
-      if (from < to) work(from, to, number);
-    }
-    return;
-  }
-#endif
-  work(begin, end, i64(0));
 }
 
 }  // namespace
@@ -546,20 +309,5 @@ void fas_quantize_back(const float* grad, const float* x, i64 begin, i64 end, i6
   shared(begin, end, threads, [&](i64 from, i64 to, i64 number) {
     quantize_back(grad, x, from, to, width, unit, low, high, by_x, by_unit + number * width);
   });
-}
-
-void fas_count(const float* x, i64 begin, i64 end, i64 width, const float* unit, std::uint8_t* out, int threads) {
-  shared(begin, end, threads, [&](i64 from, i64 to, i64) { count(x, from, to, width, unit, out); });
-}
-
-int fas_multiplies() { return FAS_FEW; }
-
-void fas_multiply(const float* x, int rows, i64 inputs, i64 depth, const float* unit, const std::int16_t* weights, i64 begin,
-                  i64 end, i64 outputs, const float* step, const float* bias, float* out, int threads) {
-#if FAS_FEW
-  shared(begin, end, threads, [&](i64 from, i64 to, i64) {
-    multiply(x, rows, inputs, depth, unit, weights, from, to, outputs, step, bias, out);
-  });
-#endif
 }
 }

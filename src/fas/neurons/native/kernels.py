@@ -81,6 +81,39 @@ def fire_back(
     return by_rows, by_threshold, by_v_init
 
 
+class Prepared:
+    """A neuron whose constants do not change, without spikes told: rows ``[T, …, C]`` in, output rows out."""
+
+    def __init__(self, name: str, constants: Sequence[Tensor], width: int, plan: tuple[Any, ...]) -> None:
+        self.kernel, self.width = _function(name), width
+        self.kept = [value.detach().expand(width).contiguous() for value in constants]
+        self.fixed = (*[value.data_ptr() for value in self.kept], *plan)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        rows = rows.contiguous()
+        out, size = torch.empty_like(rows), rows.numel() // len(rows)
+        head = (_KINDS[rows.dtype], rows.data_ptr(), size, 0, size, self.width)
+        threads = max(1, min(torch.get_num_threads(), rows.numel() // SHARE))
+        self.kernel(*head, *self.fixed, out.data_ptr(), None, int(out.nbytes >= STREAMED), threads)
+        return out
+
+
+def prepared_tracker(
+    unit: Tensor, v_init: Tensor, a_init: Tensor, width: int, steps: Sequence[float], timesteps: int,
+    bounds: tuple[int, int], zones: Sequence[float],
+) -> Prepared:  # fmt: skip
+    """`track` with all but the rows."""
+    plan = (_floats(steps), _floats(zones), timesteps, len(steps) // timesteps, *map(float, bounds))
+    return Prepared("fas_sigma_delta", (unit, v_init, a_init), width, plan)
+
+
+def prepared_firing(
+    threshold: Tensor, v_init: Tensor, width: int, timesteps: int, signed: bool, mean: bool
+) -> Prepared:
+    """`fire` with all but the rows."""
+    return Prepared("fas_fire", (threshold, v_init), width, (timesteps, int(signed), int(mean)))
+
+
 def quantize(x: Tensor, unit: Tensor, bounds: tuple[int, int], out: Tensor | None = None) -> Tensor:
     """`fas.neurons.qcfs` of ``x`` ``[…, C]``, on the grid of step ``unit``."""
     call, out = _Call(x.unsqueeze(0)), _out(x, out)
