@@ -20,7 +20,7 @@ package = files("fas")
 print(package)
 for name in ("py.typed", "builtin/evaluation.txt", *(f"builtin/model/{n}" for n in (
     "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")), "builtin/vision/processor_config.json",
-    "builtin/vision/model.safetensors"):
+    "builtin/vision/model.safetensors", *(f"neurons/native/{n}" for n in ("common.h", "kernels.cpp", "products.cpp"))):
     assert package.joinpath(name).is_file(), name
 from fas.pipeline.recipes import read_recipe, recipe_folder, recipe_names
 assert recipe_folder().is_relative_to(str(package)) and len(recipe_names()) == 24

@@ -22,6 +22,8 @@ FIELDS = (
     "seconds_convert", "seconds", "error",
 )  # fmt: skip
 _MARKERS = "osD^vP*X"
+FARTHEST = 3
+"""Perplexities of more than so many times the control's are not drawn."""
 _COSTS: tuple[tuple[str, str, Callable[[Row], float | None], str], ...] = (
     ("latency", "Quality against latency", lambda row: row.latency_timesteps, "timesteps until the answer"),
     ("spikes", "Quality against spikes", lambda row: row.spikes_per_neuron, "spikes a neuron and token"),
@@ -86,6 +88,8 @@ def figures(results: Results) -> list[tuple[str, str, str]]:
         "Each method over T; the line joins those than which none is better at the same cost or less. Level lines: the control "
         "and the QCFS model, which have no time."
     )
+    if rows and not words.is_share(rows[0]):
+        caption += f" More than {FARTHEST} times the control's is not drawn."
     return [
         (title, _figure(results, rows, cost, label), caption)
         for _, title, cost, label in _COSTS
@@ -114,7 +118,8 @@ def _figure(results: Results, rows: list[Row], cost: Callable[[Row], float | Non
         )
     axes.set_xscale("log", base=2)
     if references and not words.is_share(rows[0]):  # what failed would hide the rest
-        axes.set_ylim(top=min(max(row.value or 0 for row in rows), 3 * (references[0].value or 1)))
+        values = [row.value or 0 for row in [*rows, *references]]
+        axes.set_ylim(0.97 * min(values), min(1.03 * max(values), FARTHEST * (references[0].value or 1)))
     axes.set_xlabel(label)
     axes.set_ylabel(words.metric_title(results))
     return finish(figure, axes)
