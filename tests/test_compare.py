@@ -10,16 +10,20 @@ from typing import Any
 
 import folders
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from fas import convert, prepare
 from fas.cli import app
+from fas.config import SpikingConfig
 from fas.errors import ConfigError
 from fas.methods import Method, method, methods, register
 from fas.pipeline import compare
 from fas.pipeline.compare import CompareOptions, run_comparison
 from fas.pipeline.options import ConvertOptions
+from fas.pipeline.priced import priced
 from fas.report.comparison import FIELDS, LEDGERS, as_csv, badness, front
 from fas.report.results import Results, Row
 
@@ -59,6 +63,10 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
     assert (rows["parallel", 4].latency_timesteps, rows["qcfs", 4].latency_timesteps) == (4 * 8, 4)
     assert rows["qcfs", 4].energy_strict_pj is not None
     assert rows["qcfs", 4].energies is not None
+    assert first.rows[1].energies is not None
+    assert first.rows[1].energies["with memory"] == pytest.approx(
+        1
+    )  # the quantized ANN is what that column compares with
     assert set(rows["qcfs", 4].energies) == set(LEDGERS.values())
     # both drop GELU; norms and softmax run once, or in each of four timesteps
     macs, functions = ([rows[name, 4].analog[key] for name in ("qcfs", "parallel")] for key in ("macs", "functions"))  # type: ignore[index]
@@ -115,6 +123,22 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     plain = CliRunner().invoke(app, [*asked, "--timesteps=2", "--quiet", *flags], catch_exceptions=False).stdout
     assert "latency" in plain
     assert "s to convert" in plain
+
+
+def test_rounds_are_paid_for_and_do_not_make_more_analog() -> None:
+    model = tiny.ann("llama").eval()
+    batch = tiny.inputs_for(model, 4)
+    config = SpikingConfig(coverage="linear", levels=8, timesteps=4)
+    model = convert(prepare(model, config, [batch]))
+    once, thrice = (priced(model, config, batch, spent) for spent in (1.0, 3.0))
+    for name in once["energies"]:
+        assert thrice["energies"][name] == pytest.approx(3 * once["energies"][name])
+    assert thrice["energy_strict_pj"] == pytest.approx(3 * once["energy_strict_pj"])
+    assert thrice["energy_ann_pj"] == once["energy_ann_pj"]
+    assert thrice["analog"]["functions"] == pytest.approx(3 * once["analog"]["functions"])
+    assert thrice["analog"]["macs"] == once["analog"]["macs"]
+    weights = sum(value.nbytes for value in [*model.parameters(), *model.buffers()]) / 2**20
+    assert once["memory_mib"] > weights
 
 
 def test_bad_settings(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process."""
+"""Freed memory stays with the process, and fp32 products are as fast as they can be without a loss."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from fas.pipeline import load
 from fas.runtime.memory import keep_freed_memory
 
 COUNT = """
@@ -52,3 +54,18 @@ def test_kept_memory_can_be_returned() -> None:
     kept, returned = map(int, run.stdout.split())
     assert kept > 240  # MiB of 256
     assert returned < 32
+
+
+@pytest.mark.parametrize(("rounded", "chosen"), [(False, "medium"), (True, "highest")])
+def test_products_are_fast_where_they_lose_nothing(rounded: bool, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this processor does: products in fp32 pass the probe, and with operands in bf16 they do not."""
+    product = torch.Tensor.__matmul__
+
+    def multiplied(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        if left.dtype == torch.float32 and rounded:
+            left, right = left.bfloat16().float(), right.bfloat16().float()
+        return product(left, right)
+
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda name: None)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", multiplied)
+    assert load._matmul_precision() == chosen
