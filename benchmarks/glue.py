@@ -49,7 +49,7 @@ KEPT_GELU = {"activation": "keep", "distill_states": 1.0}
 COVERAGES: dict[str, dict[str, Any]] = {
     "linear": {"levels": 15, "codings": ("sigma_delta",), "timesteps": (4, 8)} | KEPT_GELU,
     "ffn": {"levels": 4, "codings": ("rate",), "timesteps": (4,), "distill_states": 1.0},
-    "full": {"levels": 15, "codings": ("sigma_delta",), "timesteps": (16,)} | KEPT_GELU,
+    "full": {"levels": 15, "codings": ("sigma_delta",), "timesteps": (16,), "stage2": False} | KEPT_GELU,
 }
 # what a task is converted with: side by side, the longest first; where rows are few, one after the other
 CONVERTED = {"sst2": ("full", "linear", "ffn"), "mrpc": ("linear", "ffn"), "stsb": ("linear", "ffn")}
