@@ -202,6 +202,7 @@ def page() -> str:
             "Perplexity against the control (38.63; ANN 38.97), 128 sequences of 128 tokens, 800 steps of Stage 1.",
             "Measured, as the next table, before neurons could wait in a dead zone; that moved T = 2, 3, 4, 8 at `linear` by",
             "+.9, 0, −.1 and 0 % (docs/log.md).",
+            "Rows of `full` are from before the input of norms was shifted by its octave (2026-11-27).",
             "",
             *conversions(["builtin.json"], "perplexity", lambda value, control: f"×{value / control:.3f}"),
             "## Few timesteps",
