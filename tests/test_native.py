@@ -157,10 +157,15 @@ def test_counts_are_whole_multiples_and_128() -> None:
     assert torch.equal(kernels.count(codes * unit, unit), (codes + 128).to(torch.uint8))
 
 
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_threads_and_streams_change_nothing(threads: int, dtype: torch.dtype) -> None:
-    """More than `STREAMED` bytes, shared out; the width is no multiple of a vector."""
+def test_threads_and_streams_change_nothing(
+    threads: int, dtype: torch.dtype, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than `STREAMED` bytes, shared out by OpenMP or by Python; the width is no multiple of a vector."""
+    if not shared:
+        monkeypatch.setattr(kernels, "shares", lambda: False)
     rows = torch.randn(4, 1100, 1003, generator=torch.Generator().manual_seed(0)).to(dtype)
     case = [
         rows,

@@ -77,6 +77,18 @@ def test_with_24_bits_a_model_is_the_same(time: dict[str, Any], coverage: str) -
     assert torch.equal(model(**batch).logits, wanted)
 
 
+@torch.no_grad()
+def test_counts_beyond_a_byte_are_multiplied_as_ever() -> None:
+    """Rate codes count to T: at T = 200 a constant input fires 200 times."""
+    model, batch = converted("llama", "ffn", coding="rate")
+    for site in sites_of(model).values():
+        site.log_scale -= 4  # all neurons fire in every timestep
+    with at_time(model, timesteps=200):
+        wanted = model(**batch).logits
+        with integer_products(model, 24):
+            assert torch.equal(model(**batch).logits, wanted)
+
+
 def test_gradients_and_other_times_are_not_confused() -> None:
     model, batch = converted("llama")
     with integer_products(model, 24):

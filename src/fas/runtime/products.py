@@ -36,8 +36,8 @@ def integer_products(model: nn.Module, bits: int = 16) -> Iterator[nn.Module]:
     """Inside, linear layers that read spikes multiply integers, on a CPU, in fp32, where no gradient is asked for; others, and
     convolutions and attention, stay as they are.
 
-    Weights may change inside, neurons may not. Raises `FasError` for a model without sites, or whose grid has more than 127
-    levels, and `ConfigError` for other ``bits``.
+    Weights may change inside, neurons may not; what is no number becomes one. Raises `FasError` for a model without sites, or
+    whose grid has more than 127 levels, and `ConfigError` for other ``bits``.
     """
     if bits not in BITS:
         raise ConfigError(f"bits={bits} of a weight are not valid: choose {', '.join(map(str, BITS))}")
@@ -73,7 +73,10 @@ class _Product:
 
     def __call__(self, x: Tensor) -> Tensor:
         site = self.site
+        config = site.clock.config
         ordinary = site.clock.stage == "snn" and site.clock.neuron is None and site.calibrates
+        if config.coding == "rate" and site.clock.folds and config.timesteps > CODES:  # counts reach T, not L
+            ordinary = False
         if not ordinary or torch.is_grad_enabled() or x.dtype != torch.float32 or not kernels.takes(x):
             return type(self.module).forward(self.module, x)
         packed = self._packed()
