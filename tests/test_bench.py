@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import folders
 import pytest
 import torch
+from transformers import GPT2Config
 from typer.testing import CliRunner
 
 from fas.cli import app
 from fas.errors import ConfigError
 from fas.neurons import rate_step_rows
-from fas.pipeline import bench
+from fas.pipeline import bench, bench_models
 from fas.pipeline.bench import BenchOptions, Case, run_bench, timed
 from fas.pipeline.bench_cases import model_cases, step_loop
+from fas.pipeline.bench_models import FIRING
 from fas.progress import Silent
 from fas.report.speed import as_table
 
@@ -67,7 +70,7 @@ def test_what_is_asked_for_is_timed(model: str, tmp_path: Path) -> None:
     one += [(what, None, "layerwise", 8, "ann") for what in ("prefill", "decode")]
     for coding in ("sigma_delta", "rate"):
         time_of = (coding, "synchronous", 4)
-        one += [("prefill", *time_of, "ann"), ("prefill", *time_of, "naive"), ("decode", *time_of, "ann")]
+        one += [(what, *time_of, against) for against in ("ann", "naive") for what in ("prefill", "decode")]
     assert told == one * 2
     assert [row["dtype"] for row in found["rows"]] == ["float32"] * len(one) + ["bfloat16"] * len(one)
     assert found["integer_bits"] == 16
@@ -79,10 +82,10 @@ def test_cases_compute_what_they_say(model: str) -> None:
     """Prefill is the model's own, simulated for T; integer products are in use; nothing stays behind."""
     options = BenchOptions(model=model, what=("prefill",), coverages=("linear",), timesteps=(4,), length=8)
     logits = []
-    for case in model_cases(options, Silent()):
-        ours, other = case.ours().logits, case.other()
+    for case in model_cases(options, {}):
+        ours, other = case.ours().logits, case.other().logits
         assert not ours.requires_grad
-        assert (other is None) == (case.against == "naive")
+        assert not torch.equal(ours, other)
         logits.append(ours)
     assert len(logits) == 3  # layerwise, and T = 4 twice
     assert torch.equal(logits[1], logits[2])  # the naive run in between left no neuron behind
@@ -108,7 +111,10 @@ def test_neurons_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"what": ("speed",)}, "what='speed' is not valid: choose of neuron, prefill, decode, stage1_step"),
+        (
+            {"what": ("speed",)},
+            "what='speed' is not valid: choose of neuron, prefill, decode, decode_relu, stage1_step, stage2",
+        ),
         ({"dtypes": ("int4",)}, "dtype='int4' is not valid"),
         ({"rounds": 0}, "rounds and timesteps must be at least 1"),
         ({"integer_bits": 12}, "integer_bits=12 is not valid"),
@@ -117,3 +123,36 @@ def test_neurons_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_settings(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         bench.BenchOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_random_models_fire_like_trained_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the size of the tests; the sparse one's neurons fire as seldom as is said."""
+    small = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 97}
+    monkeypatch.setattr(bench_models, "GPT2Config", lambda **settings: GPT2Config(**small, **settings))
+    options = BenchOptions(
+        what=("decode", "decode_relu"), coverages=("linear",), timesteps=(8,), dtypes=("float32",), length=32
+    )
+    about: dict[str, Any] = {}
+    cases = list(model_cases(options, about))
+    assert [(case.what, case.coverage, case.against) for case in cases] == [
+        ("decode", coverage, against) for coverage in ("linear", "ffn") for against in ("ann", "ann", "naive")
+    ]
+    for kind, wanted in FIRING.items():
+        assert about["spikes_per_neuron"]["linear"][kind] == pytest.approx(wanted, rel=0.15)
+    assert 0.02 < about["spikes_per_neuron"]["ffn, ReLU"]["ffn_hidden"] < 0.3
+    ann = bench_models.bench_ann(None, 32, 0, "relu")
+    ids = torch.randint(97, (1, 32), generator=torch.Generator().manual_seed(0))
+    bench_models.keep_active(ann, ids, 0.03)
+    shares: list[float] = []
+    for block in ann.transformer.h:
+        block.mlp.act.register_forward_hook(lambda module, args, out: shares.append(float((out > 0).float().mean())))
+    ann(input_ids=ids)
+    assert shares == pytest.approx([0.03, 0.03], abs=2e-3)
+
+
+def test_stage2_is_timed_on_the_embedded_model() -> None:
+    (case,) = model_cases(BenchOptions(what=("stage2",), timesteps=(2,), length=16), {})
+    assert (case.what, case.against, case.model, case.timesteps) == ("stage2", "published", "builtin", 2)
+    assert case.before is not None
+    case.before()
+    assert case.ours() is None  # runs

@@ -39,8 +39,9 @@ from fas.pipeline.image_shapes import ImageShape
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.recipes import read_recipe
 from fas.pipeline.stages import Run
-from fas.pipeline.traced import shapes_only, traced
+from fas.pipeline.traced import shapes_only
 from fas.report.plan import Plan
+from fas.runtime.alive import traced
 from fas.tasks.language_modeling import Blocks
 
 CONFIG = GPT2Config(vocab_size=97, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1)

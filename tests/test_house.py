@@ -24,7 +24,12 @@ def lines_of(path: Path) -> int:
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_module_imports_and_its_examples_hold(path: Path) -> None:
-    module = importlib.import_module(module_name(path))
+    try:
+        module = importlib.import_module(module_name(path))
+    except ModuleNotFoundError as missing:
+        if missing.name != "triton":
+            raise
+        pytest.skip("the package triton is not here")
     assert doctest.testmod(module).failed == 0
 
 

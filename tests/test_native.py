@@ -12,51 +12,16 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
+from neuron_cases import cases, near, same, tracking
 
 from fas.config import SpikingConfig
 from fas.neurons import Clock, Site, integrate_fire, qcfs
 from fas.neurons.native import build, kernels
-from fas.neurons.qcfs import grid
 
 sigma_delta_module = importlib.import_module("fas.neurons.sigma_delta")  # the package holds a function of that name
 
 pytestmark = pytest.mark.skipif(build.library() is None, reason="no C++ compiler: there is nothing to compare")
 MANY = settings(max_examples=80, deadline=None)
-
-
-@st.composite
-def cases(draw: st.DrawFn) -> dict[str, Any]:
-    """Rows of odd sizes, both dtypes, whole or cut from something larger, and constants a channel or a tensor."""
-    timesteps, tokens, width = draw(st.integers(1, 9)), draw(st.integers(1, 5)), draw(st.integers(1, 150))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    rows = torch.randn(timesteps, tokens, width + 3, generator=generator) * draw(st.sampled_from([0.3, 1.0, 4.0]))
-    rows = rows[..., :width] if draw(st.booleans()) else rows[..., :width].contiguous()
-    if draw(st.booleans()):
-        rows = rows.to(torch.bfloat16)
-    each = (1,) if draw(st.booleans()) else (width,)
-    neurons = draw(st.sampled_from([1, 2]))
-    count = neurons * timesteps
-    return {
-        "rows": rows,
-        "unit": torch.rand(each, generator=generator) * 0.3 + 0.05,
-        "v_init": torch.rand(width, generator=generator),
-        "a_init": torch.randint(-1, 2, (width,), generator=generator).float(),
-        "steps": [2.0 ** draw(st.integers(0, 3)) for _ in range(count)],
-        "zones": [draw(st.sampled_from([0.0, 0.0, 0.125, 0.25])) for _ in range(count)],
-        "bounds": grid(draw(st.sampled_from([1, 4, 8, 15])), draw(st.booleans())),
-        "signed": draw(st.booleans()),
-        "mean": draw(st.booleans()),
-    }
-
-
-def same(found: Tensor, wanted: Tensor) -> bool:
-    return found.dtype == wanted.dtype and found.shape == wanted.shape and torch.equal(found, wanted)
-
-
-def tracking(case: dict[str, Any]) -> list[Any]:
-    return [case[name] for name in ("rows", "unit", "v_init", "a_init", "steps", "bounds", "zones")]
 
 
 @MANY
@@ -91,13 +56,6 @@ def test_quantizing_is_the_same(case: dict[str, Any]) -> None:
     assert same(kernels.quantize(x, case["unit"], case["bounds"]), wanted)
 
 
-def near(found: Tensor, wanted: Tensor) -> bool:
-    # what is summed over all tokens cancels
-    size = float(wanted.float().abs().max()) + (1.0 if wanted.ndim == 1 else 1e-6)
-    exact = 1e-5 if found.dtype == torch.float32 else 1e-2
-    return found.dtype == wanted.dtype and bool(((found.float() - wanted.float()).abs() <= exact * size).all())
-
-
 @MANY
 @given(cases())
 def test_gradients_are_the_same(case: dict[str, Any]) -> None:
@@ -124,31 +82,6 @@ def test_gradients_of_qcfs_are_the_same(case: dict[str, Any]) -> None:
         assert found is not None
         assert wanted is not None
         assert near(found, wanted.float())
-
-
-@MANY
-@given(st.integers(1, 20), st.integers(1, 100), st.integers(1, 9), st.booleans(), st.integers(0, 2**31))
-def test_few_rows_are_multiplied_exactly(rows: int, inputs: int, outputs: int, biased: bool, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(-127, 128, (rows, inputs), generator=generator)
-    weights = torch.randint(-32512, 32513, (outputs, inputs), generator=generator)
-    unit, step = (torch.rand(size, generator=generator) + 0.1 for size in (inputs, outputs))
-    bias = torch.randn(outputs, generator=generator) if biased else None
-    assert_product(codes, unit, weights, step, bias)
-
-
-def test_long_rows_of_the_largest_numbers_do_not_overflow() -> None:
-    codes, weights = torch.full((9, 9000), 127), torch.full((3, 9000), -32512)
-    assert_product(codes, torch.full((9000,), 0.5), weights, torch.ones(3), None)
-
-
-def assert_product(codes: Tensor, unit: Tensor, weights: Tensor, step: Tensor, bias: Tensor | None) -> None:
-    if not kernels.multiplies():
-        pytest.skip("no AVX-512 VNNI here")
-    padded = torch.nn.functional.pad(weights, (0, -weights.shape[1] % 32)).to(torch.int16).contiguous()
-    found = kernels.multiply(codes * unit, unit, padded, step, bias)
-    wanted = ((codes @ weights.T).double() * step.double()).float()
-    assert torch.equal(found, wanted if bias is None else wanted + bias)
 
 
 def test_counts_are_whole_multiples_and_128() -> None:

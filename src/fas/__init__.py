@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from fas.config import SpikingConfig
     from fas.conversion import convert, prepare
     from fas.errors import FasError
+    from fas.runtime.accelerated import accelerated
     from fas.runtime.adaptive import Adaptive, adaptive
-    from fas.runtime.products import integer_products
+    from fas.runtime.limit import memory_limit
 
 __version__ = "0.1.0"
 
@@ -25,13 +26,14 @@ __all__ = [
     "FasError",
     "Ledger",
     "SpikingConfig",
+    "accelerated",
     "adaptive",
     "calibrate",
     "calibrate_folder",
     "convert",
     "diagnose",
-    "integer_products",
     "ledger",
+    "memory_limit",
     "prepare",
 ]
 
@@ -47,8 +49,9 @@ _HOMES = {
     "calibrate_folder": "fas.calibration.from_disk",
     "convert": "fas.conversion.verbs",
     "diagnose": "fas.calibration.diagnosis",
-    "integer_products": "fas.runtime.products",
+    "accelerated": "fas.runtime.accelerated",
     "ledger": "fas.accounting.ledger",
+    "memory_limit": "fas.runtime.limit",
     "prepare": "fas.conversion.verbs",
 }
 

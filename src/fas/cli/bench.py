@@ -18,17 +18,21 @@ def command(
         str | None, typer.Option(help="Hub id or local folder.", show_default="GPT-2 small, random weights")
     ] = None,
     what: Annotated[
-        list[str] | None, typer.Option(help="neuron, prefill, decode, stage1_step.", show_default="all")
+        list[str] | None,
+        typer.Option(
+            help="neuron, prefill, decode, decode_relu (sparse), stage1_step, stage2.",
+            show_default="all",
+        ),
     ] = None,
     coverage: Annotated[list[str] | None, typer.Option(help="What becomes spikes.", show_default="ffn,linear")] = None,
     coding: Annotated[list[str] | None, typer.Option(help="sigma_delta, rate.", show_default="sigma_delta")] = None,
     timesteps: Annotated[list[str] | None, typer.Option(help="T, one or several.", show_default="4,8")] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16.", show_default="float32")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16.", show_default="both")] = None,
     levels: Annotated[int, typer.Option(help="L of the grid.")] = 8,
     length: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 128,
     rounds: Annotated[int, typer.Option(help="Timings of each side; ratios are of one round.")] = 7,
     integer_bits: Annotated[
-        int, typer.Option(help="Bits of the weights of integer products: 8, 16, 24, or 0 for products as in training.")
+        int, typer.Option(help="Bits of the weights that spikes are multiplied with: 8, 16, 24, or 0 for as they are.")
     ] = 16,
     threads: Annotated[int | None, typer.Option(help="Of this process.", show_default="PyTorch's")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON to write.", show_default=False)] = None,
@@ -36,7 +40,7 @@ def command(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Time neurons, prefill, decoding and Stage 1 against the ANN, a naive simulation and SpikingJelly, on this CPU.
+    """Time neurons, prefill, decoding, Stage 1 and 2 against the ANN, a naive simulation and other code, on this CPU.
 
     Both sides of a ratio are timed in turns within one round; shown are the median and the spread over rounds.
     """
@@ -52,7 +56,7 @@ def command(
         options = BenchOptions(
             model, tuple(words_in(what) or WHATS), tuple(words_in(coverage) or ("ffn", "linear")),
             tuple(word.replace("-", "_") for word in words_in(coding) or ("sigma_delta",)),
-            numbers_in(timesteps, "--timesteps") or (4, 8), tuple(words_in(dtype) or ("float32",)),
+            numbers_in(timesteps, "--timesteps") or (4, 8), tuple(words_in(dtype) or ("float32", "bfloat16")),
             levels, length, rounds, integer_bits, threads, seed,
         )  # fmt: skip
         results = run_bench(options, progress)

@@ -14,8 +14,10 @@ from fas.cli.options import (
     Device,
     DType,
     IncludePath,
+    IntegerBits,
     LabelColumn,
     Limit,
+    MemoryLimit,
     NumFewshot,
     PairColumn,
     Quiet,
@@ -76,6 +78,8 @@ def command(
         list[str] | None,
         typer.Option(help="Also stop at this mean largest probability: 0.5,0.9.", show_default=False),
     ] = None,
+    memory_limit: MemoryLimit = None,
+    integer_bits: IntegerBits = 0,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: DType = None,
@@ -88,6 +92,7 @@ def command(
     common = {
         "timesteps": numbers_in(timesteps, "--timesteps"), "codings": words_in(coding), "layerwise": layerwise,
         "batch_size": batch_size, "length": length, "seed": seed, "device": device, "dtype": dtype,
+        "memory_limit": memory_limit, "integer_bits": integer_bits,
     }  # fmt: skip
     columns = (text_column, pair_column, label_column)
     with_text = {

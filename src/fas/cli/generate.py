@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fas.cli.options import Adaptive, AsJson, Converted, Device, DType, Quiet, Seed
+from fas.cli.options import Adaptive, AsJson, Converted, Device, DType, IntegerBits, MemoryLimit, Quiet, Seed
 
 NAME = "generate"
 EXAMPLE = 'fas generate gpt2-snn --prompt "The list type" --sample --temperature 0.8'
@@ -38,6 +38,8 @@ def command(
         float | None, typer.Option(help="A token also stops when so probable (0 to 1); no cache.", show_default=False)
     ] = None,
     ann: Annotated[bool, typer.Option("--ann", help="Also let the control, its fine-tuned original, write.")] = False,
+    memory_limit: MemoryLimit = None,
+    integer_bits: IntegerBits = 0,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: DType = None,
@@ -56,14 +58,18 @@ def command(
         model, tokenizer = load_spiking(str(folder), device, dtype, any_task=image is not None)
         model.set_timesteps(timesteps, cache=cache, **({"coding": coding.replace("-", "_")} if coding else {}))
         stopping = chosen_stopping(model, confidence) if adaptive or confidence is not None else None
-        written = continue_text(model, tokenizer, prompt, decoding, stopping, image)
+        written = continue_text(model, tokenizer, prompt, decoding, stopping, image, memory_limit, integer_bits)
         answer: dict[str, Any] = {"model": str(folder), "decoding": decoding.to_dict(), **written.to_dict()}
         progress.note(written.summary())
         if ann:
             control = folder / "control"
             if control.is_dir():
                 answer["control"] = continue_text(
-                    *load_ann(str(control), device, dtype or "float32", any_task=True), prompt, decoding, image=image
+                    *load_ann(str(control), device, dtype or "float32", any_task=True),
+                    prompt,
+                    decoding,
+                    image=image,
+                    limit=memory_limit,
                 ).to_dict()
             else:
                 progress.note(f"note: {control} does not exist, so only the SNN writes")

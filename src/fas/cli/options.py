@@ -22,6 +22,15 @@ def known_dtype(value: str | None) -> str | None:
     return value
 
 
+def known_size(value: str | None) -> str | None:
+    """The value itself; raises `ConfigError` if it is no amount of memory."""
+    if value is not None:
+        from fas.runtime.sizes import bytes_in
+
+        bytes_in(value)
+    return value
+
+
 Seed = Annotated[int, typer.Option(help="Same seed, same result.", min=0)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; errors only.")]
@@ -29,6 +38,21 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 DType = Annotated[
     str | None,
     typer.Option(help="float32, bfloat16, float16; neurons use fp32.", show_default="as stored", callback=known_dtype),
+]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option(
+        help="Activations take at most so much, such as 2GiB: fewer sequences at once.",
+        show_default=False,
+        callback=known_size,
+    ),
+]
+IntegerBits = Annotated[
+    int,
+    typer.Option(
+        help="On a CPU, multiply spikes with weights rounded to 8, 16 or 24 bits: faster; 0: as they are.",
+        show_default="0",
+    ),
 ]
 Adaptive = Annotated[
     bool, typer.Option("--adaptive", help="Each sequence stops when nothing changes any more; report mean timesteps.")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fas.neurons.native import kernels
+from fas.neurons.fused import kernels_for
 from fas.neurons.pieces import BACKWARD, pieces
 from fas.neurons.surrogate import ternary_slope
 
@@ -44,17 +44,19 @@ class _IntegrateAndFire(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, threshold: Tensor, v_init: Tensor, signed: bool, mean: bool, told: bool) -> Any:
         ctx.save_for_backward(rows, threshold, v_init)
         ctx.signed, ctx.mean = signed, mean
-        if kernels.takes(rows, threshold, v_init):
-            outputs, spikes = kernels.fire(rows, threshold, v_init, signed, mean, told)
-        else:
+        kernels = kernels_for(rows, threshold, v_init)
+        if kernels is None:
             outputs, spikes = _rows(rows, threshold, v_init, signed, mean)
+        else:
+            outputs, spikes = kernels.fire(rows, threshold, v_init, signed, mean, told)
         ctx.mark_non_differentiable(spikes)
         return outputs, spikes
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, threshold, v_init = ctx.saved_tensors  # once: a checkpoint computes them again each time
-        gradients = kernels.fire_back if kernels.takes(rows, threshold, v_init) else _gradients
+        kernels = kernels_for(rows, threshold, v_init)
+        gradients = _gradients if kernels is None else kernels.fire_back
         return *gradients(grads[0], rows, threshold, v_init, ctx.signed, ctx.mean), None, None, None
 
 

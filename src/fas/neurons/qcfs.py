@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fas.neurons.native import kernels
+from fas.neurons.fused import kernels_for
 
 
 def grid(levels: int, signed: bool) -> tuple[int, int]:
@@ -33,7 +33,7 @@ class _QCFS(torch.autograd.Function):
         ctx.save_for_backward(x, scale)
         ctx.levels, ctx.signed = levels, signed
         unit = scale / levels
-        if kernels.takes(x, unit):
+        if (kernels := kernels_for(x, unit)) is not None:
             return kernels.quantize(x, unit, grid(levels, signed))
         return (codes(x, scale, levels, signed) * unit).to(x.dtype)
 
@@ -41,7 +41,8 @@ class _QCFS(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, scale = ctx.saved_tensors
         low, high = grid(ctx.levels, ctx.signed)
-        if kernels.takes(x, scale) and grads[0].dtype == torch.float32:
+        kernels = kernels_for(x, scale)
+        if kernels is not None and grads[0].dtype == torch.float32:
             by_x, by_unit = kernels.quantize_back(grads[0], x, scale / ctx.levels, (low, high))
             return by_x, (by_unit / ctx.levels).sum_to_size(scale.shape), None, None
         u = x / (scale / ctx.levels)

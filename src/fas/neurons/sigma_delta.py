@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fas.neurons.native import kernels
+from fas.neurons.fused import kernels_for
 from fas.neurons.pieces import BACKWARD, pieces
 from fas.neurons.qcfs import grid
 from fas.neurons.surrogate import ternary_slope
@@ -70,17 +70,19 @@ class _SigmaDelta(torch.autograd.Function):
     ) -> Any:
         ctx.save_for_backward(rows, unit, v_init, a_init)
         ctx.settings = settings
-        if kernels.takes(rows, unit, v_init, a_init):
-            outputs, spikes = kernels.track(rows, unit, v_init, a_init, *settings, want=told)
-        else:
+        kernels = kernels_for(rows, unit, v_init, a_init)
+        if kernels is None:
             outputs, spikes = _track(rows, unit, v_init, a_init, *settings)
+        else:
+            outputs, spikes = kernels.track(rows, unit, v_init, a_init, *settings, want=told)
         ctx.mark_non_differentiable(spikes)
         return outputs, spikes
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: a checkpoint computes them again each time
-        gradients = kernels.track_back if kernels.takes(*saved) else _gradients
+        kernels = kernels_for(*saved)
+        gradients = _gradients if kernels is None else kernels.track_back
         return *gradients(grads[0], *saved, *ctx.settings), None, None, None, None, None
 
 

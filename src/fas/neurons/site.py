@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fas.config import SpikingConfig, neurons_in, steps_in
 from fas.errors import FasError
 from fas.neurons.clock import Clock
+from fas.neurons.fused import kernels_for
 from fas.neurons.integrate_fire import rate_mean_rows, rate_step_rows
 from fas.neurons.layerwise import ones_first
 from fas.neurons.native import kernels
@@ -144,12 +145,16 @@ class Site(nn.Module):
         return out.flatten(0, 1).to(x.dtype)
 
     def _as_it_is(self, x: Tensor) -> bool:
-        """Whether a compiled kernel widens ``x`` itself, and nobody else wants to see it wide."""
+        """Whether a fused kernel widens ``x`` itself, and nobody else wants to see it wide."""
         clock = self.clock
         if x.dtype == torch.float32:
             return True
         watched = (clock.neuron, clock.probe, clock.early, clock.meter)
-        return all(entry is None for entry in watched) and not self.adds_constant(clock.config) and kernels.takes(x)
+        return (
+            all(entry is None for entry in watched)
+            and not self.adds_constant(clock.config)
+            and kernels_for(x) is not None
+        )
 
     def meet(self) -> None:
         """Say that the site runs now, if somebody wants to know."""

@@ -12,9 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fas.neurons import pieces
 from fas.operators.group import read
 from fas.operators.ranges import LAST_OCTAVE
 from fas.operators.spiking import SpikingGroup
+
+ELSEWHERE = 1 << 24
+"""Scores that a GPU looks up at a time; a CPU takes as many as it takes neurons. Beside them are five tensors as large."""
 
 
 def exp2_table(group: SpikingGroup, like: Tensor) -> Tensor:
@@ -31,11 +35,15 @@ def exp2_table(group: SpikingGroup, like: Tensor) -> Tensor:
 class _Exp2(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, table: Tensor) -> Tensor:
-        size = table.shape[1] - 1
-        u = u.clamp(0, LAST_OCTAVE)
-        octave = u.floor()
-        place = octave * (size + 1) + ((u - octave) * size + 0.5).floor()
-        values = table.flatten().index_select(0, place.flatten().to(torch.int32)).view(u.shape)
+        size, flat = table.shape[1] - 1, u.reshape(-1)
+        values = torch.empty_like(flat)
+        piece = pieces.PIECE if u.device.type == "cpu" else ELSEWHERE
+        for some, found in zip(flat.split(piece), values.split(piece), strict=True):
+            some = some.clamp(0, LAST_OCTAVE)
+            octave = some.floor()
+            place = octave * (size + 1) + ((some - octave) * size + 0.5).floor()
+            torch.index_select(table.flatten(), 0, place.to(torch.int32), out=found)
+        values = values.view(u.shape)
         ctx.save_for_backward(values)
         return values
 

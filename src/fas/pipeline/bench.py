@@ -13,8 +13,8 @@ import torch
 from fas.errors import ConfigError
 from fas.progress import Progress, Silent
 
-What = Literal["neuron", "prefill", "decode", "stage1_step"]
-WHATS: tuple[What, ...] = ("neuron", "prefill", "decode", "stage1_step")
+What = Literal["neuron", "prefill", "decode", "decode_relu", "stage1_step", "stage2"]
+WHATS: tuple[What, ...] = ("neuron", "prefill", "decode", "decode_relu", "stage1_step", "stage2")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -34,7 +34,7 @@ class BenchOptions:
     """Tokens of the prompt."""
     rounds: int = 7
     integer_bits: int = 16
-    """Of the weights of integer products (fp32 only); 0: as in training."""
+    """Of the weights that spikes are multiplied with (`fas.accelerated`); 0: as they are."""
     threads: int | None = None
     seed: int = 0
 
@@ -54,7 +54,7 @@ class Case:
 
     what: str
     against: str
-    """``ann``, ``naive``, ``spikingjelly``, ``copy``."""
+    """``ann``, ``naive``, ``spikingjelly``, ``copy``, ``published``."""
     ours: Callable[[], Any]
     other: Callable[[], Any]
     dtype: str = "float32"
@@ -64,6 +64,8 @@ class Case:
     timesteps: int | None = None
     before: Callable[[], Any] | None = None
     """Called before each timing, untimed."""
+    model: str | None = None
+    """Which one, where it is not neurons alone."""
 
 
 @dataclass
@@ -83,6 +85,7 @@ class BenchRow:
     milliseconds: float
     """Ours, median."""
     milliseconds_against: float
+    model: str | None = None
 
 
 @dataclass
@@ -108,8 +111,9 @@ def run_bench(options: BenchOptions, progress: Progress | None = None) -> BenchR
         # neurons alone with the system's memory as other programs have it, models with memory that is kept
         rows = [timed(case, options.rounds, progress) for case in neuron_cases(options, progress)]
         pick_device("cpu")
-        rows += [timed(case, options.rounds, progress) for case in model_cases(options, progress)]
-        return BenchResults(rows, circumstances(options))
+        about: dict[str, Any] = {}
+        rows += [timed(case, options.rounds, progress) for case in model_cases(options, about)]
+        return BenchResults(rows, circumstances(options) | about)
     finally:
         torch.set_num_threads(before)
 
@@ -122,7 +126,7 @@ def timed(case: Case, rounds: int, progress: Progress) -> BenchRow:
     seconds = [statistics.median(side) for side in zip(*pairs, strict=True)]
     row = BenchRow(
         case.what, case.coverage, case.coding, case.schedule, case.timesteps, case.dtype, case.against,
-        statistics.median(ratios), min(ratios), max(ratios), *(1e3 * side for side in seconds),
+        statistics.median(ratios), min(ratios), max(ratios), *(1e3 * side for side in seconds), model=case.model,
     )  # fmt: skip
     progress.note(f"{words_of(row)}: ×{row.ratio:.2f} of {row.against} ({row.ratio_min:.2f}–{row.ratio_max:.2f})")
     return row

@@ -4,38 +4,41 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel, set_seed
+from transformers import PreTrainedModel
 
+from fas.calibration import CalibrationOptions, calibrate
 from fas.config import SpikingConfig
 from fas.conversion import convert, prepare
+from fas.methods import PublishedOptions, calibrate_as_published
 from fas.neurons import Fired, Site, rate_mean_rows, sigma_delta
 from fas.neurons.native import kernels
 from fas.neurons.qcfs import grid
 from fas.pipeline.bench import DTYPES, BenchOptions, Case
-from fas.pipeline.load import load_ann
+from fas.pipeline.bench_models import RANDOM, bench_ann, fire_like_a_trained_model, firing, keep_active
 from fas.progress import Progress
 from fas.report.results import this_command, versions
+from fas.runtime.accelerated import accelerated
 from fas.runtime.control import at_time, clock_of
-from fas.runtime.products import integer_products
 
 NEURONS = (8, 128, 3072)
 """Sequences, tokens and channels of the neuron alone: the FFN of GPT-2 small."""
 TRAINED = 4
 """Sequences of a training step."""
-EAGER_LENGTH = 1024
-"""Up to here attention by plain products is the faster one on a CPU, for both sides."""
+ACTIVE = 0.03
+"""Of the neurons of a sparse FFN."""
+CALIBRATED, VISITS = 8, 16
+"""Sequences of Stage 2, and how often the paper's recipe sees each; ours sees them less often (docs/results.md)."""
 
 
 def circumstances(options: BenchOptions) -> dict[str, Any]:
     """What the figures depend on."""
     return {
-        "model": options.model or "GPT-2 small, random weights", "length": options.length, "levels": options.levels,
+        "model": options.model or RANDOM, "length": options.length, "levels": options.levels,
         "threads": options.threads or torch.get_num_threads(), "rounds": options.rounds, "seed": options.seed,
         "integer_bits": options.integer_bits, "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "compiled_neurons": kernels.takes(torch.zeros(1)), "versions": versions(), "command": this_command(),
@@ -49,11 +52,14 @@ def neuron_cases(options: BenchOptions, progress: Progress) -> Iterator[Case]:
             yield from _neurons(options, timesteps, progress)
 
 
-def model_cases(options: BenchOptions, progress: Progress) -> Iterator[Case]:
-    """All else, each case made when it is its turn: models leave memory behind them."""
-    if set(options.what) - {"neuron"}:
+def model_cases(options: BenchOptions, about: dict[str, Any]) -> Iterator[Case]:
+    """All else, each made when it is its turn: models leave memory behind them. ``about`` is told how often neurons fire."""
+    about["spikes_per_neuron"] = {}
+    if set(options.what) - {"neuron", "stage2"}:
         for dtype in options.dtypes:
-            yield from _models(options, dtype)
+            yield from _models(options, dtype, about)
+    if "stage2" in options.what:
+        yield from _calibrations(options)
 
 
 def _neurons(options: BenchOptions, timesteps: int, progress: Progress) -> Iterator[Case]:
@@ -108,67 +114,86 @@ def _spikingjelly(progress: Progress) -> Callable[[Tensor], Any] | None:
     return run
 
 
-def _models(options: BenchOptions, dtype: str) -> Iterator[Case]:
-    ann, ids = cast(Any, _ann(options)).to(DTYPES[dtype]), _prompt(options)
+def _models(options: BenchOptions, dtype: str, about: dict[str, Any]) -> Iterator[Case]:
+    ids = _prompt(options)
+    ann = cast(Any, bench_ann(options.model, options.length, options.seed)).to(DTYPES[dtype])
     ids %= ann.config.vocab_size
-    for coverage in options.coverages:
-        config = SpikingConfig(coverage=cast(Any, coverage), levels=options.levels, timesteps=options.levels)
-        qcfs = prepare(copy.deepcopy(ann), config, [{"input_ids": ids}])
+    for coverage in options.coverages if set(options.what) & {"prefill", "decode", "stage1_step"} else ():
+        named = Case("", "ann", _nothing, _nothing, dtype, coverage, model=options.model or RANDOM)
+        qcfs = prepare(copy.deepcopy(ann), _config(options, coverage), [{"input_ids": ids}])
         if "stage1_step" in options.what:
-            yield _training(ann, qcfs, ids, Case("stage1_step", "ann", _nothing, _nothing, dtype, coverage))
+            yield _training(ann, qcfs, ids, named)
         model = convert(qcfs).eval()
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            if options.integer_bits and dtype == "float32":
-                stack.enter_context(integer_products(model, options.integer_bits))
-            yield from _simulations(options, ann, model, ids, Case("", "ann", _nothing, _nothing, dtype, coverage))
+        if options.model is None:
+            about["spikes_per_neuron"][coverage] = fire_like_a_trained_model(model, ids)
+        yield from _accelerated(options, ann, model, ids, named)
         del model, qcfs
+    if "decode_relu" in options.what and options.model is None:
+        yield from _sparse(options, dtype, ids, about)
 
 
-def _simulations(
-    options: BenchOptions, ann: PreTrainedModel, model: PreTrainedModel, ids: Tensor, case: Case
-) -> Iterator[Case]:
+def _sparse(options: BenchOptions, dtype: str, ids: Tensor, about: dict[str, Any]) -> Iterator[Case]:
+    """Decoding with a ReLU in whose place few neurons fire."""
+    ann = cast(Any, bench_ann(None, options.length, options.seed, "relu"))
+    keep_active(ann, ids, ACTIVE)
+    ann = ann.to(DTYPES[dtype])
+    model = convert(prepare(copy.deepcopy(ann), _config(options, "ffn"), [{"input_ids": ids}])).eval()
+    about["spikes_per_neuron"]["ffn, ReLU"] = firing(model, ids)
+    named = Case("", "ann", _nothing, _nothing, dtype, "ffn", model=f"{RANDOM}, ReLU, {ACTIVE:.0%} active")
+    yield from _accelerated(replace(options, what=("decode",)), ann, model, ids, named)
+
+
+def _config(options: BenchOptions, coverage: str) -> SpikingConfig:
+    return SpikingConfig(coverage=cast(Any, coverage), levels=options.levels, timesteps=options.levels)
+
+
+def _accelerated(options: BenchOptions, ann: Any, model: Any, ids: Tensor, case: Case) -> Iterator[Case]:
+    if not set(options.what) & {"prefill", "decode"}:
+        return
+    naive = copy.deepcopy(model)
+    clock_of(naive).neuron = _looped
+    with torch.no_grad(), accelerated(model, options.integer_bits):
+        yield from _simulations(options, Sides(ann, model, naive), ids, case)
+
+
+class Sides(NamedTuple):
+    """What is timed against each other."""
+
+    ann: Any
+    ours: Any
+    naive: Any
+    """The same network with neurons stepped in PyTorch and products as they are, folded in time."""
+
+
+def _looped(site: Site, rows: Tensor) -> Fired:
+    out = step_loop(rows, site.scale.to(rows.dtype))
+    return Fired(out, out)
+
+
+def _simulations(options: BenchOptions, sides: Sides, ids: Tensor, case: Case) -> Iterator[Case]:
     times: list[dict[str, Any]] = [{"schedule": "layerwise", "timesteps": options.levels}]
     times += [{"coding": coding, "timesteps": t} for coding in options.codings for t in options.timesteps]
     for time in times:
-        with at_time(model, **time):
-            config = clock_of(model).config
+        with at_time(sides.ours, **time), at_time(sides.naive, **time):
+            config = clock_of(sides.ours).config
             coding = None if config.schedule == "layerwise" else config.coding
             named = replace(case, coding=coding, schedule=config.schedule, timesteps=config.timesteps)
-            if "prefill" in options.what:
-                whole = replace(named, what="prefill", ours=_prefill(model, ids), other=_prefill(ann, ids))
-                yield whole
-                if coding is not None:
-                    yield replace(whole, against="naive", other=_naive(model, ids))
-            if "decode" in options.what and model.can_generate():
-                yield _decoding(ann, model, ids, replace(named, what="decode"))
+            others = {"ann": sides.ann} | ({} if coding is None else {"naive": sides.naive})
+            for against, other in others.items():
+                one = replace(named, against=against)
+                if "prefill" in options.what:
+                    yield replace(one, what="prefill", ours=_prefill(sides.ours, ids), other=_prefill(other, ids))
+                if "decode" in options.what and sides.ours.can_generate():
+                    yield _decoding(sides.ours, other, ids, replace(one, what="decode"))
 
 
 def _prefill(model: PreTrainedModel, ids: Tensor) -> Callable[[], Any]:
     return lambda: model(input_ids=ids, use_cache=False)
 
 
-def _naive(model: PreTrainedModel, ids: Tensor) -> Callable[[], Any]:
-    """The same model with neurons stepped in PyTorch and products as they are, folded in time."""
-
-    def loop(site: Site, rows: Tensor) -> Fired:
-        out = step_loop(rows, site.scale.to(rows.dtype))
-        return Fired(out, out)
-
-    def run() -> None:
-        clock = clock_of(model)
-        clock.neuron = loop  # integer products stand back for a neuron of one's own
-        try:
-            model(input_ids=ids, use_cache=False)
-        finally:
-            clock.neuron = None
-
-    return run
-
-
-def _decoding(ann: PreTrainedModel, model: PreTrainedModel, ids: Tensor, case: Case) -> Case:
+def _decoding(ours: PreTrainedModel, other: PreTrainedModel, ids: Tensor, case: Case) -> Case:
     """One more token behind a cache of the prompt; each timing gets a cache of its own."""
-    kept = {of: of(input_ids=ids, use_cache=True).past_key_values for of in (ann, model)}
+    kept = {of: of(input_ids=ids, use_cache=True).past_key_values for of in (ours, other)}
     fresh: dict[Any, Any] = {}
 
     def before() -> None:
@@ -177,7 +202,7 @@ def _decoding(ann: PreTrainedModel, model: PreTrainedModel, ids: Tensor, case: C
     def step(of: PreTrainedModel) -> Callable[[], Any]:
         return lambda: of(input_ids=ids[:, -1:], past_key_values=fresh[of], use_cache=True)
 
-    return replace(case, ours=step(model), other=step(ann), before=before)
+    return replace(case, ours=step(ours), other=step(other), before=before)
 
 
 def _training(ann: PreTrainedModel, qcfs: PreTrainedModel, ids: Tensor, case: Case) -> Case:
@@ -195,23 +220,40 @@ def _training(ann: PreTrainedModel, qcfs: PreTrainedModel, ids: Tensor, case: Ca
 
         return run
 
-    return replace(case, ours=step(qcfs), other=step(ann))
+    return replace(case, what="stage1_step", ours=step(qcfs), other=step(ann))
+
+
+def _calibrations(options: BenchOptions) -> Iterator[Case]:
+    """Stage 2 of the embedded model against the paper's recipe: at most as many visits of the same sequences."""
+    ann = bench_ann("builtin", options.length, options.seed)
+    ids = torch.randint(ann.config.vocab_size, (CALIBRATED, min(options.length, 128)), generator=_generator(options))
+    batches = [{"input_ids": row} for row in ids.split(1)]
+    visits = VISITS * CALIBRATED
+    for timesteps in options.timesteps:
+        config = SpikingConfig(coverage="ffn", levels=options.levels, timesteps=timesteps, coding="rate", rows="step")
+        kept, fresh = convert(prepare(copy.deepcopy(ann), config, batches)), {}
+
+        def before(kept: Any = kept, fresh: dict[str, Any] = fresh) -> None:
+            fresh["model"] = copy.deepcopy(kept)
+
+        def ours(fresh: dict[str, Any] = fresh) -> None:
+            calibrate(fresh["model"], batches, CalibrationOptions(search_rows=512, global_steps=2 * CALIBRATED))
+
+        def other(fresh: dict[str, Any] = fresh) -> None:
+            calibrate_as_published(fresh["model"], batches, PublishedOptions(visits=visits))
+
+        yield Case(
+            "stage2", "published", ours, other, "float32", "ffn", "rate", "synchronous", timesteps, before, "builtin"
+        )
 
 
 def _nothing() -> None:
     pass
 
 
-def _ann(options: BenchOptions) -> PreTrainedModel:
-    set_seed(options.seed)
-    attention = "eager" if options.length <= EAGER_LENGTH else "sdpa"
-    if options.model is None:
-        return AutoModelForCausalLM.from_config(GPT2Config(), attn_implementation=attention).eval()
-    model, _ = load_ann(options.model, "cpu")
-    model.set_attn_implementation(attention)
-    return model
+def _generator(options: BenchOptions) -> torch.Generator:
+    return torch.Generator().manual_seed(options.seed)
 
 
 def _prompt(options: BenchOptions) -> Tensor:
-    generator = torch.Generator().manual_seed(options.seed)
-    return torch.randint(0, 1 << 30, (1, options.length), generator=generator)
+    return torch.randint(0, 1 << 30, (1, options.length), generator=_generator(options))

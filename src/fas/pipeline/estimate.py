@@ -41,8 +41,8 @@ from fas.pipeline.forwards import (
 from fas.pipeline.measure import layerwise_target
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.stages import stage1_options
-from fas.pipeline.traced import Cost
 from fas.report.plan import PlannedStage, Speed
+from fas.runtime.alive import Cost
 
 PROCESS, CONTEXT = 630_000_000, 600_000_000
 HOLES = {"activations": 0.3, "samples": 0.7}

@@ -24,6 +24,7 @@ from fas.pipeline.measure import (
     qcfs_row,
     spiking_row,
     stoppings,
+    with_integers,
 )
 from fas.pipeline.source import evaluation_of, sliding_of
 from fas.progress import Progress, Silent
@@ -53,6 +54,8 @@ def evaluate_folder(
     diagnosed: int = 0,
     adaptive: bool = False,
     confidences: Sequence[float] = (),
+    memory_limit: int | str | None = None,
+    integer_bits: int = 0,
     progress: Progress | None = None,
 ) -> Results:
     """Measure every form of ``folder`` on the evaluation part of ``data`` (None: what it was converted with).
@@ -64,8 +67,10 @@ def evaluate_folder(
     model it came from can be loaded; else its stored row is shown, marked so. ``diagnosed`` sequences say where the temporal
     error is (``extra["diagnosis"]``, by coding and time). ``adaptive`` adds rows in which each sequence stops by itself, when
     settled or at one of ``confidences`` (0 to 1, which imply it). ``stride`` moves a window of ``length`` over the whole text,
-    or over ``eval_sequences`` documents of it (`fas.tasks.sliding`). Raises `ConfigError` where none could, `CheckpointError`
-    if ``folder`` is not a converted model and `DataError` for too little text.
+    or over ``eval_sequences`` documents of it (`fas.tasks.sliding`). ``memory_limit``: `fas.memory_limit`, of every form;
+    ``integer_bits``: of weights that spikes are multiplied with (`fas.accelerated`), 0: as they are.
+    Raises `ConfigError` where none could, `CheckpointError` if ``folder`` is not a converted model and `DataError` for too
+    little text.
     """
     progress, batch, folder = progress or Silent(), batch_size or EVALUATION_BATCH, Path(folder)
     model, tokenizer = load_spiking(str(folder), device, dtype, any_task=True)
@@ -78,21 +83,21 @@ def evaluate_folder(
     blocks = evaluation_of(options, model.config, tokenizer)
     examples = blocks if stride is None else sliding_of(options, model.config, tokenizer, stride, eval_sequences)
     text = {"data": options.data, "eval_data": options.eval_data, **examples.about()}
-    precision = str(model.dtype).removeprefix("torch.")
+    precision, integers = str(model.dtype).removeprefix("torch."), with_integers(model, integer_bits)
     same_text = stored is not None and stored.extra.get("evaluation") == text
-    rows = dense_rows(folder, stored, same_text, examples, batch, device, precision, progress)
-    rows.append(qcfs_row(model, examples, batch, progress))
-    if layerwise:
-        rows.append(spiking_row(model, layerwise_target(config), examples, batch, progress))
-    found = Results(
-        str(folder), options.eval_data or options.data, seed, rows, extra={"evaluation": text, "dtype": precision}
-    )
-    for target in targets:
-        if target.neuron_key not in _calibrated(model):
-            progress.note(f"no calibrated neurons for {target.neuron_key}; uncalibrated ones are measured")
-        rows.append(spiking_row(model, target, examples, batch, progress))
-        for stopping in plan.get(target, ()):
-            rows.append(spiking_row(model, target, examples, batch, progress, stopping))
+    rows = dense_rows(folder, stored, same_text, examples, batch, device, precision, progress, memory_limit)
+    extra = {"evaluation": text, "dtype": precision} | ({"integer_bits": integer_bits} if integer_bits else {})
+    found = Results(str(folder), options.eval_data or options.data, seed, rows, extra=extra)
+    rows.append(qcfs_row(model, examples, batch, progress, memory_limit))
+    with integers:
+        if layerwise:
+            rows.append(spiking_row(model, layerwise_target(config), examples, batch, progress, limit=memory_limit))
+        for target in targets:
+            if target.neuron_key not in _calibrated(model):
+                progress.note(f"no calibrated neurons for {target.neuron_key}; uncalibrated ones are measured")
+            rows.append(spiking_row(model, target, examples, batch, progress, limit=memory_limit))
+            for stopping in plan.get(target, ()):
+                rows.append(spiking_row(model, target, examples, batch, progress, stopping, memory_limit))
     if diagnosed:
         found.extra["diagnosis"] = _diagnoses(model, targets, blocks.some(diagnosed), progress)
     if stored is not None and (tuning := stored.extra.get("tuning")):
@@ -163,6 +168,7 @@ def dense_rows(
     device: str,
     precision: str,
     progress: Progress,
+    memory_limit: int | str | None = None,
 ) -> list[Row]:
     """The ANN, measured where it can be loaded, else as stored if that was on the same text; and the control.
 
@@ -172,13 +178,13 @@ def dense_rows(
     if stored is not None and any(row.name == "ann" for row in stored.rows):
         try:
             ann, _ = load_ann(stored.model, device, precision, any_task=True)
-            rows.append(dense_row("ann", ann, examples, batch, progress))
+            rows.append(dense_row("ann", ann, examples, batch, progress, memory_limit))
         except FasError as error:
             progress.note(f"the original model is not at hand ({error})")
             rows += [replace(row, stored=True) for row in stored.rows if row.name == "ann" and same_text]
     if (folder / "control").exists():
         control, _ = load_ann(str(folder / "control"), device, precision, any_task=True)
-        rows.append(dense_row("control", control, examples, batch, progress))
+        rows.append(dense_row("control", control, examples, batch, progress, memory_limit))
     else:
         progress.note(f"{folder} has no control beside it; ratios are against the ANN")
     return rows

@@ -18,7 +18,8 @@ from fas.conversion import convert
 from fas.conversion.install import install
 from fas.losses import logits_loss, logits_of
 from fas.models import planned
-from fas.pipeline.traced import Cost, shapes_only, traced
+from fas.pipeline.traced import shapes_only
+from fas.runtime.alive import Cost, traced
 from fas.runtime.control import as_qcfs, without_cache
 from fas.training import Stage1Options
 from fas.training.stage1 import Stage1Trainer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, ProcessorMixin, set_seed
 
 from fas.config import SpikingConfig
 from fas.errors import ConfigError, DataError
-from fas.pipeline.measure import Stopping, stops_early
+from fas.pipeline.measure import Stopping, limited, stops_early
 from fas.pipeline.origin import Reader
+from fas.runtime.accelerated import accelerated
 from fas.runtime.control import clock_of, sites_of
 from fas.runtime.spikes import counting
 from fas.tasks.vision_language import asked, first_token, padding_for
@@ -85,10 +86,13 @@ def continue_text(
     decoding: Decoding,
     stopping: Stopping | None = None,
     image: Path | None = None,
+    limit: int | str | None = None,
+    integer_bits: int = 0,
 ) -> Continuation:
     """Let ``model`` go on from ``prompt``; spikes are counted over prompt and new tokens, all beams. ``stopping``: each token
     stops by itself; a confident one reads the whole text anew, as a cache would replay timesteps that never ran.
-    ``image``: what is asked about, of a model with a processor as ``tokenizer``."""
+    ``image``: what is asked about, of a model with a processor as ``tokenizer``. ``limit``: see `fas.memory_limit`.
+    A spiking model on a CPU is `fas.accelerated`, with ``integer_bits``."""
     inputs = _encode(model, tokenizer, prompt, decoding.max_new_tokens, image)
     if isinstance(tokenizer, ProcessorMixin):
         tokenizer = tokenizer.tokenizer  # type: ignore[attr-defined]
@@ -96,7 +100,13 @@ def continue_text(
     set_seed(decoding.seed)
     started = time.perf_counter()
     confident = stopping is not None and stopping.confidence is not None
-    with torch.no_grad(), stops_early(model, stopping) as early, counter as count:
+    with (
+        torch.no_grad(),
+        _fast(model, integer_bits),
+        limited(model, limit),
+        stops_early(model, stopping) as early,
+        counter as count,
+    ):
         output = model.generate(  # type: ignore[operator]
             **inputs,
             max_new_tokens=decoding.max_new_tokens,
@@ -116,6 +126,14 @@ def continue_text(
     effort = (None, None) if count is None else (count.per_neuron, clock_of(model).config)
     steps = None if early is None else early.mean_timesteps
     return Continuation(prompt, whole[len(start) :], len(ids) - known, seconds, *effort, steps)
+
+
+def _fast(model: PreTrainedModel, bits: int) -> AbstractContextManager[Any]:
+    if sites_of(model) and model.device.type == "cpu":
+        return accelerated(model, bits)
+    if bits:
+        raise ConfigError(f"integer_bits={bits} is for spiking models on a CPU, and this one is on {model.device.type}")
+    return nullcontext(model)
 
 
 def _encode(

@@ -6,15 +6,19 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from fas.config import SpikingConfig
 from fas.errors import ConfigError
 from fas.progress import Progress
 from fas.report.results import Row
+from fas.runtime.accelerated import accelerated, refuse_bits
 from fas.runtime.adaptive import Adaptive, adaptive
 from fas.runtime.control import as_qcfs, at_time, calibrated_keys, clock_of, sites_of
+from fas.runtime.limit import memory_limit
 from fas.tasks.examples import Evaluation, Scored
 from fas.tasks.glue import VISUAL
 
@@ -81,16 +85,46 @@ def stops_early(model: PreTrainedModel, stopping: Stopping | None) -> AbstractCo
     return adaptive(model, settled=stopping.settled, confidence=stopping.confidence)
 
 
-def dense_row(name: str, model: PreTrainedModel, examples: Scored, batch_size: int, progress: Progress) -> Row:
-    """The ANN or the control."""
+def limited(model: PreTrainedModel, limit: int | str | None) -> AbstractContextManager[Any]:
+    """`fas.memory_limit`, if there is a limit."""
+    return nullcontext(model) if limit is None else memory_limit(model, limit)
+
+
+def with_integers(model: PreTrainedModel, bits: int) -> AbstractContextManager[Any]:
+    """`fas.accelerated` for many rows, if ``bits`` of weights are asked for; raises at once what that raises, and `ConfigError`
+    where it would do nothing."""
+    refuse_bits(model, bits)
+    if not bits:
+        return nullcontext(model)
+    if model.device.type != "cpu" or model.dtype != torch.float32:
+        kind = str(model.dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"integer_bits={bits} is for float32 on a CPU, and this model is {kind} on {model.device.type}; leave it out"
+        )
+    return accelerated(model, bits)
+
+
+def dense_row(
+    name: str,
+    model: PreTrainedModel,
+    examples: Scored,
+    batch_size: int,
+    progress: Progress,
+    limit: int | str | None = None,
+) -> Row:
+    """The ANN or the control; ``limit``, here and in other rows: what activations may take (`fas.memory_limit`)."""
     start = time.time()
-    return _row(Row(name), examples.evaluate(model, batch_size, progress, f"evaluating {name}"), start)
+    with limited(model, limit):
+        measured = examples.evaluate(model, batch_size, progress, f"evaluating {name}")
+    return _row(Row(name), measured, start)
 
 
-def qcfs_row(model: PreTrainedModel, examples: Scored, batch_size: int, progress: Progress) -> Row:
+def qcfs_row(
+    model: PreTrainedModel, examples: Scored, batch_size: int, progress: Progress, limit: int | str | None = None
+) -> Row:
     """The QCFS model inside a prepared or converted model."""
     config, start = clock_of(model).config, time.time()
-    with as_qcfs(model):
+    with as_qcfs(model), limited(model, limit):
         measured = examples.evaluate(model, batch_size, progress, "evaluating QCFS model")
     return _row(Row("qcfs", coverage=config.coverage, levels=config.levels), measured, start)
 
@@ -102,6 +136,7 @@ def spiking_row(
     batch_size: int,
     progress: Progress,
     stopping: Stopping | None = None,
+    limit: int | str | None = None,
 ) -> Row:
     """The SNN under ``target``, with its spikes; calibrated neurons are used where the model has them.
 
@@ -111,7 +146,7 @@ def spiking_row(
     rate = target.coding == "rate"
     label = "layerwise" if not target.folds_time else f"{target.coding} T={target.timesteps}"
     label += "" if stopping is None else f", {stopping.label}"
-    with at_time(model, **target.model_dump()), stops_early(model, stopping) as early:
+    with at_time(model, **target.model_dump()), limited(model, limit), stops_early(model, stopping) as early:
         measured = examples.evaluate_spiking(model, batch_size, progress, f"evaluating SNN, {label}")
         if early is not None:
             early.unite()

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from fas.accounting import ledger
 from fas.accounting.ledger import Statement
 from fas.config import SpikingConfig
-from fas.pipeline.traced import traced
+from fas.runtime.alive import traced
 from fas.runtime.control import at_time, without_cache
 
 

@@ -15,7 +15,15 @@ from fas.errors import CheckpointError, FasError
 from fas.pipeline.asked import results_of
 from fas.pipeline.evaluate import targets_of
 from fas.pipeline.load import auto_class_of, block_length, load_ann, load_spiking, reader_of, spiking_config_of
-from fas.pipeline.measure import EVALUATION_BATCH, as_tuned, dense_row, layerwise_target, qcfs_row, spiking_row
+from fas.pipeline.measure import (
+    EVALUATION_BATCH,
+    as_tuned,
+    dense_row,
+    layerwise_target,
+    qcfs_row,
+    spiking_row,
+    with_integers,
+)
 from fas.progress import Progress, Silent
 from fas.report.results import Results, Row
 from fas.runtime.control import calibrated_keys, clock_of, sites_of
@@ -36,14 +44,17 @@ def evaluate_tasks(
     seed: int = 0,
     device: str = "auto",
     dtype: str | None = None,
+    memory_limit: int | str | None = None,
+    integer_bits: int = 0,
     progress: Progress | None = None,
 ) -> Results:
     """A row for each form of ``folder`` at each task (``names`` as in `fas.tasks.zero_shot.load_tasks`).
 
-    Times and codings as in `evaluate_folder`; ``limit`` items of a task, evenly spaced. All data is loaded before anything is
-    computed; a task that fails in a form has an ``error`` in that row, and all others their figures. Raises `CheckpointError`
-    if ``folder`` is not a converted model, `FasError` if it is no causal one, if lm-eval is not installed, or if nothing could
-    be measured, and `ConfigError` or `DataError` for a task that does not exist or whose data cannot be had.
+    Times, codings, ``memory_limit`` and ``integer_bits`` as in `evaluate_folder`; ``limit`` items of a task, evenly spaced.
+    All data is loaded before anything is computed; a task that fails in a form has an ``error`` in that row, and all others
+    their figures. Raises `CheckpointError` if ``folder`` is not a converted model, `FasError` if it is no causal one, if
+    lm-eval is not installed, or if nothing could be measured, and `ConfigError` or `DataError` for a task that does not
+    exist or whose data cannot be had.
     """
     progress, batch, folder = progress or Silent(), batch_size or EVALUATION_BATCH, Path(folder)
     config = _causal_config_of(folder)
@@ -58,19 +69,21 @@ def evaluate_tasks(
     stored = results_of(folder)
     tuning = stored.extra.get("tuning") if stored is not None else None
     rows: dict[str, list[Row]] = {task.name: [] for task in tasks}
-    for measure in _forms(folder, model, targets, stored, device, batch, progress):
-        for task in tasks:
-            row = measure(examples=task)
-            row.task = task.name
-            if row.error is not None:
-                progress.note(f"{task.name} could not be measured: {row.error}")
-            rows[task.name].append(as_tuned(row) if tuning else row)
+    with with_integers(model, integer_bits):
+        for measure in _forms(folder, model, targets, stored, device, batch, memory_limit, progress):
+            for task in tasks:
+                row = measure(examples=task)
+                row.task = task.name
+                if row.error is not None:
+                    progress.note(f"{task.name} could not be measured: {row.error}")
+                rows[task.name].append(as_tuned(row) if tuning else row)
     found = [row for measured in rows.values() for row in measured]
     if all(row.error for row in found):
         raise FasError(f"no task could be measured; {found[0].task}: {found[0].error}")
     about = {"tasks": list(rows), "limit": limit, "num_fewshot": num_fewshot, "length": length}
     extra: dict[str, Any] = {"evaluation": {key: value for key, value in about.items() if value is not None}}
     extra |= {"dtype": _precision(model), "lm_eval": version("lm_eval")} | ({"tuning": tuning} if tuning else {})
+    extra |= {"integer_bits": integer_bits} if integer_bits else {}
     return Results(str(folder), ", ".join(rows), seed, found, extra=extra)
 
 
@@ -100,10 +113,11 @@ def _forms(
     stored: Results | None,
     device: str,
     batch: int,
+    memory_limit: int | str | None,
     progress: Progress,
 ) -> Iterator[Callable[..., Row]]:
     """Each form as what measures it on ``examples``; of ANN and control, one is in memory at a time."""
-    how = {"batch_size": batch, "progress": progress}
+    how = {"batch_size": batch, "progress": progress, "limit": memory_limit}
     if stored is not None and any(row.name == "ann" for row in stored.rows):
         try:
             yield partial(dense_row, "ann", load_ann(stored.model, device, _precision(model))[0], **how)

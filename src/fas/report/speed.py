@@ -12,7 +12,7 @@ TITLES = ("what", "coverage", "coding", "schedule", "T", "dtype", "ms", "against
 
 def as_table(results: Mapping[str, Any]) -> str:
     """One line a ratio, and what the figures depend on below."""
-    table = [TITLES, *(_line(row) for row in results["rows"])]
+    table = [TITLES, *(_line(row, results["model"]) for row in results["rows"])]
     about = (
         f"{results['model']}, {results['length']} tokens, L = {results['levels']}, {results['threads']} threads; medians of "
         f"{results['rounds']} rounds; fp32 products at {results['float32_matmul_precision']!r} precision, spikes' with "
@@ -22,10 +22,13 @@ def as_table(results: Mapping[str, Any]) -> str:
     return "\n".join([*aligned(table), "", about])
 
 
-def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _line(row: Mapping[str, Any], model: str) -> tuple[str, ...]:
     layerwise = row["schedule"] == "layerwise"
     times = "" if layerwise or row["timesteps"] is None else str(row["timesteps"])
-    told = [row["what"].replace("_", " "), row["coverage"], row["coding"], row["schedule"], times, row["dtype"]]
+    what = row["what"].replace("_", " ")
+    if row.get("model") not in (None, model):  # "GPT-2 small, random weights, ReLU, 3% active"
+        what += f" ({row['model'].removeprefix(model).strip(', ')})"
+    told = [what, row["coverage"], row["coding"], row["schedule"], times, row["dtype"]]
     spread = f"{row['ratio_min']:.2f}–{row['ratio_max']:.2f}"
     figures = [f"{row['milliseconds']:.1f}", row["against"], f"{row['milliseconds_against']:.1f}"]
     return tuple([value or "" for value in told] + figures + [f"×{row['ratio']:.3g}", spread])

@@ -70,6 +70,7 @@ def exponentials(
     wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
     # the maximum keeps its gradient: where the grid clips e = 1, nothing else tells the largest score of the others
     distance = wide.amax(-1, keepdim=True) - wide
+    del scores, wide  # each of them is as large as what memory is needed for
     spikes = "exponential" in groups
     e = _exponential(distance.mul_(LOG2_E), groups["exponential"], visible) if spikes else distance.neg_().exp_()
     if visible is not None:
@@ -124,8 +125,11 @@ def spiking_attention(
     value = by_channel(_encoding(sites, "value", new), value)
     groups = query.shape[1] // key.shape[1]
     key, value = (entry.repeat_interleave(groups, dim=1) for entry in (key, value))
-    scores = (query @ key.transpose(-1, -2)).mul_(query.shape[-1] ** -0.5 if scaling is None else scaling)
-    e, visible = exponentials(scores, attention_mask, softcap, position_bias, sites)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    # without a name here, the scores go when they have become distances
+    e, visible = exponentials(
+        (query @ key.transpose(-1, -2)).mul_(scale), attention_mask, softcap, position_bias, sites
+    )
     e = by_head(_encoding(sites, "probabilities", visible=visible), e).to(value.dtype)
     share = normaliser(e, sites)
     kept = F.dropout(e, dropout, module.training)

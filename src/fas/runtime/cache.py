@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from fas.errors import FasError
 from fas.neurons import Clock
+from fas.runtime.decoding import appended
 
 _FOLDED: dict[tuple[type, Any], type] = {}
 
@@ -47,6 +48,7 @@ def _retag(cache: Cache, clock: Clock, cross: bool = False) -> None:
     tag = (kind, clock.config.timesteps, clock.config.neuron_key)
     layers: list[Any] = cache.layers
     for layer in layers:
+        layer._fas_in_place = clock.frozen is not None
         filled = getattr(layer, "_fas", None)
         if filled is None and not layer.get_seq_length():
             layer.__class__ = _folded(type(layer), methods)
@@ -60,18 +62,18 @@ def _retag(cache: Cache, clock: Clock, cross: bool = False) -> None:
     replicate = getattr(cache, "layer_class_to_replicate", None)
     if replicate is not None:
         folded = _folded(replicate, methods)
-        cache.layer_class_to_replicate = _Tagged(folded, tag)  # type: ignore[assignment]
+        cache.layer_class_to_replicate = _Tagged(folded, tag, clock.frozen is not None)  # type: ignore[assignment]
 
 
 class _Tagged:
     """Makes tagged layers for caches that grow their list of layers while they are filled."""
 
-    def __init__(self, layer_class: type, tag: tuple[str, int, str]) -> None:
-        self.layer_class, self.tag = layer_class, tag
+    def __init__(self, layer_class: type, tag: tuple[str, int, str], in_place: bool) -> None:
+        self.layer_class, self.tag, self.in_place = layer_class, tag, in_place
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         layer = self.layer_class(*args, **kwargs)
-        layer._fas = self.tag
+        layer._fas, layer._fas_in_place = self.tag, self.in_place
         return layer
 
 
@@ -102,11 +104,25 @@ def _exact_methods(base: Any) -> dict[str, Any]:
             base.batch_select_indices(self, expand_rows(rows, self))
             _select_restless(self, rows)
 
-    return {
+    methods = {
         "reorder_cache": reorder_cache,
         "batch_select_indices": batch_select_indices,
         "batch_repeat_interleave": batch_repeat_interleave,
     }
+    return methods | ({"update": _with_room} if base is DynamicLayer else {})
+
+
+def _with_room(self: Any, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """`DynamicLayer.update`, in place where there is room and tokens are read there (`fas.runtime.decoding`)."""
+    if not self._fas_in_place:
+        return DynamicLayer.update(self, key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
+    held = self.get_seq_length() > 0
+    if not self.is_initialized:
+        self.lazy_initialization(key_states, value_states)
+    rooms = self.__dict__.setdefault("_fas_rooms", [None, None])
+    rooms[0], self.keys = appended(rooms[0], self.keys if held else None, key_states)
+    rooms[1], self.values = appended(rooms[1], self.values if held else None, value_states)
+    return (self.keys, self.values) if held else (key_states, value_states)
 
 
 def expand_rows(rows: Tensor, layer: Any) -> Tensor:

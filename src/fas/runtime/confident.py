@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fas.errors import ConfigError
 from fas.runtime.folding import FoldHook, read
+from fas.runtime.limit import Limited
 
 NO_LOGITS = "the model gives no logits to be confident of; use settled alone, or the model with its head"
 
@@ -40,7 +41,9 @@ def heads_over_time(model: nn.Module, early: Any) -> Iterator[None]:
     """Inside, a forward of ``model`` reads each sequence at the first timestep at which ``early.confidence`` is reached."""
     if any(isinstance(hook, FoldHook) for hook in model._forward_pre_hooks.values()):
         raise ConfigError(NO_LOGITS)  # a bare segment
-    plain, own = model.forward, "forward" in vars(model)
+    # a limit to memory stays outside: it takes batches apart, and segments that ran on parts could not be told apart here
+    home: Any = model.forward if isinstance(model.forward, Limited) else model
+    plain, own = home.forward, "forward" in vars(home)
 
     @wraps(plain)  # generate looks at the signature
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -60,14 +63,14 @@ def heads_over_time(model: nn.Module, early: Any) -> Iterator[None]:
         with _handing(runs, early, stops):
             return plain(*args, **kwargs)
 
-    model.forward = forward
+    home.forward = forward
     try:
         yield
     finally:
         if own:
-            model.forward = plain
+            home.forward = plain
         else:
-            del model.forward
+            del home.forward
 
 
 def _first_confident(runs: list[Any], early: Any, head: Callable[[], Any]) -> Tensor:

@@ -1,125 +1,181 @@
-"""Products of spikes as integer products: what a site hands on are whole multiples of a unit, and weights become integers, too.
+"""The forward of one linear layer that is given spikes, on a CPU: integers for many rows, only what fires for few.
 
-With codes a (at most 127 of either sign) and the weights of an output n, unit folded in, as integers q = 256·h + l of the step
-s_n = max_k |w_nk·unit_k| / 32512 (16 bits),
+*Many rows.* What a site hands on are whole multiples of a unit. With codes a (at most 127 of either sign) and the weights of an
+output n, unit folded in, as integers q = 256·h + l of the step s_n = max_k |w_nk·unit_k| / 32512 (16 bits),
 
     y_n = s_n·(256·Σ_k h_nk·a_k + Σ_k l_nk·a_k) + bias_n
 
 both sums exactly, by the 8-bit products that processors have. Only the weights are rounded: with 8, 16, 24 bits by at most
-4·10⁻³, 1.6·10⁻⁵, 6·10⁻⁸ of the largest of their row. A byte of weight is read where fp32 reads four (docs/speed.md).
+4·10⁻³, 1.6·10⁻⁵, 6·10⁻⁸ of the largest of their row (docs/speed.md).
+
+*Few rows* (a token being written, in all its timesteps): the weights of an input are read where its neuron fired in some
+timestep, once for all of them; where that takes longer than a dense product, by a measurement of both, that is run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import functools
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fas.errors import ConfigError, FasError
 from fas.neurons import Site
 from fas.neurons.native import kernels
-from fas.runtime.control import clock_of
-from fas.runtime.hooks import SiteHook
+from fas.neurons.native.decoding import Dense, Gather, Weights, active
 
 CODES = 127
 FEW = 32
-"""Rows up to which 16-bit products are faster than two 8-bit ones: the weights are read once, from memory."""
-BITS = (8, 16, 24)
+"""Rows up to which weights are rather skipped than multiplied densely."""
 
 
-@contextmanager
-def integer_products(model: nn.Module, bits: int = 16) -> Iterator[nn.Module]:
-    """Inside, linear layers that read spikes multiply integers, on a CPU, in fp32, where no gradient is asked for; others, and
-    convolutions and attention, stay as they are.
+class Product:
+    """The forward of one linear layer. ``site`` encodes what it reads (None: analog); ``bits`` of the weights, 0: as they are.
 
-    Weights may change inside, neurons may not; what is no number becomes one. Raises `FasError` for a model without sites, or
-    whose grid has more than 127 levels, and `ConfigError` for other ``bits``.
+    Weights are packed when first needed, once for each worth of a spike, and anew when they have changed.
     """
-    if bits not in BITS:
-        raise ConfigError(f"bits={bits} of a weight are not valid: choose {', '.join(map(str, BITS))}")
-    levels = clock_of(model).config.levels
-    if levels > CODES:
-        raise FasError(f"integer products take up to {CODES} levels, and this model has {levels}")
-    clock = clock_of(model)
-    with ExitStack() as stack:
-        stack.callback(setattr, clock, "frozen", clock.frozen)
-        clock.frozen = {}
-        for module, site in _readers(model):
-            product = _Product(module, site, bits)
-            stack.callback(module.__dict__.pop, "forward", None)
-            module.forward = product  # type: ignore[method-assign]
-        yield model
 
-
-def _readers(model: nn.Module) -> Iterator[tuple[nn.Module, Site]]:
-    for module in model.modules():
-        hooks = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, SiteHook)]
-        if isinstance(module, nn.Linear | Conv1D) and len(hooks) == 1 and "forward" not in module.__dict__:
-            yield module, hooks[0].site
-
-
-class _Product:
-    """The forward of one linear layer; weights are packed when first needed, once for each worth of a spike."""
-
-    def __init__(self, module: nn.Module, site: Site, bits: int) -> None:
+    def __init__(self, module: nn.Module, site: Site | None, bits: int) -> None:
         self.module, self.site, self.bits = module, site, bits
-        self.packed: dict[Any, _Packed] = {}
+        self.packed: dict[Any, _Digits] = {}
+        self.few: dict[Any, _Few] = {}
         self.config: Any = None
         self.time: Any = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        site = self.site
-        config = site.clock.config
-        ordinary = site.clock.stage == "snn" and site.clock.neuron is None and site.calibrates
-        if config.coding == "rate" and site.clock.folds and config.timesteps > CODES:  # counts reach T, not L
-            ordinary = False
-        if not ordinary or torch.is_grad_enabled() or x.dtype != torch.float32 or not kernels.takes(x):
+        if torch.is_grad_enabled() or not kernels.takes(x):
             return type(self.module).forward(self.module, x)
-        packed = self._packed()
-        unit, constant, times = packed.unit, packed.constant, packed.times
-        if packed.few is not None and constant is None and times == 1 and x.numel() <= FEW * x.shape[-1]:
-            few = kernels.multiply(x.flatten(0, -2), unit, *packed.few, packed.bias)
-            return few.view(*x.shape[:-1], -1)
-        rows = x if constant is None else x - constant
-        if times > 1:  # a mean over t timesteps: t times as much is whole
-            rows = site.over_time(rows) * _times(times, x)
-        sums = packed(kernels.count(rows, unit).flatten(0, -2))
-        if times > 1:
-            sums = sums.view(times, -1, sums.shape[-1]).div_(_times(times, sums))
+        if (rows := x.numel() // x.shape[-1]) <= FEW:
+            return self._few()(x, rows)
+        if not self.bits or x.dtype != torch.float32 or not self._whole():
+            return type(self.module).forward(self.module, x)
+        return self._integers(x)
+
+    def _whole(self) -> bool:
+        """Whether operands are whole multiples of a unit, few enough for a byte."""
+        if self.site is None:
+            return False
+        clock = self.site.clock
+        if clock.config.coding == "rate" and clock.folds and clock.config.timesteps > CODES:  # counts reach T, not L
+            return False
+        return clock.stage == "snn" and clock.neuron is None and self.site.calibrates
+
+    def _integers(self, x: Tensor) -> Tensor:
+        assert self.site is not None
+        packed = self._fresh(self.packed, lambda: _Digits(self.module, self.site, self.bits // 8))  # type: ignore[arg-type]
+        rows = x if packed.constant is None else x - packed.constant
+        if packed.times > 1:  # a mean over t timesteps: t times as much is whole
+            rows = self.site.over_time(rows) * _times(packed.times, x)
+        sums = packed(kernels.count(rows, packed.unit).flatten(0, -2))
+        if packed.times > 1:
+            sums = sums.view(packed.times, -1, sums.shape[-1]).div_(_times(packed.times, sums))
         sums = sums.view(*x.shape[:-1], -1)
         return sums if packed.bias is None else sums.add_(packed.bias)
 
-    def _packed(self) -> _Packed:
-        """For the present configuration and weight."""
-        config, weight = self.site.clock.config, self.module.weight
-        if config is not self.config:
+    def _few(self) -> _Few:
+        return self._fresh(self.few, lambda: _Few(self.module, self.site, self.bits))  # type: ignore[no-any-return]
+
+    def _fresh(self, kept: dict[Any, Any], make: Callable[[], Any]) -> Any:
+        """What was packed for the present configuration and weight."""
+        weight = self.module.weight
+        if self.site is not None and (config := self.site.clock.config) is not self.config:
             self.config, self.time = config, (config.neuron_key, config.schedule)
-        found = self.packed.get(self.time)
+        found = kept.get(self.time)
         if found is None or found.weight is not weight or found.version != weight._version:
-            found = self.packed[self.time] = _Packed(self.module, self.site, self.bits // 8)
+            found = kept[self.time] = make()
         return found
 
 
-class _Packed:
+class _Few:
+    """Few rows: only inputs that are not silent."""
+
+    def __init__(self, module: nn.Module, site: Site | None, bits: int) -> None:
+        self.module, self.weight, self.version = module, module.weight, module.weight._version
+        rows, bias = by_input(module), None if module.bias is None else module.bias.detach().float()
+        base = None if site is None or not site.clock.folds else site.constant_for(site.clock.config)
+        if base is not None:
+            base = base.detach().float().contiguous()
+            bias = (base.double() @ rows.double()).float() + (0 if bias is None else bias)
+        self.base, self.limits = base, {}
+        if site is None and not rows.is_contiguous():
+            self.run: Gather | Dense = Dense(module.weight.detach().contiguous(), bias)
+            return
+        weights = Weights(rows.contiguous(), bias, base=base)
+        if site is not None and (bits == 8 or (bits == 16 and rows.dtype == torch.float32)):
+            weights = _rounded(weights, site.scale.detach(), bits)
+        self.run = Gather(weights)
+
+    def __call__(self, x: Tensor, rows: int) -> Tensor:
+        limit = self.limits.get((rows, x.dtype))
+        if limit is None:
+            limit = self.limits[rows, x.dtype] = self._limit(rows, x.dtype)
+        if limit < 1 and self._active(x) > limit * x.shape[-1]:
+            return type(self.module).forward(self.module, x)
+        return self.run(x)
+
+    def _active(self, x: Tensor) -> int:
+        return x.shape[-1] if isinstance(self.run, Dense) else active(x.flatten(0, -2), self.base)
+
+    def _limit(self, rows: int, dtype: torch.dtype) -> float:
+        """The share of inputs that may fire where reading theirs takes no longer than a dense product (of this shape)."""
+        kind = None if isinstance(self.run, Dense) else self.run.weights.rows.dtype
+        if dtype != self.weight.dtype and kind is None:
+            return 0.0
+        shape = (self.run.inputs, self.run.outputs)
+        return _pace(type(self.module), *shape, rows, kind, dtype, self.weight.dtype, torch.get_num_threads())
+
+
+@functools.cache
+def _pace(
+    layer: type, inputs: int, outputs: int, rows: int, kind: torch.dtype | None, dtype: torch.dtype, of: torch.dtype,
+    threads: int,
+) -> float:  # fmt: skip
+    """How much longer the dense product takes than ours if everything fires; ``kind`` None: weights by output."""
+    module = (Conv1D(outputs, inputs) if layer is Conv1D else nn.Linear(inputs, outputs)).to(of)
+    x, bias = torch.ones(rows, inputs, dtype=dtype), torch.zeros(outputs)
+    if kind is None:
+        run: Gather | Dense = Dense(module.weight.detach(), bias)
+    else:
+        run = Gather(Weights(torch.ones(inputs, outputs, dtype=kind), bias))
+
+    def seconds(run: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return seconds(lambda: module(x.to(of))) / seconds(lambda: run(x))
+
+
+def by_input(module: nn.Module) -> Tensor:
+    """The weight ``[K, N]`` of a linear layer; a view."""
+    weight = module.weight.detach()
+    return weight if isinstance(module, Conv1D) else weight.T
+
+
+def _rounded(weights: Weights, unit: Tensor, bits: int) -> Weights:
+    scaled = weights.rows.double() * unit.double().unsqueeze(1)
+    step = scaled.abs().amax(0).clamp(min=1e-30) / (127 if bits == 8 else 127 * 256)
+    rows = (scaled / step).round().to(torch.int8 if bits == 8 else torch.int16)
+    return weights._replace(rows=rows.contiguous(), step=step.float(), unit=unit.float().contiguous())
+
+
+class _Digits:
     """Weights ``[N, K]`` with the unit of each input folded in, as digits of 8 bits, the highest first."""
 
     def __init__(self, module: nn.Module, site: Site, digits: int) -> None:
         self.weight, self.version = module.weight, module.weight._version
         self.unit, self.constant, self.times = unit, constant, _ = _worth(site)
         self.unit = self.unit.contiguous()
-        weight = module.weight.detach()
-        weight = (weight.T if isinstance(module, Conv1D) else weight).double()
+        weight = by_input(module).T.double()
         scaled = weight * unit.double()
         step = scaled.abs().amax(1).clamp(min=1e-30) / (127 * 256 ** (digits - 1))
         rest, self.digits = (scaled / step.unsqueeze(1)).round(), []
-        self.few: tuple[Tensor, Tensor] | None = None
-        if digits == 2 and kernels.multiplies():
-            padded = nn.functional.pad(rest, (0, -rest.shape[1] % 32))
-            self.few = padded.to(torch.int16).contiguous(), step.float()
         for place in range(digits):
             above = ((rest + 128) / 256).floor() if place + 1 < digits else torch.zeros_like(rest)
             digit = (rest - 256 * above).to(torch.int8)

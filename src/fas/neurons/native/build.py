@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = [HERE / "kernels.cpp", HERE / "products.cpp"]
+SOURCES = [HERE / name for name in ("kernels.cpp", "products.cpp", "events.cpp", "dense.cpp", "attention.cpp")]
 # results must be equal to PyTorch's: no fused multiply-adds, no reordering
 FLAGS = (
     "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",

@@ -56,6 +56,9 @@ struct pack {
 inline vec all(float x) { return x - vec{}; }
 inline vec load(const float* from) { return *reinterpret_cast<const vec*>(from); }
 inline vec load(const bf16* from) {
+#if defined(__AVX512F__)
+  return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16);
+#endif
   return (vec)(__builtin_convertvector(*reinterpret_cast<const halves*>(from), bits_of) << 16);
 }
 inline pack load_all(const float* from) {
@@ -78,6 +81,22 @@ inline void store(vec x, bf16* to, bool) {  // to nearest, ties to even; NaN sta
   *reinterpret_cast<halves*>(to) = __builtin_convertvector(whole, halves);
 }
 inline vec pick(mask which, vec yes, vec no) { return which ? yes : no; }
+inline vec added(vec left, vec right, vec sum) {  // where rounding need not be PyTorch's
+#if defined(__AVX512F__)
+  return (vec)_mm512_fmadd_ps((__m512)left, (__m512)right, (__m512)sum);
+#else
+  return left * right + sum;
+#endif
+}
+inline float sum_of(vec x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#else
+  float total = 0;
+  for (int i = 0; i < LANES; ++i) total += x[i];
+  return total;
+#endif
+}
 inline vec within(vec x, vec low, vec high) {  // a NaN stays one, as in clamp
   x = pick(x < low, low, x);
   return pick(x > high, high, x);

@@ -22,12 +22,12 @@ SHARE = 1 << 16
 """Values that are worth a thread."""
 STREAMED = 1 << 24
 """Bytes of results from which on they go past the cache."""
-_KINDS = {torch.float32: 0, torch.bfloat16: 1}
+KINDS = {torch.float32: 0, torch.bfloat16: 1}
 
 
 def takes(rows: Tensor, *constants: Tensor) -> bool:
     """Whether the kernels can do it: a plain tensor on a CPU in a dtype of theirs, and nobody traces operations."""
-    plain = type(rows) in (Tensor, torch.nn.Parameter) and rows.device.type == "cpu" and rows.dtype in _KINDS
+    plain = type(rows) in (Tensor, torch.nn.Parameter) and rows.device.type == "cpu" and rows.dtype in KINDS
     if not plain or torch.compiler.is_compiling() or rows.numel() == 0 or is_in_torch_dispatch_mode():
         return False
     return all(value.dtype == torch.float32 for value in constants) and library() is not None
@@ -85,14 +85,14 @@ class Prepared:
     """A neuron whose constants do not change, without spikes told: rows ``[T, …, C]`` in, output rows out."""
 
     def __init__(self, name: str, constants: Sequence[Tensor], width: int, plan: tuple[Any, ...]) -> None:
-        self.kernel, self.width = _function(name), width
+        self.kernel, self.width = function_of(name), width
         self.kept = [value.detach().expand(width).contiguous() for value in constants]
         self.fixed = (*[value.data_ptr() for value in self.kept], *plan)
 
     def __call__(self, rows: Tensor) -> Tensor:
         rows = rows.contiguous()
         out, size = torch.empty_like(rows), rows.numel() // len(rows)
-        head = (_KINDS[rows.dtype], rows.data_ptr(), size, 0, size, self.width)
+        head = (KINDS[rows.dtype], rows.data_ptr(), size, 0, size, self.width)
         threads = max(1, min(torch.get_num_threads(), rows.numel() // SHARE))
         self.kernel(*head, *self.fixed, out.data_ptr(), None, int(out.nbytes >= STREAMED), threads)
         return out
@@ -137,32 +137,16 @@ def quantize_back(grad: Tensor, x: Tensor, unit: Tensor, bounds: tuple[int, int]
     return by_x[0], by_unit
 
 
-def multiplies() -> bool:
-    """Whether this processor has the instructions that `multiply` is made of (AVX-512 VNNI), and threads to share it."""
-    return shares() and bool(_function("fas_multiplies")())
-
-
 def shares() -> bool:
     """Whether the kernels share out their work among PyTorch's threads themselves (OpenMP)."""
-    return library() is not None and bool(_function("fas_shares")())
-
-
-def multiply(x: Tensor, unit: Tensor, weights: Tensor, step: Tensor, bias: Tensor | None) -> Tensor:
-    """Few rows ``x`` ``[M, K]``, whole multiples of ``unit`` ``[K]``, times int16 ``weights`` ``[N, K′]`` (zeros from K on,
-    K′ a multiple of 32) of ``step`` ``[N]``, plus ``bias``: ``[M, N]`` of float32. Each weight is read once for eight rows."""
-    x, (outputs, depth) = x.contiguous(), weights.shape
-    out, kernel = torch.empty(len(x), outputs), _function("fas_multiply")
-    head = (x.data_ptr(), len(x), x.shape[1], depth, unit.data_ptr(), weights.data_ptr())
-    tail = (outputs, step.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr())
-    kernel(*head, 0, outputs, *tail, max(1, min(torch.get_num_threads(), weights.numel() // SHARE)))
-    return out
+    return library() is not None and bool(function_of("fas_shares")())
 
 
 class _Call:
     """One call on rows ``[T, size]``: what is common to all kernels, and the threads that share its columns."""
 
     def __init__(self, rows: Tensor, grad: Tensor | None = None) -> None:
-        self.rows, self.kind, self.dtype = rows.contiguous(), _KINDS[rows.dtype], rows.dtype
+        self.rows, self.kind, self.dtype = rows.contiguous(), KINDS[rows.dtype], rows.dtype
         self.width = rows.shape[-1]
         self.size = self.rows[0].numel()
         if grad is not None:
@@ -183,7 +167,7 @@ class _Call:
 
     def run(self, name: str, *head: Any, tail: Any = (), tails: Sequence[Any] | None = None) -> None:
         """Call kernel ``name`` for all columns; arguments around (begin, end, width)."""
-        kernel = _function(name)
+        kernel = function_of(name)
         parts = self.parts() if tails is None else self.parts(len(tails))
         ends = [tail] * len(parts) if tails is None else tails
 
@@ -239,8 +223,10 @@ _SIGNATURES = {
     "fas_fire_back": "p p l l l l p p i i i p p p i",
     "fas_quantize": "i p l l l p f f p i i",
     "fas_count": "p l l l p p i",
-    "fas_multiply": "p i l l p p l l l p p p i",
-    "fas_multiplies": "",
+    "fas_gather": "i p i l p p i p l p p p i",
+    "fas_dense": "i p i l p l p p i",
+    "fas_active": "i p i l p",
+    "fas_attend": "i p p p p p l l l l l f p i",
     "fas_shares": "",
     "fas_quantize_back": "p p l l l p f f p p i",
 }
@@ -248,12 +234,13 @@ _TYPES = {"i": ctypes.c_int, "l": ctypes.c_int64, "p": ctypes.c_void_p, "f": cty
 
 
 @functools.cache
-def _function(name: str) -> Callable[..., Any]:
+def function_of(name: str) -> Callable[..., Any]:
+    """A kernel by name, with the types of its arguments; there must be a library."""
     found = library()
     assert found is not None
     kernel = getattr(found, name)
     kernel.argtypes = [_TYPES[letter] for letter in _SIGNATURES[name].split()]
-    kernel.restype = ctypes.c_int if not kernel.argtypes else None
+    kernel.restype = {"fas_shares": ctypes.c_int, "fas_active": ctypes.c_int64}.get(name)
     return kernel  # type: ignore[no-any-return]
 
 

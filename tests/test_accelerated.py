@@ -1,9 +1,13 @@
-"""Integer products: each layer against the product that it stands for, whole models, and what must stay as it was."""
+"""Accelerated models: each layer against the product that it stands for, whole models, and what must stay as it was."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import folders
 import pytest
 import tiny
 import torch
@@ -12,11 +16,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fas import convert, prepare
+from fas.cli import main
 from fas.config import SpikingConfig
 from fas.errors import ConfigError, FasError
 from fas.neurons.native import kernels
+from fas.runtime.accelerated import accelerated
 from fas.runtime.control import at_time, sites_of
-from fas.runtime.products import integer_products
 
 pytestmark = pytest.mark.skipif(not kernels.takes(torch.zeros(1)), reason="no compiled kernels here")
 ROUNDED = {8: 4e-3, 16: 1.6e-5, 24: 2e-7}
@@ -55,13 +60,13 @@ def test_every_layer_multiplies_what_it_read(family: str, time: dict[str, Any], 
 
         return forward
 
-    with integer_products(model, bits):
+    with accelerated(model, bits):
         for module in model.modules():
             if (product := module.__dict__.get("forward")) is not None:
                 module.forward = check(module, product)  # type: ignore[method-assign]
         model(**batch)
     readers = sum(site.consumers for site in sites_of(model).values())
-    assert len(met) == readers
+    assert len(met) == readers + 1  # the head
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
@@ -71,7 +76,7 @@ def test_every_layer_multiplies_what_it_read(family: str, time: dict[str, Any], 
 def test_with_24_bits_a_model_is_the_same(time: dict[str, Any], coverage: str) -> None:
     model, batch = converted("llama", coverage, **time)
     wanted = model(**batch).logits
-    with integer_products(model, 24):
+    with accelerated(model, 24):
         found = model(**batch).logits
     assert torch.allclose(found, wanted, atol=1e-4)
     assert torch.equal(model(**batch).logits, wanted)
@@ -85,13 +90,13 @@ def test_counts_beyond_a_byte_are_multiplied_as_ever() -> None:
         site.log_scale -= 4  # all neurons fire in every timestep
     with at_time(model, timesteps=200):
         wanted = model(**batch).logits
-        with integer_products(model, 24):
-            assert torch.equal(model(**batch).logits, wanted)
+        with accelerated(model, 24):
+            assert torch.allclose(model(**batch).logits, wanted, atol=1e-5)  # the head sums in another order
 
 
 def test_gradients_and_other_times_are_not_confused() -> None:
     model, batch = converted("llama")
-    with integer_products(model, 24):
+    with accelerated(model, 24):
         assert torch.equal(model(**batch).logits, _logits(model, batch))  # a gradient is asked for: as ever
         with torch.no_grad():
             for time in ({"timesteps": 4}, {"coding": "rate", "timesteps": 8}, {"timesteps": 4}):
@@ -116,9 +121,67 @@ def _logits(model: Any, batch: dict[str, Any]) -> torch.Tensor:
 def test_what_cannot_be_is_refused() -> None:
     model, _ = converted("llama")
     with (
-        pytest.raises(ConfigError, match="bits=12 of a weight are not valid: choose 8, 16, 24"),
-        integer_products(model, 12),
+        pytest.raises(ConfigError, match="bits=12 of a weight are not valid: choose 8, 16, 24, or 0"),
+        accelerated(model, 12),
     ):
         pass
-    with pytest.raises(FasError, match="has no spiking sites"), integer_products(tiny.ann("llama")):
+    with pytest.raises(FasError, match="has no spiking sites"), accelerated(tiny.ann("llama")):
         pass
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("accelerated")
+    model, text = folders.save_ann(root / "ann"), folders.save_text(root / "text.txt")
+    with torch.enable_grad():
+        assert main([
+            "convert", "--model", model, "--data", text, "--out", str(root / "snn"), "--stage1", "none", "--no-stage2",
+            "--levels", "8", "--timesteps", "4", "--length", "8", "--eval-sequences", "4", "--quiet",
+        ]) == 0  # fmt: skip
+    return str(root / "snn")
+
+
+def test_eval_with_integers(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*more: str) -> dict[str, Any]:
+        assert main(["eval", folder, "--quiet", "--json", *more]) == 0
+        return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
+
+    plain, whole = told(), told("--integer-bits", "24")
+    assert "integer_bits" not in plain["extra"]
+    assert whole["extra"]["integer_bits"] == 24
+    for before, after, coarse in zip(plain["rows"], whole["rows"], told("--integer-bits", "8")["rows"], strict=True):
+        assert after["perplexity"] == pytest.approx(before["perplexity"], rel=1e-2)
+        assert (coarse["perplexity"] == before["perplexity"]) == (before["name"] != "snn")
+    for wrong, said in (
+        ("12", "bits=12 of a weight are not valid"),
+        ("16", "is for float32 on a CPU, and this model is bfloat16"),
+    ):
+        assert (
+            main(["eval", folder, "--quiet", "--integer-bits", wrong, *(["--dtype=bfloat16"] if wrong == "16" else [])])
+            == 2
+        )
+        assert said in capsys.readouterr().err
+
+
+def test_generate_is_accelerated(
+    folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[int] = []
+
+    @contextmanager
+    def watched(model: Any, bits: int = 0) -> Iterator[Any]:
+        met.append(bits)
+        with accelerated(model, bits):
+            yield model
+
+    def told(*more: str) -> dict[str, Any]:
+        assert main(["generate", folder, "--prompt=w3 w4", "--max-new-tokens=6", "--quiet", "--json", *more]) == 0
+        return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr("fas.pipeline.generate.accelerated", watched)
+    fast, whole = told(), told("--integer-bits=24")
+    assert met == [0, 24]
+    monkeypatch.setattr("fas.pipeline.generate.accelerated", lambda model, bits: nullcontext(model))
+    slow = told()
+    assert fast["text"] == whole["text"] == slow["text"]
+    assert fast["spikes_per_neuron"] == pytest.approx(slow["spikes_per_neuron"], rel=1e-3)

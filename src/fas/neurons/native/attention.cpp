@@ -1,0 +1,136 @@
+// Attention of one new token a row behind a cache: keys and values are read once, where they lie (fas.runtime.decoding).
+
+#include "common.h"
+
+namespace {
+
+// e^x to 2 units in the last place for x <= 0: powers of two times a polynomial (Cephes); below -87 it is 0.
+inline vec exponential(vec x) {
+  const mask tiny = x < all(-87.0f);
+  x = pick(tiny, all(-87.0f), x);
+  vec n = x * 1.44269504088896341f + 12582912.0f;  // rounds to nearest
+  n = n - 12582912.0f;
+  const vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  vec p = all(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const mask power = (__builtin_convertvector(n, mask) + 127) << 23;
+  return pick(tiny, vec{}, p * (vec)power);
+}
+
+// Products of q [width] with SIDE rows of keys, side by side.
+constexpr int SIDE = 4;
+template <int N, class X>
+inline void products(const float* q, const X* keys, i64 stride, i64 width, float* out) {
+  vec sums[N] = {};
+  i64 d = 0;
+  for (; d + LANES <= width; d += LANES) {
+    const vec left = load(q + d);
+    for (int n = 0; n < N; ++n) sums[n] = added(left, load(keys + n * stride + d), sums[n]);
+  }
+  for (int n = 0; n < N; ++n) out[n] = sum_of(sums[n]);
+  for (; d < width; ++d)
+    for (int n = 0; n < N; ++n) out[n] += q[d] * wide(keys[n * stride + d]);
+}
+
+// Adds to sums [width] as many rows of values, each times its share.
+template <int N, class X>
+inline void add(const float* shares, const X* values, i64 stride, i64 width, float* sums) {
+  i64 d = 0;
+  for (; d + LANES <= width; d += LANES) {
+    vec sum = load(sums + d);
+    for (int n = 0; n < N; ++n) sum = added(load(values + n * stride + d), all(shares[n]), sum);
+    store(sum, sums + d, false);
+  }
+  for (; d < width; ++d)
+    for (int n = 0; n < N; ++n) sums[d] += shares[n] * wide(values[n * stride + d]);
+}
+
+struct Shape {
+  i64 heads, groups, width, tokens;  // groups: heads that share keys
+};
+template <class X>
+struct Operand {
+  const X* at;
+  i64 row, head, token;
+  const X* of(i64 r, i64 h) const { return at + r * row + h * head; }
+};
+struct Hidden {
+  const float* at;  // added to scores, or null
+  i64 row, head, token;
+};
+
+template <class X>
+void attend(const Operand<X>& query, const Operand<X>& keys, const Operand<X>& values, const Hidden& hidden, Shape shape,
+            float scale, X* out, i64 begin, i64 end) {
+  std::vector<float> scores(std::size_t((shape.tokens + LANES - 1) / LANES * LANES));
+  std::vector<float> sums(std::size_t(shape.width)), q(sums.size());
+  for (i64 index = begin; index < end; ++index) {
+    const i64 r = index / shape.heads, h = index % shape.heads, kept = h / shape.groups, width = shape.width;
+    const X *asked = query.of(r, h), *k = keys.of(r, kept), *v = values.of(r, kept);
+    for (i64 d = 0; d < width; ++d) q[d] = wide(asked[d]) * scale;
+    i64 s = 0;
+    for (; s + SIDE <= shape.tokens; s += SIDE) products<SIDE>(q.data(), k + s * keys.token, keys.token, width, &scores[s]);
+    for (; s < shape.tokens; ++s) products<1>(q.data(), k + s * keys.token, keys.token, width, &scores[s]);
+    float largest = -INFINITY;
+    for (s = 0; s < shape.tokens; ++s) {
+      if (hidden.at) scores[s] += hidden.at[r * hidden.row + h * hidden.head + s * hidden.token];
+      largest = std::max(largest, scores[s]);
+    }
+    std::fill(scores.begin() + shape.tokens, scores.end(), -INFINITY);
+    const float top = largest == -INFINITY ? 0.0f : largest;
+    vec total{};
+    for (std::size_t s = 0; s < scores.size(); s += LANES) {
+      const vec e = exponential(load(&scores[s]) - top);
+      store(e, &scores[s], false);
+      total += e;
+    }
+    const float all_of = sum_of(total), share = all_of > 0 ? 1.0f / all_of : 0.0f;
+    std::fill(sums.begin(), sums.end(), 0.0f);
+    const i64 next = values.token;
+    for (s = 0; s + SIDE <= shape.tokens; s += SIDE) add<SIDE>(&scores[s], v + s * next, next, width, sums.data());
+    for (; s < shape.tokens; ++s) add<1>(&scores[s], v + s * next, next, width, sums.data());
+    for (i64 d = 0; d < width; ++d) narrow(sums[d] * share, out[index * width + d]);
+  }
+}
+
+template <class X>
+void attend(const void* query, const void* keys, const void* values, const float* hidden, const i64* strides, i64 rows,
+            Shape shape, float scale, void* out, int threads) {
+  const Operand<X> q{(const X*)query, strides[0], strides[1], 0};
+  const Operand<X> k{(const X*)keys, strides[2], strides[3], strides[4]};
+  const Operand<X> v{(const X*)values, strides[5], strides[6], strides[7]};
+  const Hidden mask_of{hidden, strides[8], strides[9], strides[10]};
+  const i64 pairs = rows * shape.heads;
+#if defined(_OPENMP)
+  if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+    {
+      const i64 count = omp_get_num_threads(), number = omp_get_thread_num();
+      attend<X>(q, k, v, mask_of, shape, scale, (X*)out, pairs * number / count, pairs * (number + 1) / count);
+    }
+    return;
+  }
+#endif
+  attend<X>(q, k, v, mask_of, shape, scale, (X*)out, 0, pairs);
+}
+
+}  // namespace
+
+extern "C" {
+
+// Queries [rows, heads, width] by strides, keys and values [rows, heads / groups, tokens, width] by strides; what hides is
+// added to the scores. A row that sees nothing gets 0. Result [rows, heads, width].
+void fas_attend(int kind, const void* query, const void* keys, const void* values, const float* hidden, const i64* strides,
+                i64 rows, i64 heads, i64 groups, i64 width, i64 tokens, float scale, void* out, int threads) {
+  const Shape shape{heads, groups, width, tokens};
+  if (kind == 0)
+    attend<float>(query, keys, values, hidden, strides, rows, shape, scale, out, threads);
+  else
+    attend<bf16>(query, keys, values, hidden, strides, rows, shape, scale, out, threads);
+}
+}

@@ -1,0 +1,99 @@
+"""Kernels for few rows: products that read only what fires, and attention of one token behind a cache."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fas.neurons.native.kernels import KINDS, SHARE, function_of
+
+WEIGHTS = {torch.float32: 0, torch.bfloat16: 1, torch.int16: 2, torch.int8: 3}
+
+
+class Weights(NamedTuple):
+    """Of one linear layer, ``[K, N]``, the weights of an input side by side."""
+
+    rows: Tensor
+    """float32, bfloat16, int16 or int8."""
+    bias: Tensor | None = None
+    """``[N]`` of float32."""
+    step: Tensor | None = None
+    """``[N]`` of float32: what integers stand for."""
+    unit: Tensor | None = None
+    """``[K]`` of float32: what an operand is divided by; its weights have been multiplied by it."""
+    base: Tensor | None = None
+    """``[K]`` of float32: the operand of a silent input; the bias accounts for it."""
+
+
+class Gather:
+    """Products of few rows with weights that stay: only what fires is read, once for up to eight rows."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights, (self.inputs, self.outputs) = weights, weights.rows.shape
+        self.kernel, self.worth = function_of("fas_gather"), weights.rows.numel() // SHARE
+        self.before = (self.inputs, _at(weights.base), _at(weights.unit))
+        kept = (
+            WEIGHTS[weights.rows.dtype],
+            weights.rows.data_ptr(),
+            self.outputs,
+            _at(weights.step),
+            _at(weights.bias),
+        )
+        self.behind = kept
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x`` ``[…, K]`` (float32 or bfloat16) to ``[…, N]`` in its dtype; sums are of float32."""
+        x = x.contiguous()
+        out = x.new_empty(*x.shape[:-1], self.outputs)
+        threads = max(1, min(torch.get_num_threads(), self.worth))
+        head = (KINDS[x.dtype], x.data_ptr(), x.numel() // self.inputs)
+        self.kernel(*head, *self.before, *self.behind, out.data_ptr(), threads)
+        return out
+
+
+class Dense:
+    """Products of few rows with weights ``[N, K]`` of their dtype that stay, all of them read, once for up to eight rows."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias, (self.outputs, self.inputs) = weight, bias, weight.shape
+        self.kernel, self.worth = function_of("fas_dense"), weight.numel() // SHARE
+        self.kept = (weight.data_ptr(), self.outputs, _at(bias))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x`` ``[…, K]`` to ``[…, N]``; sums are of float32."""
+        x = x.contiguous()
+        out = x.new_empty(*x.shape[:-1], self.outputs)
+        head = (KINDS[x.dtype], x.data_ptr(), x.numel() // self.inputs, self.inputs)
+        self.kernel(*head, *self.kept, out.data_ptr(), max(1, min(torch.get_num_threads(), self.worth)))
+        return out
+
+
+def active(x: Tensor, base: Tensor | None = None) -> int:
+    """How many of the K inputs of ``x`` ``[M, K]`` are not silent in all rows."""
+    x = x.contiguous()
+    return int(function_of("fas_active")(KINDS[x.dtype], x.data_ptr(), len(x), x.shape[1], _at(base)))
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
+    """softmax(q·kᵀ·scale + hidden)·v of one token: ``query`` ``[R, H, D]``, keys and values ``[R, H′, S, D]``, H a multiple of
+    H′, of one dtype, by whatever strides; ``hidden`` ``[R or 1, H or 1, S]`` of float32. ``[R, H, D]``; sums are of float32.
+    """
+    (rows, heads, width), (shared, tokens) = query.shape, keys.shape[1:3]
+    query, keys, values = (entry if entry.stride(-1) == 1 else entry.contiguous() for entry in (query, keys, values))
+    out = torch.empty(rows, heads, width, dtype=query.dtype)
+    masked = (0, 0, 0)
+    if hidden is not None:
+        masked = tuple(0 if size == 1 else step for size, step in zip(hidden.shape, hidden.stride(), strict=True))
+    strides = (*query.stride()[:2], *keys.stride()[:3], *values.stride()[:3], *masked)
+    threads = max(1, min(torch.get_num_threads(), rows * heads, keys.numel() // SHARE))
+    operands = (query.data_ptr(), keys.data_ptr(), values.data_ptr(), _at(hidden), (ctypes.c_int64 * 11)(*strides))
+    shape = (rows, heads, heads // shared, width, tokens)
+    function_of("fas_attend")(KINDS[query.dtype], *operands, *shape, scale, out.data_ptr(), threads)
+    return out
+
+
+def _at(value: Tensor | None) -> int | None:
+    return None if value is None else value.data_ptr()

@@ -1,0 +1,1 @@
+"""Neurons of one pass over memory on GPUs, in Triton; PyTorch runs them where there is none."""

@@ -1,0 +1,120 @@
+"""Writing one token after another on a CPU: caches with room for more, and attention that reads them where they lie.
+
+A cache of T timesteps is T times the ANN's, and transformers copies it for each token. Here a layer's keys and values stand in
+a buffer with room behind them; a new token is written there, and a compiled kernel reads it in place.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from fas.neurons.native import kernels
+from fas.neurons.native.decoding import attend
+from fas.runtime.attention import spiking_attention
+
+PREFIX = "fas_decoding_"
+KNOWN = ("sdpa", "eager")
+_PLAIN = frozenset({"is_causal", "position_ids", "cache_position", "use_cache", "dropout", "scaling", "sliding_window"})
+"""Arguments that change nothing for one token whose mask is given."""
+ROOM = 128
+"""Tokens of room, and a quarter of what there is."""
+
+
+@contextmanager
+def attention_in_place(model: nn.Module) -> Iterator[None]:
+    """Inside, analog attention of single tokens reads caches in place; all other attention is as it was."""
+    configs = {id(config): config for part in model.modules() if (config := getattr(part, "config", None)) is not None}
+    changed = []
+    for config in configs.values():
+        chosen = getattr(config, "_attn_implementation_internal", None)
+        if chosen in KNOWN:
+            changed.append((config, chosen))
+            config._attn_implementation_internal = PREFIX + chosen
+    try:
+        yield
+    finally:
+        for config, chosen in changed:
+            config._attn_implementation_internal = chosen
+
+
+def _implementation(chosen: str) -> Any:
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        one = query.shape[2] == 1 and not module.training and not torch.is_grad_enabled() and kernels.takes(query)
+        strange = any(value is not None and name not in _PLAIN for name, value in kwargs.items())
+        if not one or strange or key.dtype != query.dtype or value.shape[-1] != query.shape[-1]:
+            ordinary = ALL_ATTENTION_FUNCTIONS.get(chosen) or _eager_of(module)
+            return ordinary(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
+        hidden = None if attention_mask is None else _hidden(attention_mask, key.shape[2])
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return attend(query[:, :, 0], key, value, hidden, scale).unsqueeze(1), None
+
+    return attention
+
+
+def _eager_of(module: nn.Module) -> Any:
+    """What the module's file runs as ``eager``."""
+    return getattr(sys.modules[type(module).__module__], "eager_attention_forward", spiking_attention)
+
+
+def _hidden(mask: Tensor, tokens: int) -> Tensor:
+    """A mask ``[B, 1 or H, 1, S]``, boolean or added, as what is added, float32 ``[B, 1 or H, S]``."""
+    mask = mask[:, :, -1, :tokens]
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))
+    return mask.float()
+
+
+for name in KNOWN:
+    AttentionInterface.register(PREFIX + name, _implementation(name))
+    AttentionMaskInterface.register(PREFIX + name, ALL_MASK_ATTENTION_FUNCTIONS[name])
+
+
+class Room:
+    """A buffer ``[R, H, capacity, D]`` of which the first tokens are filled; whoever is not at its end takes another."""
+
+    def __init__(self, states: Tensor, tokens: int) -> None:
+        capacity = tokens + max(ROOM, tokens // 4)
+        self.buffer = states.new_empty(*states.shape[:2], capacity, states.shape[-1])
+        self.filled = 0
+
+    def fits(self, before: Tensor, states: Tensor) -> bool:
+        """Whether ``before`` is what this buffer holds, with room for ``states``."""
+        same = (
+            before.data_ptr() == self.buffer.data_ptr()
+            and before.shape[:2] == self.buffer.shape[:2] == states.shape[:2]
+        )
+        return same and self.filled == before.shape[2] <= self.buffer.shape[2] - states.shape[2]
+
+    def append(self, states: Tensor) -> Tensor:
+        """``states`` ``[R, H, S, D]`` behind what is there; a view of all."""
+        end = self.filled + states.shape[2]
+        self.buffer.narrow(2, self.filled, states.shape[2]).copy_(states)
+        self.filled = end
+        return self.buffer.narrow(2, 0, end)
+
+
+def appended(room: Room | None, before: Tensor | None, states: Tensor) -> tuple[Room, Tensor]:
+    """``before`` (None: nothing) with ``states`` behind it, in ``room`` if that is its end, else in a new one."""
+    if room is None or before is None or not room.fits(before, states):
+        held = 0 if before is None else before.shape[2]
+        room = Room(states, held + states.shape[2])
+        if before is not None:
+            room.append(before)
+    return room, room.append(states)
