@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from fas import convert, prepare
 from fas.cli import main
@@ -80,6 +81,32 @@ def test_with_24_bits_a_model_is_the_same(time: dict[str, Any], coverage: str) -
         found = model(**batch).logits
     assert torch.allclose(found, wanted, atol=1e-4)
     assert torch.equal(model(**batch).logits, wanted)
+
+
+@torch.no_grad()
+def test_what_no_neuron_has_touched_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With coverage ``ffn`` the attention of the first layer, and the way up into its FFN, are the same at all T."""
+    for family, once in (("gpt2", 3), ("llama", 6)):
+        model, batch = converted(family, "ffn")
+        wanted, rows, plain = model(**batch).logits, [], {kind: kind.forward for kind in (Conv1D, nn.Linear)}
+
+        blocks = set(model.base_model.modules())  # without the head
+
+        def counted(
+            module: Any, x: torch.Tensor, rows: list[int] = rows, plain: Any = plain, blocks: Any = blocks
+        ) -> Any:
+            if module in blocks:
+                rows.append(x.shape[:-1].numel())
+            return plain[type(module)](module, x)
+
+        with monkeypatch.context() as patch:
+            for kind in plain:
+                patch.setattr(kind, "forward", counted)
+            with accelerated(model):
+                found = model(**batch).logits
+        tokens = batch["input_ids"].numel()
+        assert sorted(rows)[: once + 1] == [tokens] * once + [8 * tokens]
+        assert torch.allclose(found, wanted, atol=1e-4)
 
 
 @torch.no_grad()

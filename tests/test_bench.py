@@ -18,8 +18,9 @@ from fas.errors import ConfigError
 from fas.neurons import rate_step_rows
 from fas.pipeline import bench, bench_models
 from fas.pipeline.bench import BenchOptions, Case, run_bench, timed
-from fas.pipeline.bench_cases import model_cases, step_loop
+from fas.pipeline.bench_cases import model_cases
 from fas.pipeline.bench_models import FIRING
+from fas.pipeline.bench_neurons import step_loop
 from fas.progress import Silent
 from fas.report.speed import as_table
 
@@ -99,7 +100,7 @@ def test_the_naive_loop_is_the_same_neuron() -> None:
 
 
 def test_neurons_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fas.pipeline.bench_cases.NEURONS", (1, 4, 64))
+    monkeypatch.setattr("fas.pipeline.bench_neurons.NEURONS", (1, 4, 64))
     found = run_bench(
         BenchOptions(what=("neuron",), codings=("sigma_delta", "rate"), timesteps=(2,), rounds=1, threads=1)
     )

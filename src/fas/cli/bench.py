@@ -35,12 +35,13 @@ def command(
         int, typer.Option(help="Bits of the weights that spikes are multiplied with: 8, 16, 24, or 0 for as they are.")
     ] = 16,
     threads: Annotated[int | None, typer.Option(help="Of this process.", show_default="PyTorch's")] = None,
+    device: Annotated[str, typer.Option(help="cpu, or cuda for a GPU, to which all ratios belong then.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="JSON to write.", show_default=False)] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Time neurons, prefill, decoding, Stage 1 and 2 against the ANN, a naive simulation and other code, on this CPU.
+    """Time neurons, prefill, decoding, Stage 1 and 2 against the ANN, a naive simulation and other code.
 
     Both sides of a ratio are timed in turns within one round; shown are the median and the spread over rounds.
     """
@@ -57,7 +58,7 @@ def command(
             model, tuple(words_in(what) or WHATS), tuple(words_in(coverage) or ("ffn", "linear")),
             tuple(word.replace("-", "_") for word in words_in(coding) or ("sigma_delta",)),
             numbers_in(timesteps, "--timesteps") or (4, 8), tuple(words_in(dtype) or ("float32", "bfloat16")),
-            levels, length, rounds, integer_bits, threads, seed,
+            levels, length, rounds, integer_bits, threads, device, seed,
         )  # fmt: skip
         results = run_bench(options, progress)
         if out is not None:

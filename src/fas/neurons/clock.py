@@ -35,6 +35,8 @@ class Clock:
     """``qcfs``: sites are QCFS units, no time; ``snn``: sites are neurons."""
     depth: int = 0
     """How many folded segments are running now; a neuron outside of one is an error."""
+    still: bool = False
+    """Whether no neuron of the running segment has been reached yet: its rows are the same at all T."""
     probe: Probe | None = None
     """Receives (site name, spikes ``[T, B, …, C]``) of every encoding while somebody records."""
     meter: Callable[[Any, Tensor, Tensor | None], None] | None = None

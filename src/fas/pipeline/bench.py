@@ -36,6 +36,7 @@ class BenchOptions:
     integer_bits: int = 16
     """Of the weights that spikes are multiplied with (`fas.accelerated`); 0: as they are."""
     threads: int | None = None
+    device: str = "cpu"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -102,7 +103,8 @@ class BenchResults:
 
 def run_bench(options: BenchOptions, progress: Progress | None = None) -> BenchResults:
     """Time all that ``options`` ask for; raises `FasError` kinds for what cannot be loaded or converted."""
-    from fas.pipeline.bench_cases import circumstances, model_cases, neuron_cases
+    from fas.pipeline.bench_cases import circumstances, model_cases
+    from fas.pipeline.bench_neurons import neuron_cases
     from fas.pipeline.load import pick_device
 
     progress, before = progress or Silent(), torch.get_num_threads()
@@ -110,7 +112,7 @@ def run_bench(options: BenchOptions, progress: Progress | None = None) -> BenchR
     try:
         # neurons alone with the system's memory as other programs have it, models with memory that is kept
         rows = [timed(case, options.rounds, progress) for case in neuron_cases(options, progress)]
-        pick_device("cpu")
+        pick_device(options.device)
         about: dict[str, Any] = {}
         rows += [timed(case, options.rounds, progress) for case in model_cases(options, about)]
         return BenchResults(rows, circumstances(options) | about)
@@ -149,6 +151,14 @@ def _seconds(sides: Sequence[Callable[[], Any]], before: Callable[[], Any] | Non
     for side in sides:
         if before is not None:
             before()
+        _wait()
         start = time.perf_counter()
         side()
+        _wait()
         yield time.perf_counter() - start
+
+
+def _wait() -> None:
+    """For a GPU that is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()

@@ -1,10 +1,11 @@
-"""What ``fas bench`` times: neurons alone, and a model's prefill, decoding and training steps, each against its baseline."""
+"""What ``fas bench`` times of models: prefill, decoding, training steps and Stage 2, each against its baseline."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,18 +16,15 @@ from fas.calibration import CalibrationOptions, calibrate
 from fas.config import SpikingConfig
 from fas.conversion import convert, prepare
 from fas.methods import PublishedOptions, calibrate_as_published
-from fas.neurons import Fired, Site, rate_mean_rows, sigma_delta
-from fas.neurons.native import kernels
-from fas.neurons.qcfs import grid
+from fas.neurons import Fired, Site
+from fas.neurons.fused import kernels_for
 from fas.pipeline.bench import DTYPES, BenchOptions, Case
 from fas.pipeline.bench_models import RANDOM, bench_ann, fire_like_a_trained_model, firing, keep_active
-from fas.progress import Progress
+from fas.pipeline.bench_neurons import step_loop
 from fas.report.results import this_command, versions
 from fas.runtime.accelerated import accelerated
 from fas.runtime.control import at_time, clock_of
 
-NEURONS = (8, 128, 3072)
-"""Sequences, tokens and channels of the neuron alone: the FFN of GPT-2 small."""
 TRAINED = 4
 """Sequences of a training step."""
 ACTIVE = 0.03
@@ -41,15 +39,23 @@ def circumstances(options: BenchOptions) -> dict[str, Any]:
         "model": options.model or RANDOM, "length": options.length, "levels": options.levels,
         "threads": options.threads or torch.get_num_threads(), "rounds": options.rounds, "seed": options.seed,
         "integer_bits": options.integer_bits, "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "compiled_neurons": kernels.takes(torch.zeros(1)), "versions": versions(), "command": this_command(),
+        "device": device_words(options.device),
+        "compiled_neurons": kernels_for(torch.zeros(1, device=options.device)) is not None, "versions": versions(), "command": this_command(),
     }  # fmt: skip
 
 
-def neuron_cases(options: BenchOptions, progress: Progress) -> Iterator[Case]:
-    """The neurons alone, for each T."""
-    if "neuron" in options.what:
-        for timesteps in options.timesteps:
-            yield from _neurons(options, timesteps, progress)
+def device_words(device: str) -> str:
+    """The processor or GPU by name."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return next((line.split(":", 1)[1].strip() for line in _processor() if line.startswith("model name")), "CPU")
+
+
+def _processor() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
 
 
 def model_cases(options: BenchOptions, about: dict[str, Any]) -> Iterator[Case]:
@@ -62,61 +68,9 @@ def model_cases(options: BenchOptions, about: dict[str, Any]) -> Iterator[Case]:
         yield from _calibrations(options)
 
 
-def _neurons(options: BenchOptions, timesteps: int, progress: Progress) -> Iterator[Case]:
-    """The neuron alone, into a buffer that stays, against a copy of its input, a loop over time, and SpikingJelly's."""
-    x = torch.randn(timesteps, *NEURONS, generator=torch.Generator().manual_seed(options.seed))
-    scale, half = torch.ones(NEURONS[-1]), torch.full((NEURONS[-1],), 0.5)
-    nothing, buffer, level = torch.zeros_like(half), torch.empty_like(x), options.levels
-    steps = SpikingConfig(levels=level, timesteps=timesteps).step_schedule
-    native = kernels.takes(x)
-    ways: dict[str, Callable[[], Any]] = {
-        "sigma_delta": lambda: kernels.track(
-            x, scale / level, half, nothing, [float(k) for k in steps], grid(level, True), [0.0] * len(steps), False, buffer
-        ) if native else sigma_delta(x, scale, half, nothing, steps, level, True, told=False),
-        "rate": lambda: kernels.fire(x, scale, half, True, True, False, buffer) if native
-        else rate_mean_rows(x, scale, half, True, told=False),
-    }  # fmt: skip
-    others = {"copy": lambda: buffer.copy_(x), "naive": lambda: step_loop(x, scale)}
-    if (peer := _spikingjelly(progress)) is not None:
-        others["spikingjelly"] = lambda: peer(x)
-    for coding in options.codings:
-        for against, other in others.items():
-            with torch.no_grad():
-                yield Case(
-                    "neuron", against, ways[coding], other, coding=coding, schedule="synchronous", timesteps=timesteps
-                )
-
-
-def step_loop(x: Tensor, threshold: Tensor) -> Tensor:
-    """Integrate-and-fire as most code runs it: step by step in PyTorch, v₀ = θ/2, soft reset."""
-    v, spikes = threshold.expand_as(x[0]) * 0.5, []
-    for step in x:
-        v = v + step
-        spike = (v >= threshold).to(x.dtype)
-        v = v - spike * threshold
-        spikes.append(spike * threshold)
-    return torch.stack(spikes)
-
-
-def _spikingjelly(progress: Progress) -> Callable[[Tensor], Any] | None:
-    try:
-        from spikingjelly.activation_based import functional, neuron  # type: ignore[import-not-found]
-    except ImportError:
-        progress.note("SpikingJelly is not installed (pip install --no-deps spikingjelly==2.0.0), so it is not timed")
-        return None
-    node = neuron.HalfThresholdIFNode(1.0, step_mode="m")
-
-    def run(x: Tensor) -> Any:
-        functional.reset_net(node)
-        with torch.no_grad():
-            return node(x)
-
-    return run
-
-
 def _models(options: BenchOptions, dtype: str, about: dict[str, Any]) -> Iterator[Case]:
     ids = _prompt(options)
-    ann = cast(Any, bench_ann(options.model, options.length, options.seed)).to(DTYPES[dtype])
+    ann = cast(Any, bench_ann(options.model, options.length, options.seed)).to(options.device, DTYPES[dtype])
     ids %= ann.config.vocab_size
     for coverage in options.coverages if set(options.what) & {"prefill", "decode", "stage1_step"} else ():
         named = Case("", "ann", _nothing, _nothing, dtype, coverage, model=options.model or RANDOM)
@@ -134,7 +88,7 @@ def _models(options: BenchOptions, dtype: str, about: dict[str, Any]) -> Iterato
 
 def _sparse(options: BenchOptions, dtype: str, ids: Tensor, about: dict[str, Any]) -> Iterator[Case]:
     """Decoding with a ReLU in whose place few neurons fire."""
-    ann = cast(Any, bench_ann(None, options.length, options.seed, "relu"))
+    ann = cast(Any, bench_ann(None, options.length, options.seed, "relu")).to(options.device)
     keep_active(ann, ids, ACTIVE)
     ann = ann.to(DTYPES[dtype])
     model = convert(prepare(copy.deepcopy(ann), _config(options, "ffn"), [{"input_ids": ids}])).eval()
@@ -225,8 +179,9 @@ def _training(ann: PreTrainedModel, qcfs: PreTrainedModel, ids: Tensor, case: Ca
 
 def _calibrations(options: BenchOptions) -> Iterator[Case]:
     """Stage 2 of the embedded model against the paper's recipe: at most as many visits of the same sequences."""
-    ann = bench_ann("builtin", options.length, options.seed)
+    ann = cast(Any, bench_ann("builtin", options.length, options.seed)).to(options.device)
     ids = torch.randint(ann.config.vocab_size, (CALIBRATED, min(options.length, 128)), generator=_generator(options))
+    ids = ids.to(options.device)
     batches = [{"input_ids": row} for row in ids.split(1)]
     visits = VISITS * CALIBRATED
     for timesteps in options.timesteps:
@@ -256,4 +211,4 @@ def _generator(options: BenchOptions) -> torch.Generator:
 
 
 def _prompt(options: BenchOptions) -> Tensor:
-    return torch.randint(0, 1 << 30, (1, options.length), generator=_generator(options))
+    return torch.randint(0, 1 << 30, (1, options.length), generator=_generator(options)).to(options.device)

@@ -26,6 +26,7 @@ def accelerated(model: nn.Module, bits: int = 0) -> Iterator[nn.Module]:
 
     * Linear layers of few rows (a token, in all its timesteps) read their weights once, and only those of neurons that fired.
     * Analog attention of single tokens reads the cache in place.
+    * Linear layers in front of a segment's first neuron run once for all timesteps.
     * With ``bits`` (8, 16 or 24; fp32 models), linear layers that read spikes multiply integers for many rows, and weights are
       rounded to so many bits: by 4·10⁻³, 1.6·10⁻⁵ or 6·10⁻⁸ of the largest of their output. It costs 4 bytes more of memory for
       each weight with 16 bits, and what is no number becomes one.
@@ -43,7 +44,7 @@ def accelerated(model: nn.Module, bits: int = 0) -> Iterator[nn.Module]:
             if folded and not isinstance(module, Conv1D):
                 stack.enter_context(_side_by_side(module))
             stack.callback(module.__dict__.pop, "forward", None)
-            module.forward = Product(module, site, bits)  # type: ignore[method-assign]
+            module.forward = Product(module, site, bits, clock)  # type: ignore[method-assign]
         stack.enter_context(attention_in_place(model))
         yield model
 

@@ -46,6 +46,7 @@ class FoldHook(Hook):
             prepare_cache(module, kwargs, self.clock)
         if self.clock.early is not None:
             self.clock.early.begin(module, self.family, given, batch, kwargs.get("past_key_values"))
+        self.clock.still = self.clock.depth == 0
         self.clock.depth += 1
         return (), kwargs
 

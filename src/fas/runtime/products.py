@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fas.neurons import Site
+from fas.neurons import Clock, Site
 from fas.neurons.native import kernels
 from fas.neurons.native.decoding import Dense, Gather, Weights, active
 
@@ -38,8 +38,8 @@ class Product:
     Weights are packed when first needed, once for each worth of a spike, and anew when they have changed.
     """
 
-    def __init__(self, module: nn.Module, site: Site | None, bits: int) -> None:
-        self.module, self.site, self.bits = module, site, bits
+    def __init__(self, module: nn.Module, site: Site | None, bits: int, clock: Clock) -> None:
+        self.module, self.site, self.bits, self.clock = module, site, bits, clock
         self.packed: dict[Any, _Digits] = {}
         self.few: dict[Any, _Few] = {}
         self.config: Any = None
@@ -50,9 +50,14 @@ class Product:
             return type(self.module).forward(self.module, x)
         if (rows := x.numel() // x.shape[-1]) <= FEW:
             return self._few()(x, rows)
-        if not self.bits or x.dtype != torch.float32 or not self._whole():
-            return type(self.module).forward(self.module, x)
-        return self._integers(x)
+        if self.bits and x.dtype == torch.float32 and self._whole():
+            return self._integers(x)
+        clock, forward = self.clock, type(self.module).forward
+        timesteps = clock.config.timesteps if clock.folds and clock.still and clock.depth else 1
+        if timesteps == 1 or len(x) % timesteps:
+            return forward(self.module, x)
+        once = forward(self.module, x[: len(x) // timesteps])  # in front of the first neuron all timesteps are alike
+        return once.repeat(timesteps, *[1] * (once.ndim - 1))
 
     def _whole(self) -> bool:
         """Whether operands are whole multiples of a unit, few enough for a byte."""
