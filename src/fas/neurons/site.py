@@ -162,7 +162,7 @@ class Site(nn.Module):
             self.clock.met[self.name] = None
 
     def require_segment(self) -> None:
-        """Raise `FasError` where time is not folded (a checkpoint's recomputation counts as inside); rows differ from now on."""
+        """Raise `FasError` where time is not folded (a checkpoint's recomputation is inside); rows differ from now on."""
         self.clock.still = False
         if self.clock.depth == 0 and torch._C._current_graph_task_id() == -1:
             raise FasError(

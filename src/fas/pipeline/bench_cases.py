@@ -40,7 +40,8 @@ def circumstances(options: BenchOptions) -> dict[str, Any]:
         "threads": options.threads or torch.get_num_threads(), "rounds": options.rounds, "seed": options.seed,
         "integer_bits": options.integer_bits, "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "device": device_words(options.device),
-        "compiled_neurons": kernels_for(torch.zeros(1, device=options.device)) is not None, "versions": versions(), "command": this_command(),
+        "compiled_neurons": kernels_for(torch.zeros(1, device=options.device)) is not None,
+        "versions": versions(), "command": this_command(),
     }  # fmt: skip
 
 
