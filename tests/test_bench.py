@@ -74,7 +74,7 @@ def test_what_is_asked_for_is_timed(model: str, tmp_path: Path) -> None:
         one += [(what, *time_of, against) for against in ("ann", "naive") for what in ("prefill", "decode")]
     assert told == one * 2
     assert [row["dtype"] for row in found["rows"]] == ["float32"] * len(one) + ["bfloat16"] * len(one)
-    assert found["integer_bits"] == 16
+    assert found["integer_bits"] == {"float32": 16, "bfloat16": 8}
     assert done.stdout == as_table(found) + "\n"
     assert "medians of 1 rounds" in done.stdout
 

@@ -32,8 +32,12 @@ def command(
     length: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 128,
     rounds: Annotated[int, typer.Option(help="Timings of each side; ratios are of one round.")] = 7,
     integer_bits: Annotated[
-        int, typer.Option(help="Bits of the weights that spikes are multiplied with: 8, 16, 24, or 0 for as they are.")
-    ] = 16,
+        int | None,
+        typer.Option(
+            help="Bits of the weights that spikes are multiplied with: 8, 16, 24, or 0 for as they are.",
+            show_default="16 in float32, 8 in bfloat16",
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Of this process.", show_default="PyTorch's")] = None,
     device: Annotated[str, typer.Option(help="cpu, or cuda for a GPU, to which all ratios belong then.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="JSON to write.", show_default=False)] = None,

@@ -33,8 +33,8 @@ class BenchOptions:
     length: int = 128
     """Tokens of the prompt."""
     rounds: int = 7
-    integer_bits: int = 16
-    """Of the weights that spikes are multiplied with (`fas.accelerated`); 0: as they are."""
+    integer_bits: int | None = None
+    """Of the weights that spikes are multiplied with (`fas.accelerated`): 0 as they are; None: 16 in fp32, 8 in bfloat16."""
     threads: int | None = None
     device: str = "cpu"
     seed: int = 0
@@ -45,8 +45,12 @@ class BenchOptions:
                 raise ConfigError(f"{name}={wrong[0]!r} is not valid: choose of {', '.join(known)}")
         if self.rounds < 1 or self.length < 2 or min(self.timesteps, default=0) < 1:
             raise ConfigError("rounds and timesteps must be at least 1, and length at least 2")
-        if self.integer_bits not in (0, 8, 16, 24):
+        if self.integer_bits not in (None, 0, 8, 16, 24):
             raise ConfigError(f"integer_bits={self.integer_bits} is not valid: choose 0, 8, 16 or 24")
+
+    def bits(self, dtype: str) -> int:
+        """Of the weights of a model in ``dtype``."""
+        return {"float32": 16, "bfloat16": 8}[dtype] if self.integer_bits is None else self.integer_bits
 
 
 @dataclass(frozen=True)

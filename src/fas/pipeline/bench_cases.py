@@ -38,7 +38,8 @@ def circumstances(options: BenchOptions) -> dict[str, Any]:
     return {
         "model": options.model or RANDOM, "length": options.length, "levels": options.levels,
         "threads": options.threads or torch.get_num_threads(), "rounds": options.rounds, "seed": options.seed,
-        "integer_bits": options.integer_bits, "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "integer_bits": {dtype: options.bits(dtype) for dtype in options.dtypes},
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "device": device_words(options.device),
         "compiled_neurons": kernels_for(torch.zeros(1, device=options.device)) is not None,
         "versions": versions(), "command": this_command(),
@@ -107,7 +108,7 @@ def _accelerated(options: BenchOptions, ann: Any, model: Any, ids: Tensor, case:
         return
     naive = copy.deepcopy(model)
     clock_of(naive).neuron = _looped
-    with torch.no_grad(), accelerated(model, options.integer_bits):
+    with torch.no_grad(), accelerated(model, options.bits(case.dtype)):
         yield from _simulations(options, Sides(ann, model, naive), ids, case)
 
 

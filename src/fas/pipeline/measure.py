@@ -96,10 +96,10 @@ def with_integers(model: PreTrainedModel, bits: int) -> AbstractContextManager[A
     refuse_bits(model, bits)
     if not bits:
         return nullcontext(model)
-    if model.device.type != "cpu" or model.dtype != torch.float32:
-        kind = str(model.dtype).removeprefix("torch.")
+    if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
+        kind = f"{str(model.dtype).removeprefix('torch.')} on {model.device.type}"
         raise ConfigError(
-            f"integer_bits={bits} is for float32 on a CPU, and this model is {kind} on {model.device.type}; leave it out"
+            f"integer_bits={bits} is for float32 and bfloat16 on a CPU, and this model is {kind}; leave it out"
         )
     return accelerated(model, bits)
 

@@ -16,10 +16,14 @@ def as_table(results: Mapping[str, Any]) -> str:
     about = (
         f"{results['model']}, {results['length']} tokens, L = {results['levels']}, {results['threads']} threads; medians of "
         f"{results['rounds']} rounds; fp32 products at {results['float32_matmul_precision']!r} precision, spikes' with "
-        + (f"weights of {results['integer_bits']} bits" if results["integer_bits"] else "weights as they are")
+        + " and ".join(_weights(*entry) for entry in results["integer_bits"].items())
         + ("" if results["compiled_neurons"] else "; neurons in PyTorch, no compiler was found")
     )
     return "\n".join([*aligned(table), "", about])
+
+
+def _weights(dtype: str, bits: int) -> str:
+    return f"weights of {bits} bits in {dtype}" if bits else f"weights as they are in {dtype}"
 
 
 def _line(row: Mapping[str, Any], model: str) -> tuple[str, ...]:

@@ -27,9 +27,9 @@ def accelerated(model: nn.Module, bits: int = 0) -> Iterator[nn.Module]:
     * Linear layers of few rows (a token, in all its timesteps) read their weights once, and only those of neurons that fired.
     * Analog attention of single tokens reads the cache in place.
     * Linear layers in front of a segment's first neuron run once for all timesteps.
-    * With ``bits`` (8, 16 or 24; fp32 models), linear layers that read spikes multiply integers for many rows, and weights are
-      rounded to so many bits: by 4·10⁻³, 1.6·10⁻⁵ or 6·10⁻⁸ of the largest of their output. It costs 4 bytes more of memory for
-      each weight with 16 bits, and what is no number becomes one.
+    * With ``bits`` (8, 16 or 24), linear layers that read spikes multiply integers for many rows, and weights are rounded to so
+      many bits: by 4·10⁻³, 1.6·10⁻⁵ or 6·10⁻⁸ of the largest of their output. It costs 4 bytes more of memory for each weight
+      with 16 bits, and what is no number becomes one.
 
     Convolutions, attention that spikes, models on a GPU and layers in training stay as they are. Weights may change inside,
     neurons may not. Raises `FasError` for a model without sites, or with ``bits`` and a grid of more than 127 levels, and

@@ -27,7 +27,8 @@ from fas.neurons import Clock, Site
 from fas.neurons.native import kernels
 from fas.neurons.native.decoding import Dense, Gather, Weights, active
 
-CODES = 127
+CODES, ROUNDED_CODES = 127, 31
+"""The largest multiples of a unit, in float32 and, with room for a constant beside it, in bfloat16."""
 FEW = 32
 """Rows up to which weights are rather skipped than multiplied densely."""
 
@@ -50,7 +51,7 @@ class Product:
             return type(self.module).forward(self.module, x)
         if (rows := x.numel() // x.shape[-1]) <= FEW:
             return self._few()(x, rows)
-        if self.bits and x.dtype == torch.float32 and self._whole():
+        if self.bits and self._whole(x.dtype):
             return self._integers(x)
         clock, forward = self.clock, type(self.module).forward
         timesteps = clock.config.timesteps if clock.folds and clock.still and clock.depth else 1
@@ -59,26 +60,25 @@ class Product:
         once = forward(self.module, x[: len(x) // timesteps])  # in front of the first neuron all timesteps are alike
         return once.repeat(timesteps, *[1] * (once.ndim - 1))
 
-    def _whole(self) -> bool:
-        """Whether operands are whole multiples of a unit, few enough for a byte."""
-        if self.site is None:
+    def _whole(self, dtype: torch.dtype) -> bool:
+        """Whether operands are whole multiples of a unit, few enough for a byte, or for the digits of bfloat16."""
+        if self.site is None or not self.site.calibrates or self.clock.stage != "snn" or self.clock.neuron is not None:
             return False
-        clock = self.site.clock
-        if clock.config.coding == "rate" and clock.folds and clock.config.timesteps > CODES:  # counts reach T, not L
-            return False
-        return clock.stage == "snn" and clock.neuron is None and self.site.calibrates
+        config = self.clock.config  # counts of rate coding reach T, not L
+        most = config.timesteps if config.coding == "rate" and self.clock.folds else config.levels
+        return most <= (CODES if dtype == torch.float32 else ROUNDED_CODES)
 
     def _integers(self, x: Tensor) -> Tensor:
         assert self.site is not None
         packed = self._fresh(self.packed, lambda: _Digits(self.module, self.site, self.bits // 8))  # type: ignore[arg-type]
-        rows = x if packed.constant is None else x - packed.constant
+        rows = x if packed.constant is None else x.float() - packed.constant
         if packed.times > 1:  # a mean over t timesteps: t times as much is whole
-            rows = self.site.over_time(rows) * _times(packed.times, x)
+            rows = self.site.over_time(rows.float()).flatten(1, -2) * _times(packed.times)
         sums = packed(kernels.count(rows, packed.unit).flatten(0, -2))
         if packed.times > 1:
-            sums = sums.view(packed.times, -1, sums.shape[-1]).div_(_times(packed.times, sums))
+            sums = sums.view(packed.times, -1, sums.shape[-1]).div_(_times(packed.times))
         sums = sums.view(*x.shape[:-1], -1)
-        return sums if packed.bias is None else sums.add_(packed.bias)
+        return (sums if packed.bias is None else sums.add_(packed.bias)).to(x.dtype)
 
     def _few(self) -> _Few:
         return self._fresh(self.few, lambda: _Few(self.module, self.site, self.bits))  # type: ignore[no-any-return]
@@ -217,5 +217,5 @@ def _worth(site: Site) -> tuple[Tensor, Tensor | None, int]:
     return threshold, constant, config.timesteps if config.rows == "mean" else 1
 
 
-def _times(timesteps: int, like: Tensor) -> Tensor:
-    return torch.arange(1, timesteps + 1, dtype=like.dtype).view(-1, *[1] * (like.ndim if like.ndim > 2 else 2))
+def _times(timesteps: int) -> Tensor:
+    return torch.arange(1, timesteps + 1, dtype=torch.float32).view(-1, 1, 1)
