@@ -73,15 +73,17 @@ def test_gradients_are_the_same(case: dict[str, Any]) -> None:
 def test_gradients_of_qcfs_are_the_same(case: dict[str, Any]) -> None:
     grads = []
     for native in (True, False):
-        x, scale = case["rows"].float().requires_grad_(), case["unit"].clone().requires_grad_()
+        x, scale = case["rows"].clone().requires_grad_(), case["unit"].clone().requires_grad_()
+        weights = torch.linspace(-1, 1, x.numel()).view_as(x).to(x.dtype)
         if not native:  # what the kernels do not take: float64
             x, scale = (value.detach().double().requires_grad_() for value in (x, scale))
-        (qcfs(x, scale, 8, case["signed"]) * torch.linspace(-1, 1, x.numel()).view_as(x)).sum().backward()
+        (qcfs(x, scale, 8, case["signed"]) * weights).sum().backward()
         grads.append((x.grad, scale.grad))
-    for found, wanted in zip(*grads, strict=True):
+    for found, wanted, like in zip(*grads, (case["rows"], case["unit"]), strict=True):
         assert found is not None
         assert wanted is not None
-        assert near(found, wanted.float())
+        assert found.dtype == like.dtype
+        assert near(found, wanted.to(like.dtype))
 
 
 def test_counts_are_whole_multiples_and_128() -> None:

@@ -86,13 +86,14 @@ def test_gradients_are_the_same(shares: tuple[int, int, int], case: dict[str, An
 @given(cases())
 def test_gradients_of_qcfs_are_the_same(case: dict[str, Any]) -> None:
     case, grads = placed(case), []
-    for dtype in (torch.float32, torch.float64):  # what the kernels do not take: float64
-        x, scale = (case[name].to(dtype).clone().requires_grad_() for name in ("rows", "unit"))
-        weights = torch.linspace(-1, 1, x.numel(), device=DEVICE).view_as(x)
+    like = case["rows"].dtype
+    for dtypes in ((like, torch.float32), (torch.float64, torch.float64)):  # what the kernels do not take: float64
+        x, scale = (case[name].to(d).clone().requires_grad_() for name, d in zip(("rows", "unit"), dtypes, strict=True))
+        weights = torch.linspace(-1, 1, x.numel(), device=DEVICE).view_as(x).to(like)
         with pytest.MonkeyPatch.context() as patch:
             use_triton(patch)
             (qcfs(x, scale, 8, case["signed"]) * weights).sum().backward()
-        grads.append([value.grad.float() for value in (x, scale)])
+        grads.append([x.grad.to(like), scale.grad.float()])
     assert all(near(*pair) for pair in zip(*grads, strict=True))
 
 

@@ -42,7 +42,7 @@ class _QCFS(torch.autograd.Function):
         x, scale = ctx.saved_tensors
         low, high = grid(ctx.levels, ctx.signed)
         kernels = kernels_for(x, scale)
-        if kernels is not None and grads[0].dtype == torch.float32:
+        if kernels is not None and grads[0].dtype == x.dtype:
             by_x, by_unit = kernels.quantize_back(grads[0], x, scale / ctx.levels, (low, high))
             return by_x, (by_unit / ctx.levels).sum_to_size(scale.shape), None, None
         u = x / (scale / ctx.levels)

@@ -222,17 +222,20 @@ void quantize(const V* x, i64 begin, i64 end, i64 width, const float* units, flo
   });
 }
 
-void quantize_back(const float* grad, const float* x, i64 begin, i64 end, i64 width, const float* units, float low,
-                   float high, float* by_x, float* by_unit) {
+template <class V>
+void quantize_back(const V* grad, const V* x, i64 begin, i64 end, i64 width, const float* units, float low, float high,
+                   V* by_x, float* by_unit) {
   tiles(begin, end, width, [&](i64 at, i64 channel, int count) {
-    const float *__restrict unit = units + channel, *__restrict from = x + at, *__restrict given = grad + at;
-    float *__restrict to = by_x + at, *__restrict on_unit = by_unit + channel;
+    const float* __restrict unit = units + channel;
+    const V *__restrict from = x + at, *__restrict all_given = grad + at;
+    V* __restrict to = by_x + at;
+    float* __restrict on_unit = by_unit + channel;
     for (int i = 0; i < count; ++i) {
-      const float u = from[i] / unit[i], code = std::floor(u + 0.5f);
+      const float u = wide(from[i]) / unit[i], code = std::floor(u + 0.5f), given = wide(all_given[i]);
       const bool inside = u >= low && u <= high;
       const float clipped = code < low ? low : (code > high ? high : code);
-      to[i] = inside ? given[i] : given[i] * 0.0f;
-      on_unit[i] += given[i] * (clipped - (inside ? u : 0.0f));
+      narrow(inside ? given : given * 0.0f, to[i]);
+      on_unit[i] += given * (clipped - (inside ? u : 0.0f));
     }
   });
 }
@@ -304,10 +307,14 @@ void fas_quantize(int kind, const void* x, i64 begin, i64 end, i64 width, const 
   });
 }
 
-void fas_quantize_back(const float* grad, const float* x, i64 begin, i64 end, i64 width, const float* unit, float low,
-                       float high, float* by_x, float* by_unit, int threads) {
+void fas_quantize_back(int kind, const void* grad, const void* x, i64 begin, i64 end, i64 width, const float* unit,
+                       float low, float high, void* by_x, float* by_unit, int threads) {
   shared(begin, end, threads, [&](i64 from, i64 to, i64 number) {
-    quantize_back(grad, x, from, to, width, unit, low, high, by_x, by_unit + number * width);
+    float* sums = by_unit + number * width;
+    if (kind == 0)
+      quantize_back((const float*)grad, (const float*)x, from, to, width, unit, low, high, (float*)by_x, sums);
+    else
+      quantize_back((const bf16*)grad, (const bf16*)x, from, to, width, unit, low, high, (bf16*)by_x, sums);
   });
 }
 }

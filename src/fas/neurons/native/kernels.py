@@ -132,8 +132,9 @@ def count(x: Tensor, unit: Tensor) -> Tensor:
 
 
 def quantize_back(grad: Tensor, x: Tensor, unit: Tensor, bounds: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Gradients of ``x``, and of the unit through what it multiplies, summed over all but the channels."""
-    call = _Call(x.unsqueeze(0), grad.unsqueeze(0))
+    """Gradients of ``x`` (in its dtype, which ``grad`` has) and, through what it multiplies, of the unit (float32), summed over
+    all but the channels."""
+    call = _Call(x.unsqueeze(0), grad.unsqueeze(0), widens=False)
     by_x, by_unit = call.back("fas_quantize_back", (unit,), tuple(map(ctypes.c_float, bounds)), sized=False)
     return by_x[0], by_unit
 
@@ -146,12 +147,14 @@ def shares() -> bool:
 class _Call:
     """One call on rows ``[T, size]``: what is common to all kernels, and the threads that share its columns."""
 
-    def __init__(self, rows: Tensor, grad: Tensor | None = None) -> None:
+    def __init__(self, rows: Tensor, grad: Tensor | None = None, widens: bool = True) -> None:
         self.rows, self.kind, self.dtype = rows.contiguous(), KINDS[rows.dtype], rows.dtype
         self.width = rows.shape[-1]
         self.size = self.rows[0].numel()
         if grad is not None:
-            self.rows, self.grad = self.rows.float(), grad.contiguous().float()
+            self.grad = grad.contiguous()
+        if grad is not None and widens:
+            self.rows, self.grad = self.rows.float(), self.grad.float()
         self.kept: list[Tensor] = []
 
     @property
@@ -197,8 +200,9 @@ class _Call:
         tails = [
             (*pointers, *plan, by_rows.data_ptr(), *[each[i].data_ptr() for each in sums]) for i in range(len(sums[0]))
         ]
-        size = (self.size,) if sized else ()
-        self.run(name, self.grad.data_ptr(), self.rows.data_ptr(), *size, tails=tails)
+        operands = (self.grad.data_ptr(), self.rows.data_ptr())
+        head = (*operands, self.size) if sized else (self.kind, *operands)
+        self.run(name, *head, tails=tails)
         return (
             by_rows.to(self.dtype),
             *[total.sum(0).sum_to_size(value.shape) for total, value in zip(sums, learned, strict=True)],
@@ -229,7 +233,7 @@ _SIGNATURES = {
     "fas_active": "i p i l p",
     "fas_attend": "i p p p p p l l l l l f p i",
     "fas_shares": "",
-    "fas_quantize_back": "p p l l l p f f p p i",
+    "fas_quantize_back": "i p p l l l p f f p p i",
 }
 _TYPES = {"i": ctypes.c_int, "l": ctypes.c_int64, "p": ctypes.c_void_p, "f": ctypes.c_float}
 
