@@ -6,7 +6,9 @@ import copy
 from typing import Any
 
 import pytest
+import test_encoder_decoder
 import tiny
+import tiny_vl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -221,14 +223,31 @@ def test_it_is_the_kernels_that_write(monkeypatch: pytest.MonkeyPatch) -> None:
     assert met == {"__call__": 2 * 4, "attend": 2}
 
 
+def of_any_kind(name: str) -> tuple[Any, dict[str, Tensor]]:
+    """A model and what it is asked: a decoder, T5, or one that sees."""
+    if name in tiny.DECODERS:
+        model, asked = converted(name), prompts(True)
+    elif name == "t5":
+        model, asked = test_encoder_decoder.snn("gated"), test_encoder_decoder.source(test_encoder_decoder.inputs_for())
+    else:
+        model, asked = tiny_vl.snn(name), tiny_vl.batch(name)
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 2
+    return model, asked
+
+
+@pytest.mark.parametrize("cache", ["exact", "settled"])
+@pytest.mark.parametrize(
+    "name", ["llama", "opt_projected", "gemma3", "t5", "llava", "smolvlm", "blip2", "blip", "git", "qwen2_vl"]
+)
 @torch.no_grad()
-def test_generation_and_beams_are_the_same() -> None:
-    model = converted("llama")
+def test_generation_is_the_same(name: str, cache: str) -> None:
+    model, asked = of_any_kind(name)
+    model.set_timesteps(cache=cache)
     for how in ({}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}):
-        settings_of = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 2, **how}
-        wanted = model.generate(**prompts(True), **settings_of)
+        settings_of = {"max_new_tokens": 8, "do_sample": False, **how}
+        wanted = model.generate(**asked, **settings_of)
         with fas.accelerated(model):
-            assert torch.equal(model.generate(**prompts(True), **settings_of), wanted), how
+            assert torch.equal(model.generate(**asked, **settings_of), wanted), how
 
 
 @torch.no_grad()
