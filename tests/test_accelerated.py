@@ -163,6 +163,7 @@ def test_gradients_and_other_times_are_not_confused() -> None:
             for time in ({"timesteps": 4}, {"coding": "rate", "timesteps": 8}, {"timesteps": 4}):
                 with at_time(model, **time):
                     assert torch.allclose(model(**batch).logits, _logits(model, batch), atol=1e-4), time
+            model(**batch)
             for name, parameter in model.named_parameters():
                 if "log_scale" not in name and ".neurons." not in name:
                     parameter.mul_(1.5)

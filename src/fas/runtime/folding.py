@@ -107,7 +107,7 @@ class ReadoutHook(Hook):
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if not self.clock.folds:
             return None
-        self.clock.depth = max(0, self.clock.depth - 1)
+        self.clock.depth, self.clock.still = max(0, self.clock.depth - 1), False
         early = self.clock.early
         pick = partial(readout, clock=self.clock) if early is None else early.end(module, output)
         return read(output, pick)

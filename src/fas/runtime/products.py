@@ -54,7 +54,7 @@ class Product:
         if self.bits and self._whole(x.dtype):
             return self._integers(x)
         clock, forward = self.clock, type(self.module).forward
-        timesteps = clock.config.timesteps if clock.folds and clock.still and clock.depth else 1
+        timesteps = clock.config.timesteps if clock.folds and clock.still else 1
         if timesteps == 1 or len(x) % timesteps:
             return forward(self.module, x)
         once = forward(self.module, x[: len(x) // timesteps])  # in front of the first neuron all timesteps are alike
