@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
+from functorch.compile import make_boxed_func
 from hypothesis import given, settings
 from neuron_cases import cases, near, same, tracking
+from torch._dynamo.backends.common import aot_autograd
 
+import fas
 from fas.config import SpikingConfig
 from fas.neurons import Clock, Site, integrate_fire, qcfs
 from fas.neurons.native import build, kernels
+from fas.runtime.control import sites_of
 
 sigma_delta_module = importlib.import_module("fas.neurons.sigma_delta")  # the package holds a function of that name
 
@@ -204,3 +209,33 @@ def test_a_home_that_cannot_be_written_is_no_obstacle(tmp_path: Path, monkeypatc
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert build._cache().parent == tmp_path
+
+
+@pytest.mark.parametrize("time", [{"coding": "sigma_delta"}, {"coding": "rate"}, {"coding": "rate", "rows": "step"}])
+def test_a_compiler_meets_operators(time: dict[str, Any]) -> None:
+    """A whole model in one graph, forward and backward, in which neurons are single nodes and not T times ten."""
+    ann = tiny.ann("llama").eval()
+    batch = tiny.inputs_for(ann, 2)
+    model = fas.convert(fas.prepare(ann, SpikingConfig(levels=8, timesteps=4, **time), [batch])).train()
+    met: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        met.extend(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    def gradients(run: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        model.zero_grad()
+        logits = run(**batch, use_cache=False).logits
+        (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
+        return logits.detach(), [value.grad.clone() for value in model.parameters() if value.grad is not None]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=aot_autograd(fw_compiler=backend), fullgraph=True)
+    found, wanted = gradients(compiled), gradients(model)
+    torch._dynamo.reset()
+    assert torch.allclose(found[0], wanted[0], atol=1e-5)
+    assert all(near(*pair) for pair in zip(found[1], wanted[1], strict=True))
+    kind = "track" if time["coding"] == "sigma_delta" else "fire"
+    sites = len(sites_of(model))
+    assert sum(f"fas.{kind}." in name for name in met) == sites
+    assert sum(f"fas.{kind}_back" in name for name in met) == sites
