@@ -28,9 +28,9 @@ MANY = settings(max_examples=60, deadline=None)
 
 
 @pytest.fixture(autouse=True)
-def always_gather(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether skipping pays is measured; here it is what is tested."""
-    monkeypatch.setattr(products, "_pace", lambda *shape: 1.0)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every processor what is used on those with AVX-512."""
+    monkeypatch.setattr(products, "is_wide", lambda: True)
 
 
 def close(found: Tensor, wanted: Tensor, of: float = 1e-5) -> bool:
@@ -329,19 +329,24 @@ def test_bfloat16_and_few_bits() -> None:
         assert len(checked) == 2 * 7 + 1
 
 
-def test_where_skipping_does_not_pay_products_are_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = converted("gpt2")
-    monkeypatch.setattr(products.Gather, "__call__", lambda *arguments: pytest.fail("too many neurons fired"))
-    with torch.no_grad():
-        monkeypatch.setattr(products, "_pace", lambda *shape: 0.0)
-        wanted = written(model, prompts(False), 2)
-        with fas.accelerated(model):
-            assert close(written(model, prompts(False), 2), wanted, 1e-4)
+@torch.no_grad()
+def test_where_many_fire_and_vectors_are_short_products_are_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "is_wide", lambda: False)
+    model, shares = converted("gpt2"), []
+    for name, site in sites_of(model).items():
+        if "hidden" in name:  # rarely
+            site.neurons[site.clock.config.neuron_key].log_threshold.data += 1.5
 
+    class Counted(Gather):
+        def __call__(self, x: Tensor) -> Tensor:
+            shares.append(active(x.flatten(0, -2), self.weights.base) / x.shape[-1])
+            return super().__call__(x)
 
-def test_the_pace_is_measured() -> None:
-    measured = [MEASURE(nn.Linear, 64, 128, 8, kind, torch.float32, torch.float32, 1) for kind in (torch.int16, None)]
-    assert all(0 < value < 1e3 for value in measured)
-
-
-MEASURE = products._pace
+    monkeypatch.setattr(products, "Gather", Counted)
+    monkeypatch.setattr(products.Dense, "__call__", lambda *arguments: pytest.fail("short vectors"))
+    wanted = written(model, prompts(False), 2)
+    with fas.accelerated(model):
+        found = written(model, prompts(False), 2)
+    assert close(found, wanted, 1e-4)
+    assert 0 < len(shares) < 2 * 2 * 4  # some layers of some tokens
+    assert max(shares) <= products.WORTH

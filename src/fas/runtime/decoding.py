@@ -25,8 +25,8 @@ PREFIX = "fas_decoding_"
 KNOWN = ("sdpa", "eager")
 _PLAIN = frozenset({"is_causal", "position_ids", "cache_position", "use_cache", "dropout", "scaling", "sliding_window"})
 """Arguments that change nothing for one token whose mask is given."""
-ROOM = 128
-"""Tokens of room, and a quarter of what there is."""
+ROOM = 32
+"""Tokens of room, or a quarter of what there is."""
 
 
 @contextmanager

@@ -9,13 +9,12 @@ both sums exactly, by the 8-bit products that processors have. Only the weights 
 4·10⁻³, 1.6·10⁻⁵, 6·10⁻⁸ of the largest of their row (docs/speed.md).
 
 *Few rows* (a token being written, in all its timesteps): the weights of an input are read where its neuron fired in some
-timestep, once for all of them; where that takes longer than a dense product, by a measurement of both, that is run.
+timestep, once for all of them. Where more of them fire than makes that worth while, a dense product runs; what decides does not
+depend on the clock, so that the same seed writes the same text.
 """
 
 from __future__ import annotations
 
-import functools
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,12 +24,16 @@ from transformers.pytorch_utils import Conv1D
 
 from fas.neurons import Clock, Site
 from fas.neurons.native import kernels
-from fas.neurons.native.decoding import Dense, Gather, Weights, active
+from fas.neurons.native.decoding import Dense, Gather, Weights, active, is_wide
 
 CODES, ROUNDED_CODES = 127, 31
 """The largest multiples of a unit, in float32 and, with room for a constant beside it, in bfloat16."""
 FEW = 32
 """Rows up to which weights are rather skipped than multiplied densely."""
+WORTH = 0.5
+"""The share of inputs that may fire where vectors are short; with AVX-512 ours is the faster one if all do (docs/log.md)."""
+SINGLE = 2
+"""Rows up to which ours is the faster one with weights by output, with AVX-512."""
 
 
 class Product:
@@ -104,7 +107,8 @@ class _Few:
         if base is not None:
             base = base.detach().float().contiguous()
             bias = (base.double() @ rows.double()).float() + (0 if bias is None else bias)
-        self.base, self.limits = base, {}
+        self.base, wide = base, is_wide()
+        self.share, self.rows = (1.0 if wide else WORTH), (SINGLE if wide else 0)
         if site is None and not rows.is_contiguous():
             self.run: Gather | Dense = Dense(module.weight.detach().contiguous(), bias)
             return
@@ -114,47 +118,11 @@ class _Few:
         self.run = Gather(weights)
 
     def __call__(self, x: Tensor, rows: int) -> Tensor:
-        limit = self.limits.get((rows, x.dtype))
-        if limit is None:
-            limit = self.limits[rows, x.dtype] = self._limit(rows, x.dtype)
-        if limit < 1 and self._active(x) > limit * x.shape[-1]:
-            return type(self.module).forward(self.module, x)
-        return self.run(x)
-
-    def _active(self, x: Tensor) -> int:
-        return x.shape[-1] if isinstance(self.run, Dense) else active(x.flatten(0, -2), self.base)
-
-    def _limit(self, rows: int, dtype: torch.dtype) -> float:
-        """The share of inputs that may fire where reading theirs takes no longer than a dense product (of this shape)."""
-        kind = None if isinstance(self.run, Dense) else self.run.weights.rows.dtype
-        if dtype != self.weight.dtype and kind is None:
-            return 0.0
-        shape = (self.run.inputs, self.run.outputs)
-        return _pace(type(self.module), *shape, rows, kind, dtype, self.weight.dtype, torch.get_num_threads())
-
-
-@functools.cache
-def _pace(
-    layer: type, inputs: int, outputs: int, rows: int, kind: torch.dtype | None, dtype: torch.dtype, of: torch.dtype,
-    threads: int,
-) -> float:  # fmt: skip
-    """How much longer the dense product takes than ours if everything fires; ``kind`` None: weights by output."""
-    module = (Conv1D(outputs, inputs) if layer is Conv1D else nn.Linear(inputs, outputs)).to(of)
-    x, bias = torch.ones(rows, inputs, dtype=dtype), torch.zeros(outputs)
-    if kind is None:
-        run: Gather | Dense = Dense(module.weight.detach(), bias)
-    else:
-        run = Gather(Weights(torch.ones(inputs, outputs, dtype=kind), bias))
-
-    def seconds(run: Callable[[], Any]) -> float:
-        times = []
-        for _ in range(4):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    return seconds(lambda: module(x.to(of))) / seconds(lambda: run(x))
+        if isinstance(self.run, Dense):
+            ours = rows <= self.rows and x.dtype == self.weight.dtype
+        else:
+            ours = self.share == 1 or active(x.flatten(0, -2), self.base) <= self.share * x.shape[-1]
+        return self.run(x) if ours else type(self.module).forward(self.module, x)
 
 
 def by_input(module: nn.Module) -> Tensor:

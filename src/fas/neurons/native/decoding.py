@@ -13,6 +13,11 @@ from fas.neurons.native.kernels import KINDS, SHARE, function_of
 WEIGHTS = {torch.float32: 0, torch.bfloat16: 1, torch.int16: 2, torch.int8: 3}
 
 
+def is_wide() -> bool:
+    """Whether this processor has vectors of sixteen floats (AVX-512)."""
+    return bool(function_of("fas_wide")())
+
+
 class Weights(NamedTuple):
     """Of one linear layer, ``[K, N]``, the weights of an input side by side."""
 

@@ -246,6 +246,14 @@ void quantize_back(const V* grad, const V* x, i64 begin, i64 end, i64 width, con
 // written to rows of their own, one a thread.
 extern "C" {
 
+int fas_wide() {
+#if defined(__AVX512F__)
+  return 1;
+#else
+  return 0;
+#endif
+}
+
 int fas_shares() {
 #if defined(_OPENMP)
   return 1;

@@ -233,6 +233,7 @@ _SIGNATURES = {
     "fas_active": "i p i l p",
     "fas_attend": "i p p p p p l l l l l f p i",
     "fas_shares": "",
+    "fas_wide": "",
     "fas_quantize_back": "i p p l l l p f f p p i",
 }
 _TYPES = {"i": ctypes.c_int, "l": ctypes.c_int64, "p": ctypes.c_void_p, "f": ctypes.c_float}
@@ -245,7 +246,7 @@ def function_of(name: str) -> Callable[..., Any]:
     assert found is not None
     kernel = getattr(found, name)
     kernel.argtypes = [_TYPES[letter] for letter in _SIGNATURES[name].split()]
-    kernel.restype = {"fas_shares": ctypes.c_int, "fas_active": ctypes.c_int64}.get(name)
+    kernel.restype = {"fas_shares": ctypes.c_int, "fas_wide": ctypes.c_int, "fas_active": ctypes.c_int64}.get(name)
     return kernel  # type: ignore[no-any-return]
 
 

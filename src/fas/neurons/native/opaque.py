@@ -15,10 +15,13 @@ from fas.neurons.native import kernels
 from fas.neurons.native.build import library
 
 
-@torch.compiler.assume_constant_result
 def available() -> bool:
     """Whether there are compiled kernels; constant for the compiler."""
     return library() is not None
+
+
+# what torch.compiler.assume_constant_result does, which would import the compiler for all who never compile
+available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def takes(rows: Tensor, *constants: Tensor) -> bool:
