@@ -50,7 +50,7 @@ class Product:
         self.time: Any = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or not kernels.takes(x):
+        if torch.is_grad_enabled() or not kernels.takes(x) or x.dtype != self.module.weight.dtype:
             return type(self.module).forward(self.module, x)
         if (rows := x.numel() // x.shape[-1]) <= FEW:
             return self._few()(x, rows)
@@ -119,7 +119,7 @@ class _Few:
 
     def __call__(self, x: Tensor, rows: int) -> Tensor:
         if isinstance(self.run, Dense):
-            ours = rows <= self.rows and x.dtype == self.weight.dtype
+            ours = rows <= self.rows
         else:
             ours = self.share == 1 or active(x.flatten(0, -2), self.base) <= self.share * x.shape[-1]
         return self.run(x) if ours else type(self.module).forward(self.module, x)
