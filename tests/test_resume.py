@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -128,27 +129,44 @@ def child(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_ten_times_it_ends_with_the_same_bits(tmp_path: Path) -> None:
-    """SIGKILL at random moments, each time anew; the seed only spreads the moments."""
-    chance, command = random.Random(0), [sys.executable, __file__, str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True)
-    whole = load_file(tmp_path / "whole.safetensors")
-    (tmp_path / "whole.safetensors").unlink()
-    shutil.rmtree(tmp_path / "layers")
-    kills = 0
-    while not (tmp_path / "whole.safetensors").exists():
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            if kills < 10:
-                try:
-                    process.wait(chance.uniform(0.02, 0.6))
-                except subprocess.TimeoutExpired:
-                    process.send_signal(signal.SIGKILL)
-                    kills += 1
-    assert kills == 10, f"it was through after {kills} kills"
-    found = load_file(tmp_path / "whole.safetensors")
-    assert list(found) == list(whole)
-    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    """SIGKILL at random moments of what a run takes, each time anew, and from nothing where it came through before."""
+    chance, command, kills = random.Random(0), [sys.executable, __file__, str(tmp_path)], 0
+    whole, seconds = run_through(command, tmp_path, None)
+    while kills < 10:
+        found, _ = run_through(command, tmp_path, chance.uniform(0.05, 0.6) * seconds)
+        if found is None:
+            kills += 1
+        else:
+            assert_equal(found, whole)
+    found, _ = run_through(command, tmp_path, None)
+    assert_equal(found, whole)
+
+
+def run_through(
+    command: list[str], folder: Path, patience: float | None
+) -> tuple[dict[str, torch.Tensor] | None, float]:
+    """What came out, which is put away with all that was kept, and how long it took; None if patience (seconds) ended."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        start = time.monotonic()
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            return None, 0
+    assert process.returncode == 0
+    seconds, found = time.monotonic() - start, load_file(folder / "whole.safetensors")
+    (folder / "whole.safetensors").unlink()
+    shutil.rmtree(folder / "layers")
+    return found, seconds
+
+
+def assert_equal(found: dict[str, torch.Tensor] | None, wanted: dict[str, torch.Tensor] | None) -> None:
+    assert found is not None
+    assert wanted is not None
+    assert list(found) == list(wanted)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 if __name__ == "__main__":
