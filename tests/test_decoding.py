@@ -272,6 +272,19 @@ def test_branches_of_a_cache_do_not_write_over_each_other() -> None:
         assert torch.equal(model(input_ids=new[0], past_key_values=twice).logits, again[0])
 
 
+@pytest.mark.parametrize("by_config", [True, False])
+@torch.no_grad()
+def test_who_asks_for_weights_of_attention_gets_them(by_config: bool) -> None:
+    model = converted("llama")
+    model.set_attn_implementation("eager")
+    model.config.output_attentions = by_config
+    asked = {} if by_config else {"output_attentions": True}
+    with fas.accelerated(model):
+        cache = model(**prompts(False), use_cache=True).past_key_values
+        said = model(input_ids=torch.tensor([[5], [6]]), past_key_values=cache, **asked)
+    assert [weights.shape for weights in said.attentions] == [(2, 4, 1, 7)] * 2
+
+
 @torch.no_grad()
 def test_a_cache_goes_in_and_out() -> None:
     """Filled outside and read inside, and the other way round; the ANN's caches are not touched."""

@@ -58,6 +58,7 @@ def _implementation(chosen: str) -> Any:
     ) -> tuple[Tensor, Tensor | None]:
         one = query.shape[2] == 1 and not module.training and not torch.is_grad_enabled() and kernels.takes(query)
         strange = any(value is not None and name not in _PLAIN for name, value in kwargs.items())
+        strange = strange or getattr(getattr(module, "config", None), "output_attentions", False)  # wants the weights
         if not one or strange or key.dtype != query.dtype or value.shape[-1] != query.shape[-1]:
             ordinary = ALL_ATTENTION_FUNCTIONS.get(chosen) or _eager_of(module)
             return ordinary(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
