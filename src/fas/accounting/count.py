@@ -35,8 +35,8 @@ class Counter:
         self.clock, self.account = clock, account
         self.provenance = Provenance()
         self.synapses: SynapticOperations | None = None
-        constants = [*model.parameters(), *model.buffers()]
-        self.constants = {tensor.untyped_storage()._cdata for tensor in constants}
+        lasting = [*model.parameters(), *model.buffers()]
+        self.lasting = {tensor.untyped_storage()._cdata for tensor in lasting}
 
     @property
     def timesteps(self) -> int:
@@ -78,15 +78,13 @@ class Counter:
                 emission = first
             constant = all(self.is_constant(tensor) for tensor in given)
         for result in results:
-            if emission is not None or timed or self.provenance.of(result).emission is not None:
-                self.provenance.put(result, Origin(timed, emission))
-            if constant:
-                self.constants.add(result.untyped_storage()._cdata)
-                self.provenance.keep(result)
+            known = self.provenance.of(result)
+            if emission is not None or timed or constant or known.emission is not None or known.constant:
+                self.provenance.put(result, Origin(timed, emission, constant))
 
     def is_constant(self, tensor: Tensor) -> bool:
         """Whether it is a parameter or buffer (or a copy): the same at every timestep."""
-        return tensor.untyped_storage()._cdata in self.constants
+        return tensor.untyped_storage()._cdata in self.lasting or self.provenance.of(tensor).constant
 
     def _events(self, tensor: Tensor, timed: bool, fan_out: int) -> Events | None:
         emission = self.provenance.of(tensor).emission

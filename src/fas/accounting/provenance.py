@@ -23,6 +23,8 @@ class Origin:
     timed: bool = False
     """Whether its rows are timesteps."""
     emission: Emission | None = None
+    constant: bool = False
+    """Whether it is a copy of a parameter or buffer."""
 
 
 NOTHING = Origin()
@@ -40,15 +42,10 @@ class Provenance:
         found = self.known.get(tensor.untyped_storage()._cdata)
         return NOTHING if found is None else found[1]
 
-    def keep(self, tensor: Tensor) -> None:
-        """Let no other storage have this one's number."""
-        storage = tensor.untyped_storage()
-        self.known.setdefault(storage._cdata, (StorageWeakRef(storage), NOTHING))
-
     def put(self, tensor: Tensor, origin: Origin) -> None:
         """Remember ``origin``; replaces what was known."""
         storage = tensor.untyped_storage()
-        if origin.timed or origin.emission is not None:
+        if origin != NOTHING:
             self.known[storage._cdata] = StorageWeakRef(storage), origin
         else:
             self.known.pop(storage._cdata, None)

@@ -99,7 +99,8 @@ class _Framed:
         """Mark what the fold has repeated: its rows are timesteps."""
         if isinstance(folded, Tensor):
             if folded is not given:
-                self.watch.counter.provenance.put(folded, Origin(timed=True))
+                provenance = self.watch.counter.provenance
+                provenance.put(folded, Origin(timed=True, constant=provenance.of(folded).constant))
         elif isinstance(folded, dict):
             for key, value in folded.items():
                 self._time(value, given.get(key) if isinstance(given, dict) else None)
