@@ -26,9 +26,6 @@ from fas.runtime.control import as_qcfs, clock_of, sites_of
 from fas.runtime.events import EventExecutor
 from fas.runtime.spikes import counting
 
-settings.register_profile("adaptive", deadline=None, max_examples=300, database=None)
-settings.load_profile("adaptive")
-
 # One neuron
 
 
@@ -49,6 +46,7 @@ def loop(
     return spikes, states
 
 
+@settings(max_examples=300)
 @given(data=st.data(), levels=st.integers(1, 12), signed=st.booleans(), each=st.integers(1, 2))
 def test_a_neuron_can_tell_whether_it_will_fire_again(
     data: st.DataObject, levels: int, signed: bool, each: int

@@ -18,9 +18,6 @@ from fas.neurons.rotation import block_of, rotate
 from fas.neurons.sigma_delta import dead_zones
 from fas.steps import default_steps, is_complete
 
-settings.register_profile("fas", deadline=None, max_examples=60, database=None)
-settings.load_profile("fas")
-
 LEVELS = st.integers(1, 33)
 SEEDS = st.integers(0, 2**31)
 HALF = torch.tensor(0.5, dtype=torch.float64)

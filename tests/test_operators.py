@@ -38,9 +38,6 @@ from fas.operators.fit import spaced_knots
 from fas.operators.group import charges
 from fas.operators.ranges import LAST_OCTAVE, Reduced, reduce_exp2, reduce_reciprocal, reduce_rsqrt
 
-settings.register_profile("fas", deadline=None, max_examples=60, database=None)
-settings.load_profile("fas")
-
 EXP, RECIPROCAL, RSQRT = exp2_group(), reciprocal_group(), rsqrt_group()
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
@@ -74,9 +71,9 @@ def over_time(x: Tensor, timesteps: int) -> Tensor:
 
 @pytest.mark.parametrize("name", ALL_GROUPS)
 def test_fitting_is_fast_small_and_deterministic(name: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone, whatever else runs
     first = ALL_GROUPS[name]()
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     second = ALL_GROUPS[name]()
     assert first.neurons <= {"exp2": 4, "reciprocal": 8, "rsqrt": 8}.get(name, 16)
     for tensor, again in zip(vars(first).values(), vars(second).values(), strict=True):

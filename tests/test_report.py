@@ -193,3 +193,12 @@ def test_the_best_accuracy_is_the_highest() -> None:
     rows = [at("x", "control", 0.8)]
     rows += [at("x", "snn", value, timesteps=t, schedule="synchronous") for value, t in ((0.5, 2), (0.7, 4), (0.6, 8))]
     assert headline_row(Results("tiny", "x", 0, rows)) is rows[2]
+
+
+def test_paths_of_this_machine_are_no_titles() -> None:
+    here = Results("/home/someone/work/sst2-control", "/data/glue/sst2/train.tsv", 0, [Row("ann", "loss", 1.0)])
+    assert words.title(here) == "work/sst2-control on sst2/train.tsv"
+    assert headline(here, None) == "Measurements of work/sst2-control."
+    assert words.provenance(here)["model"] == "/home/someone/work/sst2-control"  # but the whole path is said
+    hub = Results("org/model", "stories.txt", 0, [Row("ann", "loss", 1.0)])
+    assert words.title(hub) == "org/model on stories.txt"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from fas.neurons.fused import kernels_for
 from fas.neurons.native import kernels as native
@@ -35,7 +36,8 @@ def python(*arguments: str | Path, **variables: str) -> str:
     "variables", [{"TRITON_INTERPRET": "1"}, pytest.param({}, marks=needs_gpu)], ids=["interpreted", "on-a-gpu"]
 )
 def test_programs_are_the_same_as_pytorch(variables: dict[str, str]) -> None:
-    assert " passed" in python("-m", "pytest", "-n0", "-p", "no:cacheprovider", PROGRAMS, **variables)
+    profile = f"--hypothesis-profile={settings.get_current_profile_name()}"
+    assert " passed" in python("-m", "pytest", "-n0", "-p", "no:cacheprovider", profile, PROGRAMS, **variables)
 
 
 BLOCK = {"BLOCK": 1024}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fas.report.results import Results, Row
 
 CAPTION = (
@@ -38,10 +40,16 @@ _NO_FACTS = ("samples", "scenes", "layer_errors", "methods")
 _MODELS = {"ann": "ANN", "qcfs": "QCFS model", "snn": "SNN"}
 
 
+def called(source: str) -> str:
+    """A model or data set as one speaks of it: a hub name as it is, of a path on this machine the last two parts."""
+    path = Path(source)
+    return "/".join(path.parts[-2:]) if path.is_absolute() and len(path.parts) > 2 else source
+
+
 def title(results: Results) -> str:
     """Model, data, and what all converted rows have in common."""
     coverages, levels = ({getattr(row, name) for row in results.rows} - {None} for name in ("coverage", "levels"))
-    parts = [f"{results.model} on {results.data}"]
+    parts = [f"{called(results.model)} on {called(results.data)}"]
     parts += [f"coverage {coverages.pop()}"] if len(coverages) == 1 else []
     parts += [f"L = {levels.pop()}"] if len(levels) == 1 else []
     return ", ".join(parts)
