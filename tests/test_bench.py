@@ -129,7 +129,7 @@ def test_bad_settings(wrong: dict[str, object], said: str) -> None:
 def test_random_models_fire_like_trained_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the size of the tests; the sparse one's neurons fire as seldom as is said."""
     small = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 97}
-    monkeypatch.setattr(bench_models, "GPT2Config", lambda **settings: GPT2Config(**small, **settings))
+    monkeypatch.setattr(bench_models, "GPT2Config", lambda **settings: GPT2Config(**settings | small))
     options = BenchOptions(
         what=("decode", "decode_relu"), coverages=("linear",), timesteps=(8,), dtypes=("float32",), length=32
     )
@@ -157,3 +157,35 @@ def test_stage2_is_timed_on_the_embedded_model() -> None:
     assert case.before is not None
     case.before()
     assert case.ours() is None  # runs
+
+
+def test_decoding_with_either_cache(model: str) -> None:
+    """Each case runs with the cache that it names, one token behind what it was given before."""
+    options = BenchOptions(
+        model=model,
+        what=("decode",),
+        coverages=("ffn",),
+        timesteps=(4,),
+        length=6,
+        rounds=1,
+        caches=("exact", "settled"),
+    )
+    found = []
+    for case in model_cases(options, {}):
+        assert case.before is not None
+        case.before()
+        cache = case.ours().past_key_values
+        found.append((case.against, case.cache, case.schedule, len(cache.layers[0].keys), cache.get_seq_length()))
+        assert case.other() is not None
+    layerwise = [("ann", cache, "layerwise", 1, 8) for cache in ("exact", "settled")]
+    in_time = [
+        (of, cache, "synchronous", rows, 8) for of in ("ann", "naive") for cache, rows in (("exact", 4), ("settled", 1))
+    ]
+    assert found == layerwise + in_time
+
+
+def test_more_tokens_than_positions_are_refused(model: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"length=63 and 2 tokens behind it are more than the 64 positions of .*; take at most 62"
+    ):
+        bench_models.bench_ann(model, 63, 0)

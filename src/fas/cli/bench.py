@@ -38,6 +38,7 @@ def command(
             show_default="16 in float32, 8 in bfloat16",
         ),
     ] = None,
+    cache: Annotated[list[str] | None, typer.Option(help="In decoding: exact, settled.", show_default="exact")] = None,
     threads: Annotated[int | None, typer.Option(help="Of this process.", show_default="PyTorch's")] = None,
     device: Annotated[str, typer.Option(help="cpu, or cuda for a GPU, to which all ratios belong then.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="JSON to write.", show_default=False)] = None,
@@ -62,7 +63,7 @@ def command(
             model, tuple(words_in(what) or WHATS), tuple(words_in(coverage) or ("ffn", "linear")),
             tuple(word.replace("-", "_") for word in words_in(coding) or ("sigma_delta",)),
             numbers_in(timesteps, "--timesteps") or (4, 8), tuple(words_in(dtype) or ("float32", "bfloat16")),
-            levels, length, rounds, integer_bits, threads, device, seed,
+            levels, length, rounds, integer_bits, threads, device, seed, tuple(words_in(cache) or ("exact",)),
         )  # fmt: skip
         results = run_bench(options, progress)
         if out is not None:

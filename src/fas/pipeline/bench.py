@@ -6,10 +6,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
+from fas.config import CacheKind
 from fas.errors import ConfigError
 from fas.progress import Progress, Silent
 
@@ -38,9 +39,16 @@ class BenchOptions:
     threads: int | None = None
     device: str = "cpu"
     seed: int = 0
+    caches: tuple[str, ...] = ("exact",)
+    """In decoding: ``exact``, ``settled``."""
 
     def __post_init__(self) -> None:
-        for name, values, known in (("what", self.what, WHATS), ("dtype", self.dtypes, tuple(DTYPES))):
+        given = (
+            ("what", self.what, WHATS),
+            ("dtype", self.dtypes, tuple(DTYPES)),
+            ("cache", self.caches, get_args(CacheKind)),
+        )
+        for name, values, known in given:
             if wrong := [value for value in values if value not in known]:
                 raise ConfigError(f"{name}={wrong[0]!r} is not valid: choose of {', '.join(known)}")
         if self.rounds < 1 or self.length < 2 or min(self.timesteps, default=0) < 1:
@@ -71,6 +79,8 @@ class Case:
     """Called before each timing, untimed."""
     model: str | None = None
     """Which one, where it is not neurons alone."""
+    cache: str | None = None
+    """Of the spiking side, in decoding."""
 
 
 @dataclass
@@ -91,6 +101,7 @@ class BenchRow:
     """Ours, median."""
     milliseconds_against: float
     model: str | None = None
+    cache: str | None = None
 
 
 @dataclass
@@ -133,6 +144,7 @@ def timed(case: Case, rounds: int, progress: Progress) -> BenchRow:
     row = BenchRow(
         case.what, case.coverage, case.coding, case.schedule, case.timesteps, case.dtype, case.against,
         statistics.median(ratios), min(ratios), max(ratios), *(1e3 * side for side in seconds), model=case.model,
+        cache=case.cache,
     )  # fmt: skip
     progress.note(f"{words_of(row)}: ×{row.ratio:.2f} of {row.against} ({row.ratio_min:.2f}–{row.ratio_max:.2f})")
     return row
@@ -141,7 +153,8 @@ def timed(case: Case, rounds: int, progress: Progress) -> BenchRow:
 def words_of(row: BenchRow) -> str:
     """What was timed."""
     time_of = f"T = {row.timesteps}" if row.timesteps and row.schedule != "layerwise" else None
-    parts = (row.what.replace("_", " "), row.coverage, row.coding, row.schedule, time_of, row.dtype)
+    cache = "settled cache" if row.cache == "settled" else None
+    parts = (row.what.replace("_", " "), row.coverage, row.coding, row.schedule, time_of, cache, row.dtype)
     return ", ".join(str(part) for part in parts if part)
 
 

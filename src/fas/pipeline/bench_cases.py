@@ -29,7 +29,7 @@ TRAINED = 4
 """Sequences of a training step."""
 ACTIVE = 0.03
 """Of the neurons of a sparse FFN."""
-CALIBRATED, VISITS = 8, 16
+CALIBRATED, CALIBRATED_TOKENS, VISITS = 8, 128, 16
 """Sequences of Stage 2, and how often the paper's recipe sees each; ours sees them less often (docs/results.md)."""
 
 
@@ -140,20 +140,29 @@ def _simulations(options: BenchOptions, sides: Sides, ids: Tensor, case: Case) -
                 if "prefill" in options.what:
                     yield replace(one, what="prefill", ours=_prefill(sides.ours, ids), other=_prefill(other, ids))
                 if "decode" in options.what and sides.ours.can_generate():
-                    yield _decoding(sides.ours, other, ids, replace(one, what="decode"))
+                    yield from _decodings(options, sides, other, ids, replace(one, what="decode"))
 
 
 def _prefill(model: PreTrainedModel, ids: Tensor) -> Callable[[], Any]:
     return lambda: model(input_ids=ids, use_cache=False)
 
 
+def _decodings(options: BenchOptions, sides: Sides, other: Any, ids: Tensor, case: Case) -> Iterator[Case]:
+    """With each cache."""
+    for cache in options.caches:
+        with at_time(sides.ours, cache=cache), at_time(sides.naive, cache=cache):
+            yield _decoding(sides.ours, other, ids, replace(case, cache=cache))
+
+
 def _decoding(ours: PreTrainedModel, other: PreTrainedModel, ids: Tensor, case: Case) -> Case:
-    """One more token behind a cache of the prompt; each timing gets a cache of its own."""
+    """One more token behind a cache of the prompt and a first one; each timing gets a cache of its own."""
     kept = {of: of(input_ids=ids, use_cache=True).past_key_values for of in (ours, other)}
     fresh: dict[Any, Any] = {}
 
     def before() -> None:
         fresh.update({of: copy.deepcopy(cache) for of, cache in kept.items()})
+        for of in kept:
+            step(of)()  # which a copied cache makes room for
 
     def step(of: PreTrainedModel) -> Callable[[], Any]:
         return lambda: of(input_ids=ids[:, -1:], past_key_values=fresh[of], use_cache=True)
@@ -181,8 +190,9 @@ def _training(ann: PreTrainedModel, qcfs: PreTrainedModel, ids: Tensor, case: Ca
 
 def _calibrations(options: BenchOptions) -> Iterator[Case]:
     """Stage 2 of the embedded model against the paper's recipe: at most as many visits of the same sequences."""
-    ann = cast(Any, bench_ann("builtin", options.length, options.seed)).to(options.device)
-    ids = torch.randint(ann.config.vocab_size, (CALIBRATED, min(options.length, 128)), generator=_generator(options))
+    length = min(options.length, CALIBRATED_TOKENS)
+    ann = cast(Any, bench_ann("builtin", length, options.seed)).to(options.device)
+    ids = torch.randint(ann.config.vocab_size, (CALIBRATED, length), generator=_generator(options))
     ids = ids.to(options.device)
     batches = [{"input_ids": row} for row in ids.split(1)]
     visits = VISITS * CALIBRATED

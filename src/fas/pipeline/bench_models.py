@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel, set_seed
 
+from fas.errors import ConfigError
 from fas.pipeline.load import load_ann
 from fas.runtime.control import sites_of
 from fas.runtime.spikes import counting
@@ -17,6 +18,8 @@ RANDOM = "GPT-2 small, random weights"
 FIRING = {"attention_input": 2.47, "attention_output": 2.60, "ffn_input": 2.61, "ffn_hidden": 0.46}
 """Spikes per neuron of the embedded model as ``fas demo`` converts it (`linear`, sigma-delta, L = T = 8; docs/log.md)."""
 ROUNDS = 12
+POSITIONS, DECODED = 1024, 2
+"""Of GPT-2, and tokens that are written behind a prompt."""
 EAGER_LENGTH = 1024
 """Up to here attention by plain products is the faster one on a CPU, for both sides."""
 
@@ -26,9 +29,15 @@ def bench_ann(model: str | None, length: int, seed: int, activation: str = "gelu
     set_seed(seed)
     attention = "eager" if length <= EAGER_LENGTH else "sdpa"
     if model is None:
-        config = GPT2Config(activation_function=activation)
+        config = GPT2Config(activation_function=activation, n_positions=max(POSITIONS, length + DECODED))
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     ann, _ = load_ann(model, "cpu")
+    positions = getattr(ann.config, "max_position_embeddings", None)
+    if positions is not None and length + DECODED > positions:
+        raise ConfigError(
+            f"length={length} and {DECODED} tokens behind it are more than the {positions} positions of {model}; take at most "
+            f"{positions - DECODED}"
+        )
     ann.set_attn_implementation(attention)
     return ann
 

@@ -32,6 +32,7 @@ def _line(row: Mapping[str, Any], model: str) -> tuple[str, ...]:
     what = row["what"].replace("_", " ")
     if row.get("model") not in (None, model):  # "GPT-2 small, random weights, ReLU, 3% active"
         what += f" ({row['model'].removeprefix(model).strip(', ')})"
+    what += ", settled cache" if row.get("cache") == "settled" else ""
     told = [what, row["coverage"], row["coding"], row["schedule"], times, row["dtype"]]
     spread = f"{row['ratio_min']:.2f}–{row['ratio_max']:.2f}"
     figures = [f"{row['milliseconds']:.1f}", row["against"], f"{row['milliseconds_against']:.1f}"]

@@ -1,7 +1,8 @@
 """Key/value caches in folded time.
 
 *Exact*: a layer holds T·B rows; beam search hands it indices of B rows, which are expanded over T.
-*Settled*: a layer holds the last timestep's B rows of past tokens; every timestep of a new token reads those.
+*Settled*: a layer holds the last timestep's B rows of past tokens; every timestep of a new token reads those (where tokens are
+written in place, once for all T: `fas.runtime.held_still`).
 *Cross-attention* fills its layers once, from the encoder's states, and then reads their keys without an update.
 Layers keep their class's behaviour: each is retagged to a subclass of its own class (a mixin would change its layout).
 """
@@ -18,6 +19,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from fas.errors import FasError
 from fas.neurons import Clock
 from fas.runtime.decoding import appended
+from fas.runtime.held_still import held_still
 
 _FOLDED: dict[tuple[type, Any], type] = {}
 
@@ -146,15 +148,17 @@ def _select_restless(layer: Any, rows: Tensor) -> None:
 
 
 def _settled_methods(base: Any) -> dict[str, Any]:
+    store = _with_room if base is DynamicLayer else base.update
+
     def update(self: Any, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         timesteps = self._fas[1]
         past = (self.keys, self.values) if self.get_seq_length() else None
         last = slice(key_states.shape[0] - key_states.shape[0] // timesteps, None)
-        base.update(self, key_states[last], value_states[last], *args, **kwargs)
+        store(self, key_states[last], value_states[last], *args, **kwargs)
         if past is None:
             return key_states, value_states
-        keys, values = (p.repeat(timesteps, 1, 1, 1) for p in past)
-        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+        in_place = self._fas_in_place
+        return held_still(past[0], key_states, in_place), held_still(past[1], value_states, in_place)
 
     return {"update": update}
 
@@ -174,7 +178,8 @@ def _settled_cross_methods(base: Any) -> dict[str, Any]:
             stored = self.__dict__[name]
             if self.__dict__.get("_is_own") or stored is None or stored.numel() == 0:
                 return stored
-            return stored.repeat(self._fas[1], 1, 1, 1)
+            nothing = stored.new_empty(self._fas[1] * stored.shape[0], stored.shape[1], 0, stored.shape[3])
+            return held_still(stored, nothing, self._fas_in_place)
 
         return property(get, lambda self, value: self.__dict__.__setitem__(name, value))
 

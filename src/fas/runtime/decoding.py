@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from fas.neurons.native import kernels
 from fas.neurons.native.decoding import attend
 from fas.runtime.attention import spiking_attention
+from fas.runtime.held_still import HeldStill
 
 PREFIX = "fas_decoding_"
 KNOWN = ("sdpa", "eager")
@@ -64,7 +65,10 @@ def _implementation(chosen: str) -> Any:
             return ordinary(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
         hidden = None if attention_mask is None else _hidden(attention_mask, key.shape[2])
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return attend(query[:, :, 0], key, value, hidden, scale).unsqueeze(1), None
+        fresh = None
+        if isinstance(key, HeldStill) and isinstance(value, HeldStill):
+            key, value, fresh = key.past, value.past, (key.fresh, value.fresh)
+        return attend(query[:, :, 0], key, value, hidden, scale, fresh).unsqueeze(1), None
 
     return attention
 

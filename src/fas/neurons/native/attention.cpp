@@ -51,7 +51,7 @@ inline void add(const float* shares, const X* values, i64 stride, i64 width, flo
 }
 
 struct Shape {
-  i64 heads, groups, width, tokens;  // groups: heads that share keys
+  i64 rows, period, heads, groups, width;  // period: rows of keys that lie in time, the same for all timesteps; groups: heads that share keys
 };
 template <class X>
 struct Operand {
@@ -59,29 +59,44 @@ struct Operand {
   i64 row, head, token;
   const X* of(i64 r, i64 h) const { return at + r * row + h * head; }
 };
+template <class X>
+struct Part {  // of the tokens: those that are the same in all timesteps, or those that are not
+  Operand<X> keys, values;
+  i64 tokens;
+};
 struct Hidden {
   const float* at;  // added to scores, or null
   i64 row, head, token;
 };
 
 template <class X>
-void attend(const Operand<X>& query, const Operand<X>& keys, const Operand<X>& values, const Hidden& hidden, Shape shape,
-            float scale, X* out, i64 begin, i64 end) {
-  std::vector<float> scores(std::size_t((shape.tokens + LANES - 1) / LANES * LANES));
-  std::vector<float> sums(std::size_t(shape.width)), q(sums.size());
-  for (i64 index = begin; index < end; ++index) {
-    const i64 r = index / shape.heads, h = index % shape.heads, kept = h / shape.groups, width = shape.width;
-    const X *asked = query.of(r, h), *k = keys.of(r, kept), *v = values.of(r, kept);
+void attend(const Operand<X>& query, const Part<X>& past, const Part<X>& fresh, const Hidden& hidden, Shape shape, float scale,
+            X* out, i64 begin, i64 end) {
+  const i64 tokens = past.tokens + fresh.tokens, width = shape.width, timesteps = shape.rows / shape.period;
+  std::vector<float> scores(std::size_t((tokens + LANES - 1) / LANES * LANES));
+  std::vector<float> sums((std::size_t)width), q((std::size_t)width);
+  for (i64 index = begin; index < end; ++index) {  // all timesteps of a head, then the next one: its past stays near
+    const i64 b = index / timesteps / shape.heads, h = index / timesteps % shape.heads, kept = h / shape.groups;
+    const i64 r = index % timesteps * shape.period + b;
+    const X* asked = query.of(r, h);
     for (i64 d = 0; d < width; ++d) q[d] = wide(asked[d]) * scale;
-    i64 s = 0;
-    for (; s + SIDE <= shape.tokens; s += SIDE) products<SIDE>(q.data(), k + s * keys.token, keys.token, width, &scores[s]);
-    for (; s < shape.tokens; ++s) products<1>(q.data(), k + s * keys.token, keys.token, width, &scores[s]);
+    float* score = scores.data();
+    const auto ask = [&](const Part<X>& part, i64 row) {
+      const X* k = part.keys.of(row, kept);
+      const i64 next = part.keys.token;
+      i64 s = 0;
+      for (; s + SIDE <= part.tokens; s += SIDE) products<SIDE>(q.data(), k + s * next, next, width, score + s);
+      for (; s < part.tokens; ++s) products<1>(q.data(), k + s * next, next, width, score + s);
+      score += part.tokens;
+    };
+    ask(past, b);
+    ask(fresh, r);
     float largest = -INFINITY;
-    for (s = 0; s < shape.tokens; ++s) {
+    for (i64 s = 0; s < tokens; ++s) {
       if (hidden.at) scores[s] += hidden.at[r * hidden.row + h * hidden.head + s * hidden.token];
       largest = std::max(largest, scores[s]);
     }
-    std::fill(scores.begin() + shape.tokens, scores.end(), -INFINITY);
+    std::fill(scores.begin() + tokens, scores.end(), -INFINITY);
     const float top = largest == -INFINITY ? 0.0f : largest;
     vec total{};
     for (std::size_t s = 0; s < scores.size(); s += LANES) {
@@ -91,46 +106,60 @@ void attend(const Operand<X>& query, const Operand<X>& keys, const Operand<X>& v
     }
     const float all_of = sum_of(total), share = all_of > 0 ? 1.0f / all_of : 0.0f;
     std::fill(sums.begin(), sums.end(), 0.0f);
-    const i64 next = values.token;
-    for (s = 0; s + SIDE <= shape.tokens; s += SIDE) add<SIDE>(&scores[s], v + s * next, next, width, sums.data());
-    for (; s < shape.tokens; ++s) add<1>(&scores[s], v + s * next, next, width, sums.data());
-    for (i64 d = 0; d < width; ++d) narrow(sums[d] * share, out[index * width + d]);
+    const float* each = scores.data();
+    const auto answer = [&](const Part<X>& part, i64 row) {
+      const X* v = part.values.of(row, kept);
+      const i64 next = part.values.token;
+      i64 s = 0;
+      for (; s + SIDE <= part.tokens; s += SIDE) add<SIDE>(each + s, v + s * next, next, width, sums.data());
+      for (; s < part.tokens; ++s) add<1>(each + s, v + s * next, next, width, sums.data());
+      each += part.tokens;
+    };
+    answer(past, b);
+    answer(fresh, r);
+    for (i64 d = 0; d < width; ++d) narrow(sums[d] * share, out[(r * shape.heads + h) * width + d]);
   }
 }
 
 template <class X>
-void attend(const void* query, const void* keys, const void* values, const float* hidden, const i64* strides, i64 rows,
-            Shape shape, float scale, void* out, int threads) {
-  const Operand<X> q{(const X*)query, strides[0], strides[1], 0};
-  const Operand<X> k{(const X*)keys, strides[2], strides[3], strides[4]};
-  const Operand<X> v{(const X*)values, strides[5], strides[6], strides[7]};
-  const Hidden mask_of{hidden, strides[8], strides[9], strides[10]};
-  const i64 pairs = rows * shape.heads;
+Operand<X> operand(const void* at, const i64* strides) {
+  return {(const X*)at, strides[0], strides[1], strides[2]};
+}
+
+template <class X>
+void attend(const void* query, const void* const* at, const float* hidden, const i64* strides, const i64* tokens, Shape shape,
+            float scale, void* out, int threads) {
+  const Operand<X> q = operand<X>(query, strides);
+  const Part<X> past{operand<X>(at[0], strides + 3), operand<X>(at[1], strides + 6), tokens[0]};
+  const Part<X> fresh{operand<X>(at[2], strides + 9), operand<X>(at[3], strides + 12), tokens[1]};
+  const Hidden mask_of{hidden, strides[15], strides[16], strides[17]};
+  const i64 pairs = shape.rows * shape.heads;
 #if defined(_OPENMP)
   if (threads > 1) {
 #pragma omp parallel num_threads(threads)
     {
       const i64 count = omp_get_num_threads(), number = omp_get_thread_num();
-      attend<X>(q, k, v, mask_of, shape, scale, (X*)out, pairs * number / count, pairs * (number + 1) / count);
+      attend<X>(q, past, fresh, mask_of, shape, scale, (X*)out, pairs * number / count, pairs * (number + 1) / count);
     }
     return;
   }
 #endif
-  attend<X>(q, k, v, mask_of, shape, scale, (X*)out, 0, pairs);
+  attend<X>(q, past, fresh, mask_of, shape, scale, (X*)out, 0, pairs);
 }
 
 }  // namespace
 
 extern "C" {
 
-// Queries [rows, heads, width] by strides, keys and values [rows, heads / groups, tokens, width] by strides; what hides is
-// added to the scores. A row that sees nothing gets 0. Result [rows, heads, width].
-void fas_attend(int kind, const void* query, const void* keys, const void* values, const float* hidden, const i64* strides,
-                i64 rows, i64 heads, i64 groups, i64 width, i64 tokens, float scale, void* out, int threads) {
-  const Shape shape{heads, groups, width, tokens};
+// Queries [rows, heads, width]; keys and values at[0..1] [period, heads / groups, tokens[0], width], the same for every row that
+// is r modulo period, and behind them at[2..3] [rows, heads / groups, tokens[1], width]; all by strides (row, head, token). What
+// hides is added to the scores. A row that sees nothing gets 0. Result [rows, heads, width].
+void fas_attend(int kind, const void* query, const void* const* at, const float* hidden, const i64* strides, const i64* tokens,
+                i64 rows, i64 period, i64 heads, i64 groups, i64 width, float scale, void* out, int threads) {
+  const Shape shape{rows, period, heads, groups, width};
   if (kind == 0)
-    attend<float>(query, keys, values, hidden, strides, rows, shape, scale, out, threads);
+    attend<float>(query, at, hidden, strides, tokens, shape, scale, out, threads);
   else
-    attend<bf16>(query, keys, values, hidden, strides, rows, shape, scale, out, threads);
+    attend<bf16>(query, at, hidden, strides, tokens, shape, scale, out, threads);
 }
 }

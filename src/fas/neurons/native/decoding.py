@@ -82,22 +82,35 @@ def active(x: Tensor, base: Tensor | None = None) -> int:
     return int(function_of("fas_active")(KINDS[x.dtype], x.data_ptr(), len(x), x.shape[1], _at(base)))
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None, scale: float) -> Tensor:
-    """softmax(q·kᵀ·scale + hidden)·v of one token: ``query`` ``[R, H, D]``, keys and values ``[R, H′, S, D]``, H a multiple of
-    H′, of one dtype, by whatever strides; ``hidden`` ``[R or 1, H or 1, S]`` of float32. ``[R, H, D]``; sums are of float32.
+def attend(
+    query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None, scale: float,
+    fresh: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """softmax(q·kᵀ·scale + hidden)·v of one token: ``query`` ``[R, H, D]``, keys and values ``[P, H′, S, D]``, H a multiple of
+    H′, of one dtype, by whatever strides; float32 ``hidden`` ``[R or 1, H or 1, S + n]``. ``[R, H, D]``; sums are of float32.
+
+    R is a multiple of P: row r reads keys r modulo P, and behind them those of ``fresh``, keys and values ``[R, H′, n, D]``.
     """
-    (rows, heads, width), (shared, tokens) = query.shape, keys.shape[1:3]
-    query, keys, values = (entry if entry.stride(-1) == 1 else entry.contiguous() for entry in (query, keys, values))
+    (rows, heads, width), (period, shared, tokens) = query.shape, keys.shape[:3]
+    query, keys, values = (_side_by_side(entry) for entry in (query, keys, values))
+    more = (keys[:0], values[:0]) if fresh is None else tuple(map(_side_by_side, fresh))
     out = torch.empty(rows, heads, width, dtype=query.dtype)
     masked = (0, 0, 0)
     if hidden is not None:
         masked = tuple(0 if size == 1 else step for size, step in zip(hidden.shape, hidden.stride(), strict=True))
-    strides = (*query.stride()[:2], *keys.stride()[:3], *values.stride()[:3], *masked)
-    threads = max(1, min(torch.get_num_threads(), rows * heads, keys.numel() // SHARE))
-    operands = (query.data_ptr(), keys.data_ptr(), values.data_ptr(), _at(hidden), (ctypes.c_int64 * 11)(*strides))
-    shape = (rows, heads, heads // shared, width, tokens)
+    parts = (keys, values, *more)
+    strides = [*query.stride()[:2], 0, *[step for part in parts for step in part.stride()[:3]], *masked]
+    at = (ctypes.c_void_p * 4)(*[part.data_ptr() for part in parts])
+    counts = (ctypes.c_int64 * 2)(tokens, 0 if fresh is None else fresh[0].shape[2])
+    threads = max(1, min(torch.get_num_threads(), rows * heads, rows * shared * sum(counts) * width // SHARE))
+    shape = (rows, period, heads, heads // shared, width)
+    operands = (query.data_ptr(), at, _at(hidden), (ctypes.c_int64 * 18)(*strides), counts)
     function_of("fas_attend")(KINDS[query.dtype], *operands, *shape, scale, out.data_ptr(), threads)
     return out
+
+
+def _side_by_side(entry: Tensor) -> Tensor:
+    return entry if entry.stride(-1) == 1 else entry.contiguous()
 
 
 def _at(value: Tensor | None) -> int | None:
