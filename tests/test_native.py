@@ -14,6 +14,7 @@ import tiny
 import torch
 from functorch.compile import make_boxed_func
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from neuron_cases import cases, near, same, tracking
 from torch._dynamo.backends.common import aot_autograd
 
@@ -39,6 +40,22 @@ def test_tracking_is_the_same(case: dict[str, Any]) -> None:
     silent = kernels.track(*tracking(case), want=False)
     assert same(silent[0], rows)
     assert silent[1].numel() == 0
+
+
+@MANY
+@given(cases(), st.booleans(), st.integers(0, 2**31))
+def test_tracking_of_strange_values_is_the_same(case: dict[str, Any], inside: bool, seed: int) -> None:
+    """Not a number, infinite, tiny; states at, between and beyond the limits; a train that waits and one that does not."""
+    generator = torch.Generator().manual_seed(seed)
+    strange = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e-42, -0.0, 3e38, 0.5])
+    rows, (low, high) = case["rows"].clone(), case["bounds"]
+    chosen = torch.rand(rows.shape, generator=generator) < 0.1
+    rows[chosen] = strange[torch.randint(len(strange), rows.shape, generator=generator)].to(rows.dtype)[chosen]
+    state = case["a_init"] * (high + 1) * torch.rand(case["a_init"].shape, generator=generator)
+    case |= {"rows": rows, "a_init": state.clamp(low, high) if inside else state}
+    wanted, found = sigma_delta_module._track(*tracking(case)), kernels.track(*tracking(case))
+    for pair in zip(found, wanted, strict=True):
+        torch.testing.assert_close(*pair, rtol=0, atol=0, equal_nan=True)
 
 
 @MANY

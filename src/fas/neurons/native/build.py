@@ -19,6 +19,7 @@ SOURCES = [HERE / name for name in ("kernels.cpp", "products.cpp", "events.cpp",
 # results must be equal to PyTorch's: no fused multiply-adds, no reordering
 FLAGS = (
     "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+    "-falign-functions=64", "-falign-loops=64",  # a loop that begins at the wrong place takes a sixth longer
 )  # fmt: skip
 THREADS = "-fopenmp"
 """PyTorch has loaded a library of this name already, so that its threads are those of the kernels: others would wait for the

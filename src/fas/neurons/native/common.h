@@ -42,6 +42,7 @@ inline void narrow(float x, bf16& to) {  // to nearest, ties to even; NaN stays 
 // Vectors that stay in registers through all timesteps; compilers split them where registers are shorter. Each step waits for
 // the one before, so AT_ONCE vectors go through time side by side.
 constexpr int LANES = 16, AT_ONCE = 4, COLUMNS = LANES * AT_ONCE;
+constexpr int AHEAD = 256;  // columns that are asked for before their turn
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef double wide_vec __attribute__((vector_size(8 * LANES), aligned(8)));
 typedef std::int32_t mask __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -98,6 +99,9 @@ inline float sum_of(vec x) {
 #endif
 }
 inline vec within(vec x, vec low, vec high) {  // a NaN stays one, as in clamp
+#if defined(__AVX512F__)
+  return (vec)_mm512_min_ps((__m512)high, _mm512_max_ps((__m512)low, (__m512)x));
+#endif
   x = pick(x < low, low, x);
   return pick(x > high, high, x);
 }

@@ -5,6 +5,8 @@
 
 #include "common.h"
 
+#include <type_traits>
+
 namespace {
 
 // ---------------------------------------------------------------- sigma-delta
@@ -32,9 +34,36 @@ struct Micro {
     state = pick(outside, state, moved);
     return pick(outside, none, spike);
   }
+
+  // The same with fewer steps that wait for each other, where `is_regular`: both moves are made before it is known which is taken.
+  inline vec regular(vec target, vec& state, vec offset, vec low, vec high, bool tells) const {
+#if defined(__AVX512F__)
+    const __m512 u = (__m512)((target - state) * inverse + offset), up = (__m512)(state + k), down = (__m512)(state - k);
+    const __mmask16 may_rise = _mm512_cmp_ps_mask(up, (__m512)high, _CMP_LE_OQ);
+    const __mmask16 may_sink = _mm512_cmp_ps_mask(down, (__m512)low, _CMP_GE_OQ);
+    const __mmask16 rises = _mm512_mask_cmp_ps_mask(may_rise, u, (__m512)upper, _CMP_GE_OQ);
+    const __mmask16 sinks = _mm512_mask_cmp_ps_mask(may_sink, u, (__m512)lower, _CMP_LT_OQ);
+    const __mmask16 lost = waits ? 0 : _mm512_cmp_ps_mask(u, u, _CMP_UNORD_Q);  // NaN
+    const __m512 moved = _mm512_mask_mov_ps(_mm512_mask_mov_ps((__m512)state, rises, up), sinks, down);
+    state = (vec)_mm512_mask_mov_ps(moved, lost, u);
+    if (!tells) return vec{};
+    const __m512 spike = _mm512_maskz_mov_ps(rises, _mm512_set1_ps(1.0f));
+    return (vec)_mm512_mask_mov_ps(_mm512_mask_mov_ps(spike, sinks, _mm512_set1_ps(-1.0f)), lost, u);
+#else
+    return (*this)(target, state, offset, low, high);
+#endif
+  }
 };
 
-template <class V>
+// States between the limits and moves upwards: then a move can only leave the limits on its own side.
+inline bool is_regular(Constants by, i64 width, Schedule plan) {
+  bool regular = true;
+  for (int m = 0; m < plan.times * plan.each; ++m) regular &= plan.steps[m] > 0.0f && plan.zones[m] >= 0.0f;
+  for (i64 c = 0; c < (by.start ? width : 0); ++c) regular &= by.start[c] >= plan.low && by.start[c] <= plan.high;
+  return regular && (by.start || (plan.low <= 0.0f && plan.high >= 0.0f));
+}
+
+template <bool REGULAR, class V>
 void track(const V* rows, i64 size, i64 begin, i64 end, i64 width, Constants by, Schedule plan, V* out, float* spikes,
            bool stream) {
   const vec low = all(plan.low), high = all(plan.high);
@@ -44,10 +73,13 @@ void track(const V* rows, i64 size, i64 begin, i64 end, i64 width, Constants by,
           [&](const V* row, i64 stride, pack unit, pack offset, pack state, V* to, i64 to_stride, float* fired, bool past) {
             for (int t = 0, micro = 0; t < plan.times; ++t) {
               pack target;
+              EACH(v) __builtin_prefetch(row + t * stride + v * LANES + AHEAD);
               EACH(v) target.at[v] = within(load(row + t * stride + v * LANES) / unit.at[v], low, high);
               for (int m = 0; m < plan.each; ++m, ++micro) {
                 EACH(v) {
-                  const vec spike = micros[micro](target.at[v], state.at[v], offset.at[v], low, high);
+                  const Micro& step = micros[micro];
+                  const vec spike = REGULAR ? step.regular(target.at[v], state.at[v], offset.at[v], low, high, fired)
+                                            : step(target.at[v], state.at[v], offset.at[v], low, high);
                   if (fired) store(spike, fired + micro * to_stride + v * LANES, past);
                 }
               }
@@ -267,12 +299,15 @@ void fas_sigma_delta(int kind, const void* rows, i64 size, i64 begin, i64 end, i
                      float low, float high, void* out, float* spikes, int stream, int threads) {
   const Constants by{unit, offset, start};
   const Schedule plan{steps, zones, times, each, low, high};
-  shared(begin, end, threads, [&](i64 from, i64 to, i64) {
-    if (kind == 0)
-      track((const float*)rows, size, from, to, width, by, plan, (float*)out, spikes, stream);
-    else
-      track((const bf16*)rows, size, from, to, width, by, plan, (bf16*)out, spikes, stream);
-  });
+  const bool regular = is_regular(by, width, plan);
+  const auto tracked = [&](auto is_regular, auto zero) {
+    using V = decltype(zero);
+    shared(begin, end, threads, [&](i64 from, i64 to, i64) {
+      track<decltype(is_regular)::value>((const V*)rows, size, from, to, width, by, plan, (V*)out, spikes, stream);
+    });
+  };
+  const auto of = [&](auto zero) { regular ? tracked(std::true_type{}, zero) : tracked(std::false_type{}, zero); };
+  kind == 0 ? of(float{}) : of(bf16{});
 }
 
 void fas_sigma_delta_back(const float* grad, const float* rows, i64 size, i64 begin, i64 end, i64 width, const float* unit,
