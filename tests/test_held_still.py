@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import tiny
@@ -117,3 +118,22 @@ def test_branches_of_a_settled_cache_do_not_write_over_each_other() -> None:
         for branch, one, wanted in zip(branches, new, alone, strict=True):
             branch.crop(-1)
             assert torch.equal(model(input_ids=one, past_key_values=branch).logits, wanted)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("before", "after"), [(True, False), (False, True)])
+@torch.no_grad()
+def test_a_settled_cache_goes_in_and_out(before: bool, after: bool) -> None:
+    model, ids = tiny.snn("llama", "linear", timesteps=4, cache="settled"), tiny.tokens(2, 10)
+
+    def written(first: bool, then: bool) -> Tensor:
+        with fas.accelerated(model) if first else nullcontext():
+            cache = model(input_ids=ids[:, :6], use_cache=True).past_key_values
+            model(input_ids=ids[:, 6:7], past_key_values=cache)
+        with fas.accelerated(model) if then else nullcontext():
+            return torch.cat(
+                [model(input_ids=part, past_key_values=cache).logits for part in ids[:, 7:].split([1, 2], 1)], 1
+            )
+
+    wanted = written(False, False)
+    assert (written(before, after) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
