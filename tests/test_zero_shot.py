@@ -494,3 +494,29 @@ def test_the_page_is_linked() -> None:
     root = Path(__file__).parents[1]
     assert "docs/zero-shot.md" in (root / "README.md").read_text()
     assert (root / "docs" / "zero-shot.md").exists()
+
+
+def test_a_memory_limit_cuts_batches_and_changes_no_figure(place) -> None:
+    read: list[int] = []
+
+    def seen(module: torch.nn.Module, given: Any) -> None:
+        if isinstance(module, torch.nn.Embedding) and module.num_embeddings == tiny.VOCAB:
+            read.append(len(given[0]))
+
+    results, batches = [], []
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(seen)
+    try:
+        for limit in (None, "1.5 MB"):
+            read.clear()
+            results.append(evaluate_tasks(place["snn"], [str(place["questions"])], memory_limit=limit))
+            batches.append(list(read))
+    finally:
+        handle.remove()
+    whole, cut = results
+    for left, right in zip(whole.rows, cut.rows, strict=True):
+        assert (left.value, left.metrics) == (right.value, right.metrics)
+        assert left.loss == pytest.approx(right.loss, rel=1e-5)
+    together = [rows.count(3 * 4) for rows in batches]  # three answers of four timesteps
+    assert 0 < together[1] < together[0]
+    with pytest.raises(FasError, match=r"no task could be measured; questions: .*memory limit"):
+        evaluate_tasks(place["snn"], [str(place["questions"])], memory_limit=1)
