@@ -19,7 +19,7 @@ from fas.methods import PublishedOptions, calibrate_as_published
 from fas.neurons import Fired, Site
 from fas.neurons.fused import kernels_for
 from fas.pipeline.bench import DTYPES, BenchOptions, Case
-from fas.pipeline.bench_models import RANDOM, bench_ann, fire_like_a_trained_model, firing, keep_active
+from fas.pipeline.bench_models import DECODED, RANDOM, bench_ann, fire_like_a_trained_model, firing, keep_active
 from fas.pipeline.bench_neurons import step_loop
 from fas.report.results import this_command, versions
 from fas.runtime.accelerated import accelerated
@@ -72,7 +72,9 @@ def model_cases(options: BenchOptions, about: dict[str, Any]) -> Iterator[Case]:
 
 def _models(options: BenchOptions, dtype: str, about: dict[str, Any]) -> Iterator[Case]:
     ids = _prompt(options)
-    ann = cast(Any, bench_ann(options.model, options.length, options.seed)).to(options.device, DTYPES[dtype])
+    behind = DECODED if "decode" in options.what else 0
+    ann = cast(Any, bench_ann(options.model, options.length, options.seed, behind=behind))
+    ann = ann.to(options.device, DTYPES[dtype])
     ids %= ann.config.vocab_size
     for coverage in options.coverages if set(options.what) & {"prefill", "decode", "stage1_step"} else ():
         named = Case("", "ann", _nothing, _nothing, dtype, coverage, model=options.model or RANDOM)
@@ -90,7 +92,7 @@ def _models(options: BenchOptions, dtype: str, about: dict[str, Any]) -> Iterato
 
 def _sparse(options: BenchOptions, dtype: str, ids: Tensor, about: dict[str, Any]) -> Iterator[Case]:
     """Decoding with a ReLU in whose place few neurons fire."""
-    ann = cast(Any, bench_ann(None, options.length, options.seed, "relu")).to(options.device)
+    ann = cast(Any, bench_ann(None, options.length, options.seed, "relu", DECODED)).to(options.device)
     keep_active(ann, ids, ACTIVE)
     ann = ann.to(DTYPES[dtype])
     model = convert(prepare(copy.deepcopy(ann), _config(options, "ffn"), [{"input_ids": ids}])).eval()

@@ -24,19 +24,24 @@ EAGER_LENGTH = 1024
 """Up to here attention by plain products is the faster one on a CPU, for both sides."""
 
 
-def bench_ann(model: str | None, length: int, seed: int, activation: str = "gelu_new") -> PreTrainedModel:
-    """The ANN to be timed: ``model``, or with None a GPT-2 small (124 M) of random weights, with another ``activation``."""
+def bench_ann(
+    model: str | None, length: int, seed: int, activation: str = "gelu_new", behind: int = 0
+) -> PreTrainedModel:
+    """The ANN to be timed: ``model``, or with None a GPT-2 small (124 M) of random weights, with another ``activation``.
+
+    Raises `ConfigError` if ``length`` tokens and those ``behind`` them are more than its positions.
+    """
     set_seed(seed)
     attention = "eager" if length <= EAGER_LENGTH else "sdpa"
     if model is None:
-        config = GPT2Config(activation_function=activation, n_positions=max(POSITIONS, length + DECODED))
+        config = GPT2Config(activation_function=activation, n_positions=max(POSITIONS, length + behind))
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     ann, _ = load_ann(model, "cpu")
     positions = getattr(ann.config, "max_position_embeddings", None)
-    if positions is not None and length + DECODED > positions:
+    if positions is not None and length + behind > positions:
         raise ConfigError(
-            f"length={length} and {DECODED} tokens behind it are more than the {positions} positions of {model}; take at most "
-            f"{positions - DECODED}"
+            f"length={length} and {behind} tokens behind it are more than the {positions} positions of {model}; take at most "
+            f"{positions - behind}"
         )
     ann.set_attn_implementation(attention)
     return ann

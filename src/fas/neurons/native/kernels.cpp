@@ -300,10 +300,10 @@ void fas_sigma_delta(int kind, const void* rows, i64 size, i64 begin, i64 end, i
   const Constants by{unit, offset, start};
   const Schedule plan{steps, zones, times, each, low, high};
   const bool regular = is_regular(by, width, plan);
-  const auto tracked = [&](auto is_regular, auto zero) {
+  const auto tracked = [&](auto known, auto zero) {
     using V = decltype(zero);
     shared(begin, end, threads, [&](i64 from, i64 to, i64) {
-      track<decltype(is_regular)::value>((const V*)rows, size, from, to, width, by, plan, (V*)out, spikes, stream);
+      track<decltype(known)::value>((const V*)rows, size, from, to, width, by, plan, (V*)out, spikes, stream);
     });
   };
   const auto of = [&](auto zero) { regular ? tracked(std::true_type{}, zero) : tracked(std::false_type{}, zero); };
