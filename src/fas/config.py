@@ -67,6 +67,10 @@ class SpikingConfig(BaseModel):
     """Sites that spike, of those of the coverage: exact names, or ``re:`` and what the whole name matches; () is all."""
     ignore: tuple[str, ...] = ()
     """Sites that stay analog, named in the same way."""
+    prefix: Literal["auto"] | tuple[int, ...] = "auto"
+    """Tokens whose keys and values stand in front of every sequence as constants of the model, so that no token that is
+    encoded has massive activations (`fas.runtime.prefix`); ``auto``: found on the calibration data, () where nothing is
+    massive."""
     cache: CacheKind = "exact"
     """Key/value cache: ``exact`` keeps every timestep of past tokens, ``settled`` only their last (T times less)."""
 
@@ -177,9 +181,8 @@ class SpikingConfig(BaseModel):
             raise CheckpointError(
                 f"the checkpoint has format version {version}, this FAS reads up to {CONFIG_VERSION}; upgrade fas-snn"
             )
-        return cls(
-            **{"rotation": "none"} | values
-        )  # a checkpoint that names no rotation was written before there was one
+        # a checkpoint that names no rotation or prefix was written before there was one
+        return cls(**{"rotation": "none", "prefix": ()} | values)
 
 
 def steps_in(neuron_key: str) -> tuple[int, ...]:

@@ -10,10 +10,12 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from fas.config import SpikingConfig
 from fas.errors import CheckpointError
 from fas.runtime.control import calibrated_keys, clock_of, sites_of
+from fas.runtime.prefix import Shape, shapes_of
 
 
 class FasQuantizationConfig(QuantizationConfigMixin):
-    """Transformers' view of a prepared or converted model: spiking config, widths of the sites, calibrated keys."""
+    """Transformers' view of a prepared or converted model: spiking config, widths of the sites, calibrated keys,
+    shapes of the prefix by layer."""
 
     def __init__(
         self,
@@ -22,6 +24,7 @@ class FasQuantizationConfig(QuantizationConfigMixin):
         sites: dict[str, int] | None = None,
         neurons: list[str] | None = None,
         order: list[str] | None = None,
+        prefix: dict[str, list[int]] | None = None,
         **unknown: Any,
     ) -> None:
         self.quant_method: Any = "fas"  # transformers has a closed enum; registered names are plain strings
@@ -30,6 +33,7 @@ class FasQuantizationConfig(QuantizationConfigMixin):
         self.sites = dict(sites or {})
         self.neurons = list(neurons or [])
         self.order = list(order or self.sites)  # transformers sorts the keys of what it writes
+        self.prefix = dict(prefix or {})
         self.spiking_config()  # a checkpoint of a newer version is refused before anything is built
         unknown.pop("quant_method", None)
         if unknown:
@@ -44,7 +48,7 @@ class FasQuantizationConfig(QuantizationConfigMixin):
         return SpikingConfig.from_dict(self.spiking)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
+        values = {
             "quant_method": "fas",
             "stage": self.stage,
             "spiking": self.spiking,
@@ -52,6 +56,11 @@ class FasQuantizationConfig(QuantizationConfigMixin):
             "neurons": self.neurons,
             "order": self.order,
         }
+        return values | ({"prefix": self.prefix} if self.prefix else {})
+
+    def prefix_shapes(self) -> dict[int, Shape]:
+        """Key heads and features of the prefix by layer; empty without a prefix."""
+        return {int(layer): (shape[0], shape[1], shape[2]) for layer, shape in self.prefix.items()}
 
     def to_diff_dict(self) -> dict[str, Any]:
         return self.to_dict()
@@ -66,4 +75,5 @@ def describe(model: nn.Module) -> None:
         sites={name: site.width for name, site in sites.items()},
         neurons=calibrated_keys(sites.values()),
         order=list(sites),
+        prefix={str(layer): list(shape) for layer, shape in shapes_of(model).items()},
     )

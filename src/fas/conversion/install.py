@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -12,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from fas.config import SpikingConfig
 from fas.conversion.description import describe
 from fas.errors import FasError
-from fas.models import Placement, Plan
+from fas.models import Placement, Plan, Segment
 from fas.models.functions import ACTIVATIONS, LEVELS, OTHER_LEVELS, group_for, norm_of
 from fas.neurons import Clock, Site
 from fas.neurons.clock import Stage
@@ -24,11 +25,17 @@ from fas.runtime.control import SetTimesteps
 from fas.runtime.folding import fold_segment, silence_dropout
 from fas.runtime.hooks import SiteHook
 from fas.runtime.operators import ActivationHook, NormHook, OutputHook
+from fas.runtime.prefix import Shape, add_prefix
 from fas.runtime.reclassed import choose_attention, reclass
 
 
-def install(model: PreTrainedModel, plan: Plan, config: SpikingConfig, stage: Stage) -> list[Site]:
-    """Add the sites of ``plan`` to ``model`` in place and return them in the order of the plan."""
+def install(
+    model: PreTrainedModel, plan: Plan, config: SpikingConfig, stage: Stage, prefix: Mapping[int, Shape] | None = None
+) -> list[Site]:
+    """Add the sites of ``plan`` to ``model`` in place and return them in the order of the plan.
+
+    ``prefix``: by layer the shapes of the constants in front of every sequence, which stay 0 until they are filled.
+    """
     if any(isinstance(module, Site) for module in model.modules()):
         raise FasError(f"{type(model).__name__} has spiking sites already; start from the original model")
     clock = Clock(config=config, stage=stage)
@@ -41,9 +48,16 @@ def install(model: PreTrainedModel, plan: Plan, config: SpikingConfig, stage: St
     reclass(model)
     attends = any(place.in_attention for _, placements in plan for place in placements)
     choose_attention(model, attention.NAME, everywhere=attends)
+    for segment in decoders(plan) if prefix else ():
+        add_prefix(segment, len(config.prefix), prefix or {}, model.dtype)
     model.set_timesteps = SetTimesteps(sites, model, describe)  # type: ignore[assignment]
     describe(model)
     return sites
+
+
+def decoders(plan: Plan) -> list[Segment]:
+    """The segments of ``plan`` that can have a prefix."""
+    return [segment for segment, _ in plan if segment.family.positions is not None]
 
 
 def _place(placement: Placement, clock: Clock, order: int) -> Site:

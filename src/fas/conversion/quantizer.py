@@ -45,7 +45,7 @@ class FasQuantizer(HfQuantizer):
         description = cast(FasQuantizationConfig, self.quantization_config)
         config = description.spiking_config()
         plan = listed(model, config, description.sites)
-        sites = install(model, plan, config, stage=description.stage)  # type: ignore[arg-type]
+        sites = install(model, plan, config, description.stage, description.prefix_shapes())  # type: ignore[arg-type]
         number(sites, description.order)
         for site in sites:
             for key in description.neurons if site.calibrates else ():

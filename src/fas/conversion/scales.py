@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,9 @@ from fas.runtime.operators import centered, octave
 from fas.runtime.reclassed import attention_as
 
 SAMPLES_PER_SITE = 4096
-CANDIDATES = 48
+CANDIDATES = 20
+LOWEST = 1e-3
+"""Of the largest value: the smallest scale that is tried."""
 LARGEST = {"linear": 1.0, "operand": 0.9871}
 """Largest fraction tried. A token that sees only itself hands its value's grid point on to the next site: were the steps of
 both grids commensurate, it would lie on a tie there, which rounding decides."""
@@ -173,21 +175,29 @@ def fitted_scale(place: Placement, samples: Samples, levels: int, shared: bool =
 
 
 def mmse_scale(samples: Samples, levels: int, signed: bool, kind: str = "linear") -> Tensor:
-    """λ ``[C]``: of `CANDIDATES` fractions of each channel's largest target, the one with least ‖h(x) − target‖².
+    """λ ``[C]`` of least ‖h(x) − target‖², of `CANDIDATES` on a logarithmic grid below each channel's largest target.
 
-    ``kind``: ``linear``, or ``operand`` of an attention product.
+    The grid reaches `LOWEST` of the largest value, so that one outlier among thousands does not decide; the best candidate
+    and its neighbours are refined once. ``kind``: ``linear``, or ``operand`` of an attention product.
     """
     x, target = torch.cat(samples.inputs), torch.cat(samples.targets)
     largest = (target.abs() if signed else target.clamp(min=0)).amax(0)
     typical = largest.mean().clamp(min=1e-6)
-    largest = torch.where(largest > 0, largest, typical)  # a channel that was always silent gets a typical scale
-    best, best_error = largest, torch.full_like(largest, float("inf"))
-    for fraction in torch.linspace(0.05, LARGEST[kind], CANDIDATES).tolist():
-        scale = largest * fraction
+    largest = torch.where(largest > 0, largest, typical) * LARGEST[kind]  # one that was always silent gets a typical scale
+    ratio = LOWEST ** (1 / (CANDIDATES - 1))
+    best = _least(x, target, [largest * ratio**place for place in range(CANDIDATES)], levels, signed)
+    around = [torch.minimum(best * ratio ** (place / 4), largest) for place in range(-3, 4)]
+    return _least(x, target, around, levels, signed).clamp(min=1e-6)
+
+
+def _least(x: Tensor, target: Tensor, scales: Sequence[Tensor], levels: int, signed: bool) -> Tensor:
+    """Of ``scales`` the one of least squared error, channel by channel."""
+    best, best_error = scales[0], torch.full_like(scales[0], float("inf"))
+    for scale in scales:
         error = (qcfs(x, scale, levels, signed) - target).square().mean(0)
         better = error < best_error
         best, best_error = torch.where(better, scale, best), torch.where(better, error, best_error)
-    return best.clamp(min=1e-6)
+    return best
 
 
 def mean_error(samples: Samples, scale: Tensor, levels: int, signed: bool) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -10,18 +11,28 @@ from transformers import PreTrainedModel
 
 from fas.config import SpikingConfig
 from fas.conversion.description import describe
-from fas.conversion.install import absorb, install, rotate_reader
+from fas.conversion.install import absorb, decoders, install, rotate_reader
+from fas.conversion.massive import find_prefix, give_prefix
 from fas.conversion.order import measure_order
 from fas.conversion.scales import Samples, fitted_scale, mean_error, sample_inputs
-from fas.models import Placement, find_segments, planned
+from fas.errors import ConfigError
+from fas.models import Placement, Plan, find_segments, planned
+from fas.progress import Progress, Silent
 from fas.runtime.control import clock_of
 from fas.runtime.folding import silence_dropout
+from fas.runtime.prefix import Shape, remove_prefix, shapes_of
 
 Fit = Callable[[Placement, Samples], Tensor]
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def prepare(model: Model, config: SpikingConfig, batches: Iterable[Mapping[str, Any]], fit: Fit | None = None) -> Model:
+def prepare(
+    model: Model,
+    config: SpikingConfig,
+    batches: Iterable[Mapping[str, Any]],
+    fit: Fit | None = None,
+    progress: Progress | None = None,
+) -> Model:
     """Turn ``model`` into its QCFS model, in place: Stage 1's starting point, to be trained with any Trainer.
 
     ``batches`` are keyword arguments of the model (``input_ids`` ``[B, S]`` …) on which the initial scale of every site
@@ -31,8 +42,11 @@ def prepare(model: Model, config: SpikingConfig, batches: Iterable[Mapping[str, 
     """
     plan, batches = planned(model, config), list(batches)
     placements = [place for _, places in plan for place in places]
-    samples = sample_inputs(model, placements, config, batches)
-    sites = install(model, plan, config, stage="qcfs")
+    with ExitStack() as undo:  # the model stays as it was if the data do not reach its sites
+        config, shapes = _with_prefix(model, plan, config, batches, undo, progress or Silent())
+        samples = sample_inputs(model, placements, config, batches)
+        undo.pop_all()
+    sites = install(model, plan, config, "qcfs", shapes)
     for placement, site in zip(placements, sites, strict=True):
         if site.kind != "group":  # whose λ is the geometry of its function
             found = samples[site.name]
@@ -51,6 +65,32 @@ def prepare(model: Model, config: SpikingConfig, batches: Iterable[Mapping[str, 
     measure_order(model, sites, batches[0])
     describe(model)
     return model
+
+
+def _with_prefix(
+    model: PreTrainedModel,
+    plan: Plan,
+    config: SpikingConfig,
+    batches: Sequence[Mapping[str, Any]],
+    undo: ExitStack,
+    progress: Progress,
+) -> tuple[SpikingConfig, dict[int, Shape]]:
+    """``config`` with the prefix that its decoder has got, found on ``batches`` where it is ``auto``; and its shapes."""
+    able = decoders(plan)
+    if not able:
+        if config.prefix not in ("auto", ()):
+            raise ConfigError(f"prefix={config.prefix} is for causal decoders, and {type(model).__name__} has none")
+        return config.replaced(prefix=()), {}
+    (segment,) = able
+    tokens = config.prefix
+    if tokens == "auto":
+        inside = [place for some, places in plan if some is segment for place in places]
+        tokens = find_prefix(model, segment, inside, batches, progress)
+    if not tokens:
+        return config.replaced(prefix=()), {}
+    give_prefix(model, segment, tokens)
+    undo.callback(remove_prefix, segment)
+    return config.replaced(prefix=tuple(tokens)), shapes_of(model)
 
 
 def convert(model: Model) -> Model:

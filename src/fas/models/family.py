@@ -69,6 +69,10 @@ class Family:
     """What the segment is in a vision-language model; a Q-Former is a projector."""
     block: str = ""
     """Class of the repeated layer; a projector has none."""
+    positions: Literal["rotary", "learned"] | None = None
+    """How a causal decoder is told the places of tokens; None: it is none, and can have no prefix (`fas.runtime.prefix`)."""
+    position_table: str = ""
+    """Where positions are learned: the module that embeds them."""
     sites: tuple[SiteSpec, ...] = ()
     """Sites of every block."""
     segment_sites: tuple[SiteSpec, ...] = ()

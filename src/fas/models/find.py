@@ -201,7 +201,7 @@ def _refuse_unknown(segment: Segment) -> None:
     """Every module must be a declared consumer, a declared analog class, or an activation."""
     family = segment.family
     analog = COMMON_ANALOG | family.analog | {family.segment, family.block, "Site", "NeuronParameters", "ModuleDict"}
-    analog |= {"Group", "Population"}
+    analog |= {"Group", "Population", "Prefix"}
     claimed = {
         id(_submodule(owner, path))
         for owner in segment.module.modules()

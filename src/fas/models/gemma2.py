@@ -8,6 +8,7 @@ register(
         name="gemma2",
         segment="Gemma2Model",
         block="Gemma2DecoderLayer",
+        positions="rotary",
         sites=GATED_BLOCK,
         analog=classes("Gemma2", "Attention", "MLP", "RMSNorm", "RotaryEmbedding", "TextScaledWordEmbedding"),
     )

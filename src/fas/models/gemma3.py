@@ -8,6 +8,7 @@ register(
         name="gemma3",
         segment="Gemma3TextModel",
         block="Gemma3DecoderLayer",
+        positions="rotary",
         sites=GATED_BLOCK,
         analog=classes("Gemma3", "Attention", "MLP", "RMSNorm", "RotaryEmbedding", "TextScaledWordEmbedding"),
     )

@@ -8,6 +8,8 @@ register(
         name="gpt2",
         segment="GPT2Model",
         block="GPT2Block",
+        positions="learned",
+        position_table="wpe",
         sites=(
             SiteSpec("attention_input", ("attn.c_attn",)),
             *attention("attn"),

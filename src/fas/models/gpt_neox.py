@@ -8,6 +8,7 @@ register(
         name="gpt_neox",
         segment="GPTNeoXModel",
         block="GPTNeoXLayer",
+        positions="rotary",
         sites=(
             SiteSpec("attention_input", ("attention.query_key_value",)),
             *attention("attention"),

@@ -8,6 +8,7 @@ register(
         name="llama",
         segment="LlamaModel",
         block="LlamaDecoderLayer",
+        positions="rotary",
         sites=GATED_BLOCK,
         analog=classes("Llama", "Attention", "MLP", "RMSNorm", "RotaryEmbedding"),
     )

@@ -8,6 +8,7 @@ register(
         name="mistral",
         segment="MistralModel",
         block="MistralDecoderLayer",
+        positions="rotary",
         sites=GATED_BLOCK,
         analog=classes("Mistral", "Attention", "MLP", "RMSNorm", "RotaryEmbedding"),
     )

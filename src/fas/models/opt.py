@@ -8,6 +8,8 @@ register(
         name="opt",
         segment="OPTDecoder",
         block="OPTDecoderLayer",
+        positions="learned",
+        position_table="embed_positions",
         sites=(
             SiteSpec("attention_input", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
             *attention("self_attn"),

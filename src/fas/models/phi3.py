@@ -8,6 +8,7 @@ register(
         name="phi3",
         segment="Phi3Model",
         block="Phi3DecoderLayer",
+        positions="rotary",
         sites=(
             SiteSpec("attention_input", ("self_attn.qkv_proj",)),
             *attention("self_attn"),

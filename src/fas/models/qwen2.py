@@ -8,6 +8,7 @@ register(
         name="qwen2",
         segment="Qwen2Model",
         block="Qwen2DecoderLayer",
+        positions="rotary",
         sites=GATED_BLOCK,
         analog=classes("Qwen2", "Attention", "MLP", "RMSNorm", "RotaryEmbedding"),
     )

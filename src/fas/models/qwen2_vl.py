@@ -40,6 +40,7 @@ register(
         name="qwen2_vl",
         segment="Qwen2VLTextModel",
         block="Qwen2VLDecoderLayer",
+        positions="rotary",
         sites=GATED_BLOCK,
         analog=classes("Qwen2VL", "Attention", "RMSNorm", "RotaryEmbedding") | {"Qwen2MLP"},
         foldable=FOLDABLE,

@@ -8,6 +8,7 @@ register(
         name="qwen3",
         segment="Qwen3Model",
         block="Qwen3DecoderLayer",
+        positions="rotary",
         sites=GATED_BLOCK,
         analog=classes("Qwen3", "Attention", "MLP", "RMSNorm", "RotaryEmbedding"),
     )

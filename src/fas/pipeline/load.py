@@ -27,6 +27,7 @@ from transformers import (
 from fas import world
 from fas.errors import CheckpointError, ConfigError, FasError
 from fas.neurons import Site
+from fas.pipeline.gguf import folder_of, gguf_file_of
 from fas.runtime.memory import keep_freed_memory
 from fas.tasks.builtin import model_path, vision_path
 
@@ -45,9 +46,13 @@ _READERS: dict[Any, Any] = {
 
 
 def resolve(model: str) -> str:
-    """``builtin`` and ``builtin-vision`` are folders of embedded models; anything else is a folder or a hub id already."""
+    """``builtin`` and ``builtin-vision`` are folders of embedded models, a GGUF file one in the user's cache; anything else is a
+    folder or a hub id already."""
     embedded = {"builtin": model_path, "builtin-vision": vision_path}
-    return str(embedded[model]()) if model in embedded else model
+    if model in embedded:
+        return str(embedded[model]())
+    file = gguf_file_of(model)
+    return model if file is None else str(folder_of(file))
 
 
 def pick_device(name: str) -> torch.device:

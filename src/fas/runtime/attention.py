@@ -26,6 +26,7 @@ from fas.operators import activation, exp2_negative, reciprocal
 from fas.operators.exponential import exp2_at_rest
 from fas.operators.spiking import GroupSite
 from fas.runtime.operators import sites_on
+from fas.runtime.prefix import with_prefix
 
 NAME = "fas_spiking"
 
@@ -123,6 +124,7 @@ def spiking_attention(
     query = by_channel(_encoding(sites, "query"), query)
     key = by_channel(_encoding(sites, "key", new), key)
     value = by_channel(_encoding(sites, "value", new), value)
+    key, value, attention_mask = with_prefix(module, query, key, value, attention_mask)
     groups = query.shape[1] // key.shape[1]
     key, value = (entry.repeat_interleave(groups, dim=1) for entry in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

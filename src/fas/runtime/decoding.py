@@ -6,7 +6,6 @@ a buffer with room behind them; a new token is written there, and a compiled ker
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fas.neurons.native import kernels
 from fas.neurons.native.decoding import attend
 from fas.runtime.attention import spiking_attention
 from fas.runtime.held_still import HeldStill
+from fas.runtime.prefix import BASES, PREFIXED, ordinary_attention, prefix_of
 
 PREFIX = "fas_decoding_"
-KNOWN = ("sdpa", "eager")
+KNOWN = (*BASES, *(PREFIXED + base for base in BASES))
 _PLAIN = frozenset({"is_causal", "position_ids", "cache_position", "use_cache", "dropout", "scaling", "sliding_window"})
 """Arguments that change nothing for one token whose mask is given."""
 ROOM = 32
@@ -61,21 +60,17 @@ def _implementation(chosen: str) -> Any:
         strange = any(value is not None and name not in _PLAIN for name, value in kwargs.items())
         strange = strange or getattr(getattr(module, "config", None), "output_attentions", False)  # wants the weights
         if not one or strange or key.dtype != query.dtype or value.shape[-1] != query.shape[-1]:
-            ordinary = ALL_ATTENTION_FUNCTIONS.get(chosen) or _eager_of(module)
+            ordinary = ordinary_attention(module, chosen) or spiking_attention
             return ordinary(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
         hidden = None if attention_mask is None else _hidden(attention_mask, key.shape[2])
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         fresh = None
         if isinstance(key, HeldStill) and isinstance(value, HeldStill):
             key, value, fresh = key.past, value.past, (key.fresh, value.fresh)
-        return attend(query[:, :, 0], key, value, hidden, scale, fresh).unsqueeze(1), None
+        front = None if (prefix := prefix_of(module)) is None else (prefix.key, prefix.value)
+        return attend(query[:, :, 0], key, value, hidden, scale, fresh, front).unsqueeze(1), None
 
     return attention
-
-
-def _eager_of(module: nn.Module) -> Any:
-    """What the module's file runs as ``eager``."""
-    return getattr(sys.modules[type(module).__module__], "eager_attention_forward", spiking_attention)
 
 
 def _hidden(mask: Tensor, tokens: int) -> Tensor:

@@ -21,6 +21,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from fas.runtime.attention import by_channel, by_head, exponentials, normaliser, refuse_unknown
 from fas.runtime.operators import sites_on
+from fas.runtime.prefix import prefix_of, visible_in_front
 
 NAME = "fas_events"
 
@@ -51,7 +52,7 @@ class RunningAttention:
 
     def start(self) -> None:
         """Forget the products."""
-        self.calls: list[tuple[RunningProduct, RunningProduct]] = []
+        self.calls: list[tuple[RunningProduct, ...]] = []
         self.call = 0
 
     @property
@@ -59,10 +60,11 @@ class RunningAttention:
         """Whether it has computed a product."""
         return bool(self.calls)
 
-    def products(self) -> tuple[RunningProduct, RunningProduct]:
-        """Scores and output of this call: packed sequences are one call each, in the same order at every timestep."""
+    def products(self) -> tuple[RunningProduct, ...]:
+        """Of this call scores and output, and the same of the prefix: packed sequences are one call each, in the same order
+        at every timestep."""
         if self.call == len(self.calls):
-            self.calls.append((RunningProduct(), RunningProduct()))
+            self.calls.append(tuple(RunningProduct() for _ in range(4)))
         self.call += 1
         return self.calls[self.call - 1]
 
@@ -133,7 +135,7 @@ def event_attention(
     """
     refuse_unknown(module, kwargs)
     state = _state(module)
-    product_of_scores, product_of_output = state.products()
+    product_of_scores, product_of_output, prefix_scores, prefix_output = state.products()
     groups = query.shape[1] // key.shape[1]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, query_worth, query_times = state.operand("query", query, by_channel)
@@ -144,9 +146,20 @@ def event_attention(
     )
     scores = product_of_scores(query * (query_worth * key_worth), key.transpose(-1, -2))
     scores = scores * (scaling / (query_times * key_times))
+    prefix = prefix_of(module)
+    if prefix is not None:
+        constant = prefix.key.repeat_interleave(groups, 0).to(scores.dtype)
+        front = prefix_scores(query * query_worth, constant.transpose(-1, -2)) * (scaling / query_times)
+        scores = torch.cat([front, scores], -1)
+        if attention_mask is not None:
+            attention_mask = visible_in_front(attention_mask, front.shape[-1])
     e, _ = exponentials(scores, attention_mask, softcap, position_bias, sites_on(module))
     e, worth, times = state.operand("probabilities", e.to(scores.dtype), by_head)
-    output = product_of_output(e, value) * (worth * value_worth) / (times * value_times)
+    front = e.shape[-1] - value.shape[-2]
+    output = product_of_output(e[..., front:], value) * (worth * value_worth) / (times * value_times)
+    if prefix is not None:
+        constant = prefix.value.repeat_interleave(groups, 0).to(scores.dtype)
+        output = output + prefix_output(e[..., :front], constant) * worth / times
     e = e * worth / times
     share = normaliser(e, sites_on(module))
     return (output * share).transpose(1, 2).contiguous(), e * share

@@ -70,9 +70,9 @@ struct Hidden {
 };
 
 template <class X>
-void attend(const Operand<X>& query, const Part<X>& past, const Part<X>& fresh, const Hidden& hidden, Shape shape, float scale,
+void attend(const Operand<X>& query, const Part<X>& prefix, const Part<X>& past, const Part<X>& fresh, const Hidden& hidden, Shape shape, float scale,
             X* out, i64 begin, i64 end) {
-  const i64 tokens = past.tokens + fresh.tokens, width = shape.width, timesteps = shape.rows / shape.period;
+  const i64 tokens = prefix.tokens + past.tokens + fresh.tokens, width = shape.width, timesteps = shape.rows / shape.period;
   std::vector<float> scores(std::size_t((tokens + LANES - 1) / LANES * LANES));
   std::vector<float> sums((std::size_t)width), q((std::size_t)width);
   for (i64 index = begin; index < end; ++index) {  // all timesteps of a head, then the next one: its past stays near
@@ -89,11 +89,13 @@ void attend(const Operand<X>& query, const Part<X>& past, const Part<X>& fresh, 
       for (; s < part.tokens; ++s) products<1>(q.data(), k + s * next, next, width, score + s);
       score += part.tokens;
     };
+    ask(prefix, 0);
     ask(past, b);
     ask(fresh, r);
     float largest = -INFINITY;
     for (i64 s = 0; s < tokens; ++s) {
-      if (hidden.at) scores[s] += hidden.at[r * hidden.row + h * hidden.head + s * hidden.token];
+      const i64 own = s - prefix.tokens;  // nothing hides the prefix
+      if (hidden.at && own >= 0) scores[s] += hidden.at[r * hidden.row + h * hidden.head + own * hidden.token];
       largest = std::max(largest, scores[s]);
     }
     std::fill(scores.begin() + tokens, scores.end(), -INFINITY);
@@ -115,6 +117,7 @@ void attend(const Operand<X>& query, const Part<X>& past, const Part<X>& fresh, 
       for (; s < part.tokens; ++s) add<1>(each + s, v + s * next, next, width, sums.data());
       each += part.tokens;
     };
+    answer(prefix, 0);
     answer(past, b);
     answer(fresh, r);
     for (i64 d = 0; d < width; ++d) narrow(sums[d] * share, out[(r * shape.heads + h) * width + d]);
@@ -132,19 +135,20 @@ void attend(const void* query, const void* const* at, const float* hidden, const
   const Operand<X> q = operand<X>(query, strides);
   const Part<X> past{operand<X>(at[0], strides + 3), operand<X>(at[1], strides + 6), tokens[0]};
   const Part<X> fresh{operand<X>(at[2], strides + 9), operand<X>(at[3], strides + 12), tokens[1]};
-  const Hidden mask_of{hidden, strides[15], strides[16], strides[17]};
+  const Part<X> prefix{operand<X>(at[4], strides + 15), operand<X>(at[5], strides + 18), tokens[2]};
+  const Hidden mask_of{hidden, strides[21], strides[22], strides[23]};
   const i64 pairs = shape.rows * shape.heads;
 #if defined(_OPENMP)
   if (threads > 1) {
 #pragma omp parallel num_threads(threads)
     {
       const i64 count = omp_get_num_threads(), number = omp_get_thread_num();
-      attend<X>(q, past, fresh, mask_of, shape, scale, (X*)out, pairs * number / count, pairs * (number + 1) / count);
+      attend<X>(q, prefix, past, fresh, mask_of, shape, scale, (X*)out, pairs * number / count, pairs * (number + 1) / count);
     }
     return;
   }
 #endif
-  attend<X>(q, past, fresh, mask_of, shape, scale, (X*)out, 0, pairs);
+  attend<X>(q, prefix, past, fresh, mask_of, shape, scale, (X*)out, 0, pairs);
 }
 
 }  // namespace

@@ -84,27 +84,29 @@ def active(x: Tensor, base: Tensor | None = None) -> int:
 
 def attend(
     query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor | None, scale: float,
-    fresh: tuple[Tensor, Tensor] | None = None,
+    fresh: tuple[Tensor, Tensor] | None = None, prefix: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
     """softmax(q·kᵀ·scale + hidden)·v of one token: ``query`` ``[R, H, D]``, keys and values ``[P, H′, S, D]``, H a multiple of
     H′, of one dtype, by whatever strides; float32 ``hidden`` ``[R or 1, H or 1, S + n]``. ``[R, H, D]``; sums are of float32.
 
-    R is a multiple of P: row r reads keys r modulo P, and behind them those of ``fresh``, keys and values ``[R, H′, n, D]``.
+    R is a multiple of P: row r reads keys r modulo P, and behind them those of ``fresh``, keys and values ``[R, H′, n, D]``;
+    all rows read those of ``prefix``, ``[H′, m, D]``, first, which nothing hides.
     """
     (rows, heads, width), (period, shared, tokens) = query.shape, keys.shape[:3]
     query, keys, values = (_side_by_side(entry) for entry in (query, keys, values))
     more = (keys[:0], values[:0]) if fresh is None else tuple(map(_side_by_side, fresh))
+    front = (keys[:0], values[:0]) if prefix is None else tuple(_side_by_side(entry[None]) for entry in prefix)
     out = torch.empty(rows, heads, width, dtype=query.dtype)
     masked = (0, 0, 0)
     if hidden is not None:
         masked = tuple(0 if size == 1 else step for size, step in zip(hidden.shape, hidden.stride(), strict=True))
-    parts = (keys, values, *more)
+    parts = (keys, values, *more, *front)
     strides = [*query.stride()[:2], 0, *[step for part in parts for step in part.stride()[:3]], *masked]
-    at = (ctypes.c_void_p * 4)(*[part.data_ptr() for part in parts])
-    counts = (ctypes.c_int64 * 2)(tokens, 0 if fresh is None else fresh[0].shape[2])
+    at = (ctypes.c_void_p * 6)(*[part.data_ptr() for part in parts])
+    counts = (ctypes.c_int64 * 3)(tokens, *[0 if part is None else part[0].shape[-2] for part in (fresh, prefix)])
     threads = max(1, min(torch.get_num_threads(), rows * heads, rows * shared * sum(counts) * width // SHARE))
     shape = (rows, period, heads, heads // shared, width)
-    operands = (query.data_ptr(), at, _at(hidden), (ctypes.c_int64 * 18)(*strides), counts)
+    operands = (query.data_ptr(), at, _at(hidden), (ctypes.c_int64 * 24)(*strides), counts)
     function_of("fas_attend")(KINDS[query.dtype], *operands, *shape, scale, out.data_ptr(), threads)
     return out
 
