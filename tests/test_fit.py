@@ -19,7 +19,6 @@ from fas.calibration.coarse import Choice, Search
 from fas.calibration.corrections import absorbed, corrected, least_squares_threshold, missing, raised_potential
 from fas.calibration.fine import checkpointed
 from fas.calibration.fit import Reader, consumers, fit, reader_of
-from fas.calibration.replay import blocks_of, shared
 from fas.calibration.sites import _Kept, observing
 from fas.cli import main
 from fas.errors import CheckpointError, ConfigError
@@ -28,6 +27,7 @@ from fas.models import find_segments
 from fas.neurons import Site
 from fas.runtime.control import as_qcfs, clock_of, sites_of
 from fas.runtime.events import EventExecutor
+from fas.runtime.replay import blocks_of, shared
 from fas.runtime.spikes import counting
 
 BATCHES = [{"input_ids": tiny.tokens(4, 9, 21)}, {"input_ids": tiny.tokens(4, 9, 22)}]

@@ -21,13 +21,13 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Config,
 import fas
 from fas.calibration import CalibrationOptions, calibrate, calibrate_folder
 from fas.calibration.kept import file_name
-from fas.calibration.replay import blocks_of, record
 from fas.calibration.shelf import Shelf
 from fas.cli import main
 from fas.errors import CheckpointError, ConfigError, FasError
 from fas.models import find_segments
 from fas.progress import Silent
 from fas.runtime.control import clock_of
+from fas.runtime.replay import blocks_of, record
 
 BATCHES = [{"input_ids": tiny.tokens(2, 9, seed)} for seed in (11, 12)]
 OPTIONS = CalibrationOptions(align_steps=3, global_steps=0)

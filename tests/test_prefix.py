@@ -15,7 +15,9 @@ from torch import Tensor
 
 import fas
 from fas.config import SpikingConfig
-from fas.conversion.massive import find_prefix, give_prefix, measure_massive
+from fas.conversion import prefix_search
+from fas.conversion.massive import measure_massive
+from fas.conversion.prefix_search import find_prefix, give_prefix
 from fas.errors import ConfigError, FasError
 from fas.models import find_segments, planned
 from fas.neurons.native import kernels
@@ -181,7 +183,7 @@ def test_massive_tokens_are_found() -> None:
     assert not measure_massive(ann, places, [padded]).is_massive
 
 
-def test_a_prefix_takes_over_what_only_the_first_does() -> None:
+def test_a_prefix_takes_over_what_only_the_first_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model whose first token alone is massive: with a prefix no token of the text is, and the search finds that."""
     ann = tiny.ann("gpt2")
     with torch.no_grad():  # the position of the first token drives one unit of the first FFN, whatever the token
@@ -192,11 +194,13 @@ def test_a_prefix_takes_over_what_only_the_first_does() -> None:
         ann.transformer.h[0].mlp.c_fc.bias[3] = -4000  # of other tokens nothing comes through
     batches = [{"input_ids": torch.randint(3, tiny.VOCAB, (4, 16), generator=torch.Generator().manual_seed(0))}]
     plan = planned(ann, SpikingConfig(activation="keep"))
-    (segment, places), = plan
+    ((segment, places),) = plan
     before = measure_massive(ann, places, batches)
     assert before.is_massive
     assert before.worst.first
-    prefix = find_prefix(ann, segment, places, batches)
-    assert prefix
-    give_prefix(ann, segment, prefix)
+    monkeypatch.setattr(prefix_search, "WORSE", 10.0)  # of a random model it does not matter
+    found = find_prefix(ann, segment, places, batches, SpikingConfig())
+    assert found.tokens
+    assert found.noise[-1] < found.noise[0] / 4
+    give_prefix(ann, segment, found.tokens)
     assert measure_massive(ann, places, batches).worst.ratio < before.worst.ratio / 4

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fas.calibration import CalibrationOptions
 from fas.calibration.block import calibrate_block
-from fas.calibration.replay import Stream, blocks_of, both_streams, run_block
 from fas.models import find_segments
 from fas.progress import Silent
 from fas.runtime.control import as_qcfs, clock_of, sites_of
+from fas.runtime.replay import Stream, blocks_of, both_streams, run_block
 
 BATCHES = [{"input_ids": tiny.tokens(2, 8, seed)} for seed in range(5)]  # 16 tokens each
 

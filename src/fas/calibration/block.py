@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from fas.calibration.fine import descend, only_trainable
 from fas.calibration.kept import KeptLayers
 from fas.calibration.options import CalibrationOptions
-from fas.calibration.replay import Stream, batches_of, run_block
 from fas.calibration.sites import Trial, calibrate_sites, observing
 from fas.losses import alignment
 from fas.neurons import Clock, Site
 from fas.progress import Progress
 from fas.runtime.control import as_qcfs, clock_of
 from fas.runtime.folding import readout
+from fas.runtime.replay import Stream, batches_of, run_block
 
 
 @dataclass

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fas.calibration.replay import blocks_of, checked
 from fas.errors import FasError
 from fas.losses import alignment, logits_loss, logits_of
 from fas.models import find_segments
 from fas.neurons import Site, qcfs
 from fas.runtime.control import as_qcfs, clock_of, sites_of, without_cache
 from fas.runtime.folding import readout
+from fas.runtime.replay import blocks_of, checked
 
 ELSEWHERE = "outside the layers"
 

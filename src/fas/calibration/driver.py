@@ -21,7 +21,6 @@ from fas.calibration.block import LayerReport, calibrate_block
 from fas.calibration.fine import GLOBAL_LR, checkpointed, descend, only_trainable, restore
 from fas.calibration.kept import KeptLayers, fingerprint_of
 from fas.calibration.options import CalibrationOptions
-from fas.calibration.replay import batches_of, blocks_of, both_streams, checked
 from fas.config import SpikingConfig
 from fas.conversion import describe
 from fas.errors import CheckpointError, FasError
@@ -30,6 +29,7 @@ from fas.models import Segment, find_segments
 from fas.neurons import Site
 from fas.progress import Progress, Silent
 from fas.runtime.control import as_qcfs, clock_of, sites_of, without_cache
+from fas.runtime.replay import batches_of, blocks_of, both_streams, checked
 
 
 def calibrate(

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fas import world
-from fas.calibration.replay import no_caches, restore_forward
 from fas.neurons import NeuronParameters
 from fas.progress import Progress
+from fas.runtime.replay import no_caches, restore_forward
 
 LAYER_LR = 5e-3
 GLOBAL_LR = {"rate": 6e-3, "sigma_delta": 1e-3}

@@ -24,7 +24,6 @@ from fas.calibration.block import LayerReport, calibrate_block
 from fas.calibration.driver import described
 from fas.calibration.kept import KeptLayers, file_name, fingerprint_of
 from fas.calibration.options import CalibrationOptions
-from fas.calibration.replay import Stream, blocks_of, both_streams, checked
 from fas.calibration.shelf import Shelf, without_weights
 from fas.conversion import describe
 from fas.errors import CheckpointError, ConfigError, FasError
@@ -33,6 +32,7 @@ from fas.neurons import Site
 from fas.progress import Progress, Silent
 from fas.runtime.control import calibrated_keys, clock_of, sites_of
 from fas.runtime.memory import return_freed_memory
+from fas.runtime.replay import Stream, blocks_of, both_streams, checked
 
 
 def calibrate_folder(

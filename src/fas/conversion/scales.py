@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from fas.config import SpikingConfig
 from fas.errors import DataError, UnsupportedModelError
@@ -25,6 +26,10 @@ SAMPLES_PER_SITE = 4096
 CANDIDATES = 20
 LOWEST = 1e-3
 """Of the largest value: the smallest scale that is tried."""
+ROUGH = 1024
+"""Rows that decide which candidate is refined."""
+CHUNK = 256
+"""Rows that are looked at together."""
 LARGEST = {"linear": 1.0, "operand": 0.9871}
 """Largest fraction tried. A token that sees only itself hands its value's grid point on to the next site: were the steps of
 both grids commensurate, it would lie on a tie there, which rounding decides."""
@@ -177,27 +182,39 @@ def fitted_scale(place: Placement, samples: Samples, levels: int, shared: bool =
 def mmse_scale(samples: Samples, levels: int, signed: bool, kind: str = "linear") -> Tensor:
     """λ ``[C]`` of least ‖h(x) − target‖², of `CANDIDATES` on a logarithmic grid below each channel's largest target.
 
-    The grid reaches `LOWEST` of the largest value, so that one outlier among thousands does not decide; the best candidate
-    and its neighbours are refined once. ``kind``: ``linear``, or ``operand`` of an attention product.
+    The grid reaches `LOWEST` of the largest value, so that one outlier among thousands does not decide; the best candidate of
+    `ROUGH` rows and its neighbours are refined once on all. ``kind``: ``linear``, or ``operand`` of an attention product.
     """
     x, target = torch.cat(samples.inputs), torch.cat(samples.targets)
     largest = (target.abs() if signed else target.clamp(min=0)).amax(0)
     typical = largest.mean().clamp(min=1e-6)
-    largest = torch.where(largest > 0, largest, typical) * LARGEST[kind]  # one that was always silent gets a typical scale
+    largest = (
+        torch.where(largest > 0, largest, typical) * LARGEST[kind]
+    )  # one that was always silent gets a typical scale
     ratio = LOWEST ** (1 / (CANDIDATES - 1))
-    best = _least(x, target, [largest * ratio**place for place in range(CANDIDATES)], levels, signed)
+    few = slice(None, None, max(1, len(x) // ROUGH))
+    best = _least(x[few], target[few], [largest * ratio**place for place in range(CANDIDATES)], levels, signed)
     around = [torch.minimum(best * ratio ** (place / 4), largest) for place in range(-3, 4)]
     return _least(x, target, around, levels, signed).clamp(min=1e-6)
 
 
 def _least(x: Tensor, target: Tensor, scales: Sequence[Tensor], levels: int, signed: bool) -> Tensor:
     """Of ``scales`` the one of least squared error, channel by channel."""
-    best, best_error = scales[0], torch.full_like(scales[0], float("inf"))
-    for scale in scales:
-        error = (qcfs(x, scale, levels, signed) - target).square().mean(0)
-        better = error < best_error
-        best, best_error = torch.where(better, scale, best), torch.where(better, error, best_error)
-    return best
+    errors = torch.zeros(len(scales), x.shape[1])
+    for rows, wanted in zip(x.split(CHUNK), target.split(CHUNK), strict=True):  # what lies in the cache
+        for error, scale in zip(errors, scales, strict=True):
+            error += (qcfs(rows, scale, levels, signed) - wanted).square_().sum(0)
+    return torch.stack(list(scales)).gather(0, errors.argmin(0, keepdim=True))[0]
+
+
+def weight_power(readers: Sequence[nn.Module]) -> Tensor:
+    """How strongly each channel ``[C]`` is read: Σ ‖W_c‖² over linear layers ``readers``."""
+    weights = [cast(Tensor, reader.weight).detach().float() for reader in readers]
+    powers = [
+        weight.square().sum(1 if isinstance(reader, Conv1D) else 0)
+        for reader, weight in zip(readers, weights, strict=True)
+    ]
+    return torch.stack(powers).sum(0)
 
 
 def mean_error(samples: Samples, scale: Tensor, levels: int, signed: bool) -> Tensor:

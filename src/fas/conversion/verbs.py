@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from fas.config import SpikingConfig
 from fas.conversion.description import describe
 from fas.conversion.install import absorb, decoders, install, rotate_reader
-from fas.conversion.massive import find_prefix, give_prefix
 from fas.conversion.order import measure_order
+from fas.conversion.prefix_search import find_prefix, give_prefix
 from fas.conversion.scales import Samples, fitted_scale, mean_error, sample_inputs
 from fas.errors import ConfigError
 from fas.models import Placement, Plan, find_segments, planned
@@ -85,7 +85,7 @@ def _with_prefix(
     tokens = config.prefix
     if tokens == "auto":
         inside = [place for some, places in plan if some is segment for place in places]
-        tokens = find_prefix(model, segment, inside, batches, progress)
+        tokens = find_prefix(model, segment, inside, batches, config, progress).tokens
     if not tokens:
         return config.replaced(prefix=()), {}
     give_prefix(model, segment, tokens)

@@ -21,13 +21,13 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from fas.calibration.fine import only_trainable
-from fas.calibration.replay import checked
 from fas.conversion import describe
 from fas.errors import ConfigError
 from fas.losses import logits_kl
 from fas.neurons import Site
 from fas.progress import Progress, Silent
 from fas.runtime.control import as_qcfs, clock_of, sites_of, without_cache
+from fas.runtime.replay import checked
 
 _LEAST = 1e-3
 

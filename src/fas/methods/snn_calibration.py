@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fas.calibration.replay import Stream, blocks_of, checked, run_block, streams
 from fas.config import SpikingConfig
 from fas.losses import alignment
 from fas.methods.method import Batches, Method, register
@@ -26,6 +25,7 @@ from fas.neurons import Clock, Fired, Site
 from fas.progress import Progress
 from fas.runtime.control import clock_of, sites_of, without_cache
 from fas.runtime.folding import readout
+from fas.runtime.replay import Stream, blocks_of, checked, run_block, streams
 
 LR, STEPS = 4e-5, 200
 """Of the advanced pipeline."""

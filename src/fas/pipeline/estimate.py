@@ -26,7 +26,6 @@ from functools import cached_property
 from transformers import PreTrainedModel
 
 from fas.calibration import CalibrationOptions
-from fas.calibration.replay import blocks_of
 from fas.config import SpikingConfig
 from fas.conversion.scales import SAMPLES_PER_SITE
 from fas.models import Placement, planned
@@ -43,6 +42,7 @@ from fas.pipeline.options import ConvertOptions
 from fas.pipeline.stages import stage1_options
 from fas.report.plan import PlannedStage, Speed
 from fas.runtime.alive import Cost
+from fas.runtime.replay import blocks_of
 
 PROCESS, CONTEXT = 630_000_000, 600_000_000
 HOLES = {"activations": 0.3, "samples": 0.7}

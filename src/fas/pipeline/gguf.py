@@ -37,8 +37,8 @@ def gguf_file_of(model: str) -> Path | None:
 def folder_of(file: Path) -> Path:
     """An ordinary folder with the model of ``file`` in float32, made when it is first asked for.
 
-    Raises `FasError` without the package gguf, and `CheckpointError` in one line for what is no GGUF file, is damaged, or has an
-    architecture that transformers does not know.
+    Raises `FasError` without the package gguf, and `CheckpointError` in one line for what is no GGUF file, is damaged, or has
+    an architecture that transformers does not know.
     """
     import transformers
 

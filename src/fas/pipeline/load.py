@@ -46,8 +46,8 @@ _READERS: dict[Any, Any] = {
 
 
 def resolve(model: str) -> str:
-    """``builtin`` and ``builtin-vision`` are folders of embedded models, a GGUF file one in the user's cache; anything else is a
-    folder or a hub id already."""
+    """``builtin`` and ``builtin-vision`` are folders of embedded models, a GGUF file is one in the user's cache; anything else
+    is a folder or a hub id already."""
     embedded = {"builtin": model_path, "builtin-vision": vision_path}
     if model in embedded:
         return str(embedded[model]())

@@ -48,6 +48,8 @@ class SetTimesteps:
         clock = self.sites[0].clock
         if timesteps is not None:
             changes["timesteps"] = timesteps
+        if changes.get("prefix") == "auto":  # it was found when the model was prepared
+            del changes["prefix"]
         known = calibrated_keys(self.sites)
         config = clock.config.replaced(**changes).closest(known, changes)
         fixed = ("coverage", "levels", "rotation", "scales", "activation", "targets", "ignore", "prefix")

@@ -231,4 +231,3 @@ def _move_positions(segment: Segment, tokens: int) -> None:
         return
     hook = _PositionHook(tokens)
     hook.handle = table.register_forward_pre_hook(hook)
-

@@ -1,0 +1,176 @@
+"""The search for a prefix: the tokens in front of every sequence that take massive activations over.
+
+Greedy, on calibration data: of the tokens that stand out most often, the one is added with which the sites where tokens stand
+out are rounded best, as long as the language model itself does not get worse by it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fas.config import SpikingConfig
+from fas.conversion.massive import NOTABLE, MassiveReport, measure_massive
+from fas.conversion.scales import Samples, mmse_scale, weight_power
+from fas.models import Placement, Segment
+from fas.neurons import qcfs
+from fas.neurons.rotation import rotate
+from fas.progress import Progress, Silent
+from fas.runtime.prefix import add_prefix, fill_prefix, prefix_states, remove_prefix
+
+MOST_TOKENS = 4
+CANDIDATES = 4
+"""Tokens that are tried for each place."""
+TEXT = 1536
+"""Tokens of text that a prefix is judged on."""
+WORSE = 0.01
+"""Nats a token that a prefix may cost the ANN."""
+GAIN = 0.02
+"""Share of the rounding error that one more token has to take away."""
+
+
+@dataclass(frozen=True)
+class PrefixSearch:
+    """What was found: the ranges without a prefix, and with it."""
+
+    tokens: tuple[int, ...]
+    before: MassiveReport
+    after: MassiveReport
+    noise: list[float] = field(default_factory=list)
+    """Relative rounding error at the sites where tokens stand out: without a prefix, and with each token more."""
+
+
+def find_prefix(
+    model: PreTrainedModel,
+    segment: Segment,
+    placements: Sequence[Placement],
+    batches: Sequence[Mapping[str, Any]],
+    config: SpikingConfig,
+    progress: Progress | None = None,
+) -> PrefixSearch:
+    """Search a prefix for the decoder ``segment`` of the ANN ``model``; no tokens where nothing is massive.
+
+    Args:
+        model: The ANN, without a prefix; it is left as it was.
+        segment: Its decoder.
+        placements: The sites of the segment.
+        batches: Calibration data, keyword arguments of the model with ``input_ids`` ``[B, S]``.
+        config: Levels and rotation, which decide how well values are rounded.
+        progress: Who is told what is found.
+    """
+    progress, some = progress or Silent(), _first_tokens(batches)
+    if not some or not any(place.spec.kind == "input" for place in placements):
+        nothing = MassiveReport([], Counter(), 0.0)
+        return PrefixSearch((), nothing, nothing)
+    before = best = measure_massive(model, placements, some)
+    if not before.is_massive:
+        return PrefixSearch((), before, before)
+    worst = before.worst
+    progress.note(f"massive activations: {worst.ratio:.0f} times the median at {worst.name}; a prefix is looked for")
+    judge = _Judge(model, segment, placements, some, config, before)
+    tokens: tuple[int, ...] = ()
+    noise = [judge(tokens)[1]]
+    progress.start("Prefix", MOST_TOKENS)
+    while len(tokens) < MOST_TOKENS:
+        found = {token: judge((*tokens, token)) for token in judge.candidates(best, tokens)}
+        fitting = [token for token, (report, _) in found.items() if report.loss <= before.loss + WORSE]
+        token = min(fitting, key=lambda token: found[token][1], default=None)
+        if token is None or found[token][1] > (1 - GAIN) * noise[-1]:
+            break
+        tokens = (*tokens, token)
+        best = found[token][0]
+        noise.append(found[token][1])
+        progress.advance(1, f"{len(tokens)} tokens, largest {best.worst.ratio:.0f} times the median")
+    progress.done(f"prefix of {len(tokens)} tokens: largest value {best.worst.ratio:.0f} times the median")
+    return PrefixSearch(tokens, before, best, noise)
+
+
+class _Judge:
+    """Ranges and rounding error of the model with a prefix."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        segment: Segment,
+        placements: Sequence[Placement],
+        batches: Sequence[Mapping[str, Any]],
+        config: SpikingConfig,
+        before: MassiveReport,
+    ) -> None:
+        self.model, self.segment, self.batches, self.config = model, segment, batches, config
+        self.placements = [place for place in placements if place.spec.kind == "input"]
+        notable = {site.name for site in before.sites if site.ratio > NOTABLE}
+        self.notable = [place for place in self.placements if place.name in notable]
+        self.start = getattr(model.config.get_text_config(), "bos_token_id", None)
+
+    def candidates(self, report: MassiveReport, tokens: tuple[int, ...]) -> list[int]:
+        """Tokens that stand out most often, and the one that texts begin with."""
+        listed = [token for token, _ in report.tokens.most_common(CANDIDATES)]
+        start = [self.start] if isinstance(self.start, int) else []
+        return list(dict.fromkeys([*listed, *(token for token in start if token not in tokens)]))
+
+    def __call__(self, tokens: tuple[int, ...]) -> tuple[MassiveReport, float]:
+        samples = {place.name: Samples() for place in self.notable}
+        with ExitStack() as stack:
+            if tokens:
+                give_prefix(self.model, self.segment, tokens)
+                stack.callback(remove_prefix, self.segment)
+            for place in self.notable:
+                keep = _Keep(samples[place.name], place.rotation(self.config))
+                stack.callback(place.consumers[0].register_forward_pre_hook(keep).remove)
+            report = measure_massive(self.model, self.placements, self.batches)
+        errors = [_rounding_error(place, samples[place.name], self.config) for place in self.notable]
+        return report, sum(errors) / len(errors)
+
+
+class _Keep:
+    """Forward pre-hook of a reader: keeps all rows that it is given, rotated as its site will see them."""
+
+    def __init__(self, samples: Samples, block: int) -> None:
+        self.samples, self.block = samples, block
+
+    def __call__(self, module: Any, args: tuple[Tensor, ...]) -> None:
+        rows = rotate(args[0].detach().float(), self.block).flatten(0, -2).cpu()
+        self.samples.inputs.append(rows)
+        self.samples.targets.append(rows)
+
+
+@torch.no_grad()
+def _rounding_error(place: Placement, samples: Samples, config: SpikingConfig) -> float:
+    """Squared error of the site's grid, as its readers weigh it, relative to its power."""
+    x = torch.cat(samples.inputs)
+    scale = mmse_scale(
+        samples, config.levels, signed=True
+    )  # also where an unsigned unit will stand in for an activation
+    weight = weight_power(place.consumers)
+    error = (qcfs(x, scale, config.levels, True) - x).square().mean(0)
+    return float((error * weight).sum() / (x.square().mean(0) * weight).sum().clamp(min=1e-30))
+
+
+def give_prefix(model: PreTrainedModel, segment: Segment, tokens: Sequence[int]) -> None:
+    """Compute the constants of ``tokens`` with the ANN ``model`` and put them in front of every sequence of ``segment``."""
+    states = prefix_states(segment, tokens)
+    shapes = {number: (key.shape[0], key.shape[2], value.shape[2]) for number, (key, value) in states.items()}
+    add_prefix(segment, len(tokens), shapes, model.dtype)
+    fill_prefix(segment, states)
+
+
+def _first_tokens(batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The first sequences of ``batches``, about `TEXT` tokens; none where they hold no words."""
+    found: list[dict[str, Any]] = []
+    held = 0
+    for batch in batches:
+        if "input_ids" not in batch or held >= TEXT:
+            break
+        length = batch["input_ids"].shape[1]
+        rows = min(len(batch["input_ids"]), -(-(TEXT - held) // length))
+        found.append({name: value[:rows] if isinstance(value, Tensor) else value for name, value in batch.items()})
+        held += rows * length
+    return found
