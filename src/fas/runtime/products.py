@@ -5,8 +5,8 @@ output n, unit folded in, as integers q = 256·h + l of the step s_n = max_k |w_
 
     y_n = s_n·(256·Σ_k h_nk·a_k + Σ_k l_nk·a_k) + bias_n
 
-both sums exactly, by the 8-bit products that processors have. Only the weights are rounded: with 8, 16, 24 bits by at most
-4·10⁻³, 1.6·10⁻⁵, 6·10⁻⁸ of the largest of their row (docs/speed.md).
+both sums exactly, by the 8-bit products that processors have, or else in fp32 (`fas.runtime.integer_products`). Only the weights
+are rounded: with 8, 16, 24 bits by at most 4·10⁻³, 1.6·10⁻⁵, 6·10⁻⁸ of the largest of their row (docs/speed.md).
 
 *Few rows* (a token being written, in all its timesteps): the weights of an input are read where its neuron fired in some
 timestep, once for all of them. Where more of them fire than makes that worth while, a dense product runs; what decides does not
@@ -25,6 +25,8 @@ from transformers.pytorch_utils import Conv1D
 from fas.neurons import Clock, Site
 from fas.neurons.native import kernels
 from fas.neurons.native.decoding import Dense, Gather, Weights, active, is_wide
+from fas.runtime.integer_products import Path
+from fas.runtime.product_probe import path_for
 
 CODES, ROUNDED_CODES = 127, 31
 """The largest multiples of a unit, in float32 and, with room for a constant beside it, in bfloat16."""
@@ -44,7 +46,7 @@ class Product:
 
     def __init__(self, module: nn.Module, site: Site | None, bits: int, clock: Clock) -> None:
         self.module, self.site, self.bits, self.clock = module, site, bits, clock
-        self.packed: dict[Any, _Digits] = {}
+        self.packed: dict[Any, _Whole] = {}
         self.few: dict[Any, _Few] = {}
         self.config: Any = None
         self.time: Any = None
@@ -54,8 +56,8 @@ class Product:
             return type(self.module).forward(self.module, x)
         if (rows := x.numel() // x.shape[-1]) <= FEW:
             return self._few()(x, rows)
-        if self.bits and self._whole(x.dtype):
-            return self._integers(x)
+        if self.bits and self._whole(x.dtype) and (path := path_for(self._most(), x.shape[-1], self.bits // 8)):
+            return self._integers(x, path)
         clock, forward = self.clock, type(self.module).forward
         timesteps = clock.config.timesteps if clock.folds and clock.still else 1
         if timesteps == 1 or len(x) % timesteps:
@@ -67,17 +69,20 @@ class Product:
         """Whether operands are whole multiples of a unit, few enough for a byte, or for the digits of bfloat16."""
         if self.site is None or not self.site.calibrates or self.clock.stage != "snn" or self.clock.neuron is not None:
             return False
-        config = self.clock.config  # counts of rate coding reach T, not L
-        most = config.timesteps if config.coding == "rate" and self.clock.folds else config.levels
-        return most <= (CODES if dtype == torch.float32 else ROUNDED_CODES)
+        return self._most() <= (CODES if dtype == torch.float32 else ROUNDED_CODES)
 
-    def _integers(self, x: Tensor) -> Tensor:
+    def _most(self) -> int:
+        """The largest multiple of a unit: counts of rate coding reach T, not L."""
+        config = self.clock.config
+        return config.timesteps if config.coding == "rate" and self.clock.folds else config.levels
+
+    def _integers(self, x: Tensor, path: Path) -> Tensor:
         assert self.site is not None
-        packed = self._fresh(self.packed, lambda: _Digits(self.module, self.site, self.bits // 8))  # type: ignore[arg-type]
+        packed = self._fresh(self.packed, lambda: _Whole(self.module, self.site, self.bits // 8, path), path)  # type: ignore[arg-type]
         rows = x if packed.constant is None else x.float() - packed.constant
         if packed.times > 1:  # a mean over t timesteps: t times as much is whole
             rows = self.site.over_time(rows.float()).flatten(1, -2) * _times(packed.times)
-        sums = packed(kernels.count(rows, packed.unit).flatten(0, -2))
+        sums = packed.product(kernels.count(rows, packed.unit, path.offset).flatten(0, -2))
         if packed.times > 1:
             sums = sums.view(packed.times, -1, sums.shape[-1]).div_(_times(packed.times))
         sums = sums.view(*x.shape[:-1], -1)
@@ -86,13 +91,13 @@ class Product:
     def _few(self) -> _Few:
         return self._fresh(self.few, lambda: _Few(self.module, self.site, self.bits))  # type: ignore[no-any-return]
 
-    def _fresh(self, kept: dict[Any, Any], make: Callable[[], Any]) -> Any:
-        """What was packed for the present configuration and weight."""
+    def _fresh(self, kept: dict[Any, Any], make: Callable[[], Any], path: Path | None = None) -> Any:
+        """What was packed for the present configuration, weight and path."""
         weight = self.module.weight
         if self.site is not None and (config := self.site.clock.config) is not self.config:
             self.config, self.time = config, (config.neuron_key, config.schedule)
         found = kept.get(self.time)
-        if found is None or found.weight is not weight or found.version != weight._version:
+        if found is None or found.weight is not weight or found.version != weight._version or found.path is not path:
             found = kept[self.time] = make()
         return found
 
@@ -102,6 +107,7 @@ class _Few:
 
     def __init__(self, module: nn.Module, site: Site | None, bits: int) -> None:
         self.module, self.weight, self.version = module, module.weight, module.weight._version
+        self.path = None
         rows, bias = by_input(module), None if module.bias is None else module.bias.detach().float()
         base = None if site is None or not site.clock.folds else site.constant_for(site.clock.config)
         if base is not None:
@@ -138,39 +144,21 @@ def _rounded(weights: Weights, unit: Tensor, bits: int) -> Weights:
     return weights._replace(rows=rows.contiguous(), step=step.float(), unit=unit.float().contiguous())
 
 
-class _Digits:
-    """Weights ``[N, K]`` with the unit of each input folded in, as digits of 8 bits, the highest first."""
+class _Whole:
+    """Weights ``[N, K]`` with the unit of each input folded in, as whole numbers of ``size`` bytes."""
 
-    def __init__(self, module: nn.Module, site: Site, digits: int) -> None:
-        self.weight, self.version = module.weight, module.weight._version
+    def __init__(self, module: nn.Module, site: Site, size: int, path: Path) -> None:
+        self.weight, self.version, self.path = module.weight, module.weight._version, path
         self.unit, self.constant, self.times = unit, constant, _ = _worth(site)
         self.unit = self.unit.contiguous()
         weight = by_input(module).T.double()
         scaled = weight * unit.double()
-        step = scaled.abs().amax(1).clamp(min=1e-30) / (127 * 256 ** (digits - 1))
-        rest, self.digits = (scaled / step.unsqueeze(1)).round(), []
-        for place in range(digits):
-            above = ((rest + 128) / 256).floor() if place + 1 < digits else torch.zeros_like(rest)
-            digit = (rest - 256 * above).to(torch.int8)
-            packed = torch.ops.onednn.qlinear_prepack(digit.contiguous(), None)
-            self.digits.insert(0, (packed, (step * 256**place).float()))
-            rest = above
-        self.zeros = torch.zeros(len(weight), dtype=torch.int32)
+        steps = scaled.abs().amax(1).clamp(min=1e-30) / (127 * 256 ** (size - 1))
+        self.product = path.pack((scaled / steps.unsqueeze(1)).round(), steps, size, path.offset)
         bias = None if module.bias is None else module.bias.detach().double()
         if constant is not None:
             bias = weight @ constant.double() + (0 if bias is None else bias)
         self.bias = None if bias is None else bias.float()
-
-    def __call__(self, codes: Tensor) -> Tensor:
-        """``codes`` + 128 ``[M, K]`` of uint8 to products ``[M, N]``, without bias."""
-        product, given = torch.ops.onednn.qlinear_pointwise, (codes, 1.0, 128)
-        answer, nothing = (1.0, 0, torch.float32), ("none", [], "")
-        (weight, worth), *lower = self.digits
-        sums = product(*given, weight, worth, self.zeros, None, *answer, *nothing)
-        for weight, worth in lower:
-            added = (sums, None, *answer, 1.0, 0, "sum", 1.0)
-            sums = product.binary(*given, weight, worth, self.zeros, *added, *nothing)
-        return sums
 
 
 def _worth(site: Site) -> tuple[Tensor, Tensor | None, int]:

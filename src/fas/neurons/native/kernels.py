@@ -123,11 +123,12 @@ def quantize(x: Tensor, unit: Tensor, bounds: tuple[int, int], out: Tensor | Non
     return out
 
 
-def count(x: Tensor, unit: Tensor) -> Tensor:
-    """Which multiple of ``unit`` ``[C]`` each of ``x`` ``[…, C]`` is, plus 128, as uint8; at most 127 of either sign,
+def count(x: Tensor, unit: Tensor, offset: int = 128) -> Tensor:
+    """Which multiple of ``unit`` ``[C]`` each of ``x`` ``[…, C]`` is, plus ``offset``, as uint8; at most 127 of either sign,
     of bfloat16, which is rounded, 31."""
     call, out = _Call(x.unsqueeze(0)), torch.empty(x.shape, dtype=torch.uint8)
-    call.run("fas_count", call.kind, call.rows.data_ptr(), tail=(*call.constants(unit), out.data_ptr()))
+    tail = (*call.constants(unit), ctypes.c_float(offset + 0.5), out.data_ptr())
+    call.run("fas_count", call.kind, call.rows.data_ptr(), tail=tail)
     return out
 
 
@@ -227,7 +228,7 @@ _SIGNATURES = {
     "fas_fire": "i p l l l l p p i i i p p i i",
     "fas_fire_back": "p p l l l l p p i i i p p p i",
     "fas_quantize": "i p l l l p f f p i i",
-    "fas_count": "i p l l l p p i",
+    "fas_count": "i p l l l p f p i",
     "fas_gather": "i p i l p p i p l p p p i",
     "fas_dense": "i p i l p l p p i",
     "fas_active": "i p i l p",
