@@ -21,8 +21,9 @@ from fas.neurons.fused import kernels_for
 from fas.pipeline.bench import DTYPES, BenchOptions, Case
 from fas.pipeline.bench_models import DECODED, RANDOM, bench_ann, fire_like_a_trained_model, firing, keep_active
 from fas.pipeline.bench_neurons import step_loop
+from fas.pipeline.bench_paths import instruction_sets
 from fas.report.results import this_command, versions
-from fas.runtime.accelerated import accelerated
+from fas.runtime.accelerated import accelerated, integer_paths
 from fas.runtime.control import at_time, clock_of
 
 TRAINED = 4
@@ -42,6 +43,7 @@ def circumstances(options: BenchOptions) -> dict[str, Any]:
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "device": device_words(options.device),
         "compiled_neurons": kernels_for(torch.zeros(1, device=options.device)) is not None,
+        "instruction_sets": instruction_sets(), "integer_products": {},
         "versions": versions(), "command": this_command(),
     }  # fmt: skip
 
@@ -62,7 +64,7 @@ def _processor() -> list[str]:
 
 def model_cases(options: BenchOptions, about: dict[str, Any]) -> Iterator[Case]:
     """All else, each made when it is its turn: models leave memory behind them. ``about`` is told how often neurons fire."""
-    about["spikes_per_neuron"] = {}
+    about |= {"spikes_per_neuron": {}, "integer_products": {}}
     if set(options.what) - {"neuron", "stage2"}:
         for dtype in options.dtypes:
             yield from _models(options, dtype, about)
@@ -84,7 +86,7 @@ def _models(options: BenchOptions, dtype: str, about: dict[str, Any]) -> Iterato
         model = convert(qcfs).eval()
         if options.model is None:
             about["spikes_per_neuron"][coverage] = fire_like_a_trained_model(model, ids)
-        yield from _accelerated(options, ann, model, ids, named)
+        yield from _accelerated(options, ann, model, ids, named, about)
         del model, qcfs
     if "decode_relu" in options.what and options.model is None:
         yield from _sparse(options, dtype, ids, about)
@@ -98,20 +100,24 @@ def _sparse(options: BenchOptions, dtype: str, ids: Tensor, about: dict[str, Any
     model = convert(prepare(copy.deepcopy(ann), _config(options, "ffn"), [{"input_ids": ids}])).eval()
     about["spikes_per_neuron"]["ffn, ReLU"] = firing(model, ids)
     named = Case("", "ann", _nothing, _nothing, dtype, "ffn", model=f"{RANDOM}, ReLU, {ACTIVE:.0%} active")
-    yield from _accelerated(replace(options, what=("decode",)), ann, model, ids, named)
+    yield from _accelerated(replace(options, what=("decode",)), ann, model, ids, named, about)
 
 
 def _config(options: BenchOptions, coverage: str) -> SpikingConfig:
     return SpikingConfig(coverage=cast(Any, coverage), levels=options.levels, timesteps=options.levels)
 
 
-def _accelerated(options: BenchOptions, ann: Any, model: Any, ids: Tensor, case: Case) -> Iterator[Case]:
+def _accelerated(
+    options: BenchOptions, ann: Any, model: Any, ids: Tensor, case: Case, about: dict[str, Any]
+) -> Iterator[Case]:
     if not set(options.what) & {"prefill", "decode"}:
         return
     naive = copy.deepcopy(model)
     clock_of(naive).neuron = _looped
     with torch.no_grad(), accelerated(model, options.bits(case.dtype)):
         yield from _simulations(options, Sides(ann, model, naive), ids, case)
+        if (paths := integer_paths(model)) != "none":
+            about["integer_products"][case.dtype] = paths
 
 
 class Sides(NamedTuple):

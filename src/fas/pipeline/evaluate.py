@@ -29,6 +29,7 @@ from fas.pipeline.measure import (
 from fas.pipeline.source import evaluation_of, sliding_of
 from fas.progress import Progress, Silent
 from fas.report.results import Results, Row
+from fas.runtime.accelerated import integer_paths
 from fas.runtime.control import at_time, calibrated_keys, clock_of, sites_of
 from fas.tasks.examples import Examples, Scored
 
@@ -98,6 +99,8 @@ def evaluate_folder(
             rows.append(spiking_row(model, target, examples, batch, progress, limit=memory_limit))
             for stopping in plan.get(target, ()):
                 rows.append(spiking_row(model, target, examples, batch, progress, stopping, memory_limit))
+        if integer_bits:
+            found.extra["integer_products"] = integer_paths(model)
     if diagnosed:
         found.extra["diagnosis"] = _diagnoses(model, targets, blocks.some(diagnosed), progress)
     if stored is not None and (tuning := stored.extra.get("tuning")):

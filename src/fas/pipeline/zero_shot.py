@@ -26,6 +26,7 @@ from fas.pipeline.measure import (
 )
 from fas.progress import Progress, Silent
 from fas.report.results import Results, Row
+from fas.runtime.accelerated import integer_paths
 from fas.runtime.control import calibrated_keys, clock_of, sites_of
 
 
@@ -77,13 +78,15 @@ def evaluate_tasks(
                 if row.error is not None:
                     progress.note(f"{task.name} could not be measured: {row.error}")
                 rows[task.name].append(as_tuned(row) if tuning else row)
+        integers = {"integer_bits": integer_bits, "integer_products": integer_paths(model)} if integer_bits else {}
     found = [row for measured in rows.values() for row in measured]
     if all(row.error for row in found):
         raise FasError(f"no task could be measured; {found[0].task}: {found[0].error}")
     about = {"tasks": list(rows), "limit": limit, "num_fewshot": num_fewshot, "length": length}
     extra: dict[str, Any] = {"evaluation": {key: value for key, value in about.items() if value is not None}}
-    extra |= {"dtype": _precision(model), "lm_eval": version("lm_eval")} | ({"tuning": tuning} if tuning else {})
-    extra |= {"integer_bits": integer_bits} if integer_bits else {}
+    extra |= (
+        {"dtype": _precision(model), "lm_eval": version("lm_eval")} | ({"tuning": tuning} if tuning else {}) | integers
+    )
     return Results(str(folder), ", ".join(rows), seed, found, extra=extra)
 
 

@@ -18,8 +18,20 @@ def as_table(results: Mapping[str, Any]) -> str:
         f"{results['rounds']} rounds; fp32 products at {results['float32_matmul_precision']!r} precision, spikes' with "
         + " and ".join(_weights(*entry) for entry in results["integer_bits"].items())
         + ("" if results["compiled_neurons"] else "; neurons in PyTorch, no compiler was found")
+        + _paths(results)
     )
     return "\n".join([*aligned(table), "", about])
+
+
+def _paths(results: Mapping[str, Any]) -> str:
+    """Which instructions and products ran; results of earlier versions do not say."""
+    sets = results.get("instruction_sets")
+    if sets is None:
+        return ""
+    words = {"compiled_for": "kernels for {}", "compiled_lanes": "of {} floats", "pytorch": "PyTorch's for {}"}
+    told = [words.get(name, name.upper() + "={}").format(value) for name, value in sets.items()]
+    products = [f"{path} products in {dtype}" for dtype, path in results["integer_products"].items()]
+    return "; " + ", ".join([*products, *told])
 
 
 def _weights(dtype: str, bits: int) -> str:

@@ -49,6 +49,13 @@ def accelerated(model: nn.Module, bits: int = 0) -> Iterator[nn.Module]:
         yield model
 
 
+def integer_paths(model: nn.Module) -> str:
+    """Which paths integer products of an accelerated ``model`` have taken so far, by name (`fas.runtime.integer_products`)."""
+    products = [module.__dict__.get("forward") for module in model.modules()]
+    packed = [entry for product in products if isinstance(product, Product) for entry in product.packed.values()]
+    return ", ".join(sorted({entry.path.name for entry in packed})) or "none"
+
+
 def refuse_bits(model: nn.Module, bits: int) -> None:
     """Raise `ConfigError` for ``bits`` that weights cannot have, and `FasError` where spikes of ``model`` are too large."""
     if bits not in BITS:

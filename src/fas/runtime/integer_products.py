@@ -3,8 +3,8 @@
 Operands ``[M, K]`` are whole numbers of at most 127 of either sign. Weights ``[N, K]`` are whole numbers of one, two or three
 bytes times a step for each output; their bytes are digits to the base 256. The paths, the fastest first:
 
-* ``8-bit``: oneDNN on operands + 128. Exact where a processor adds products in 32 bits (VNNI, AMX). Others add two of them in 16
-  bits first, which saturate.
+* ``8-bit``: oneDNN on operands + 128. Exact where a processor adds products in 32 bits (VNNI, AMX). Others add two of them in
+  16 bits first, which saturate.
 * ``7-bit``: oneDNN on operands + 64, for operands up to 63: two products are at most 2·127·128 = 32,512, which 16 bits hold.
 * ``float32``: one fp32 product of the same whole weights, which fp32 holds; only sums are rounded.
 * ``float32-digits``: one fp32 product a byte, where products of fp32 round their operands to bfloat16, which holds a byte.
@@ -79,9 +79,7 @@ def _by_float32(whole: Tensor, steps: Tensor, size: int, offset: int) -> Product
 
 
 def _by_float32_digits(whole: Tensor, steps: Tensor, size: int, offset: int) -> Product:
-    products = [
-        _by_float32(digit, steps * 256**place, 1, offset) for place, digit in enumerate(digits_of(whole, size))
-    ]
+    products = [_by_float32(digit, steps * 256**place, 1, offset) for place, digit in enumerate(digits_of(whole, size))]
 
     def multiply(operands: Tensor) -> Tensor:
         first, *others = (product(operands) for product in reversed(products))

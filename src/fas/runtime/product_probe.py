@@ -47,10 +47,9 @@ def _agrees(path: Path, size: int, codes: Tensor, whole: Tensor) -> bool:
     steps = torch.ones(len(whole), dtype=torch.float64, device="cpu")
     found = path.pack(whole, steps, size, path.offset)((codes + path.offset).to(torch.uint8))
     wanted = codes @ whole.T
+    allowed = ROUNDED * (codes.abs() @ whole.abs().T)
     if size == 1 and path in INTEGERS:
         allowed = wanted.abs() * 2**-23  # whole sums up to 2²³ must be equal
-    else:
-        allowed = ROUNDED * (codes.abs() @ whole.abs().T)
     return found.dtype == torch.float32 and bool(((found.double() - wanted).abs() <= allowed).all())
 
 
@@ -67,6 +66,9 @@ def _cases(path: Path, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         a, w = (rows, inputs), (outputs, inputs)
         sides, signs = drawn((rows, 1), 0, 1), drawn((outputs, 1), 0, 1)
         if path in INTEGERS:  # sums of equal terms in fp32 are rounded in one direction
-            yield torch.where(sides == 1, *ends).expand(a).double(), torch.where(signs == 1, top, bottom).expand(w).double()
+            yield (
+                torch.where(sides == 1, *ends).expand(a).double(),
+                torch.where(signs == 1, top, bottom).expand(w).double(),
+            )
         yield torch.where(drawn(a, 0, 1) == 1, *ends).double(), torch.where(drawn(w, 0, 1) == 1, top, bottom).double()
         yield drawn(a, ends[1], ends[0]), drawn(w, bottom, top)

@@ -5,8 +5,8 @@ output n, unit folded in, as integers q = 256·h + l of the step s_n = max_k |w_
 
     y_n = s_n·(256·Σ_k h_nk·a_k + Σ_k l_nk·a_k) + bias_n
 
-both sums exactly, by the 8-bit products that processors have, or else in fp32 (`fas.runtime.integer_products`). Only the weights
-are rounded: with 8, 16, 24 bits by at most 4·10⁻³, 1.6·10⁻⁵, 6·10⁻⁸ of the largest of their row (docs/speed.md).
+both sums exactly, by the 8-bit products that processors have, or else in fp32 (`fas.runtime.integer_products`). Only the
+weights are rounded: with 8, 16, 24 bits by at most 4·10⁻³, 1.6·10⁻⁵, 6·10⁻⁸ of the largest of their row (docs/speed.md).
 
 *Few rows* (a token being written, in all its timesteps): the weights of an input are read where its neuron fired in some
 timestep, once for all of them. Where more of them fire than makes that worth while, a dense product runs; what decides does not

@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 SOURCES = [HERE / name for name in ("kernels.cpp", "products.cpp", "events.cpp", "dense.cpp", "attention.cpp")]
 # results must be equal to PyTorch's: no fused multiply-adds, no reordering
 FLAGS = (
-    "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+    "-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
     "-falign-functions=64", "-falign-loops=64",  # a loop that begins at the wrong place takes a sixth longer
 )  # fmt: skip
 THREADS = "-fopenmp"
@@ -26,11 +26,26 @@ THREADS = "-fopenmp"
 processors on which its own spin."""
 SWITCH = "FAS_NATIVE"
 """Environment: ``0`` leaves the kernels out, without a word."""
+ARCHITECTURE = "FAS_MARCH"
+"""Environment: the compiler's ``-march``, such as ``x86-64-v3``, which the processor must have; ``native`` if it is not set."""
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None (said once, as a warning) where there is no compiler for them."""
+    """The compiled kernels, tried out; None (said once, as a warning) where they cannot be made or compute something else."""
+    if (found := loaded()) is None:
+        return None
+    from fas.neurons.native.check import wrong_kernels
+
+    if wrong := wrong_kernels():
+        _say(f"compiled kernels do not compute here what PyTorch does ({', '.join(wrong)})")
+        return None
+    return found
+
+
+@functools.cache
+def loaded() -> ctypes.CDLL | None:
+    """The compiled kernels, not tried out."""
     if os.environ.get(SWITCH) == "0":
         return None
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))), None)
@@ -48,14 +63,20 @@ def library() -> ctypes.CDLL | None:
 def _say(why: str) -> None:
     warnings.warn(
         f"{why}: neurons run in PyTorch, several times slower, with equal results; {SWITCH}=0 says that this is meant",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
+def architecture() -> str:
+    """What the kernels are compiled for."""
+    return os.environ.get(ARCHITECTURE) or "native"
+
+
 def _compiled(compiler: str) -> Path:
+    flags = (f"-march={architecture()}", *FLAGS)
     key = hashlib.sha256(
         "\n".join(
-            [*[path.read_text() for path in (HERE / "common.h", *SOURCES)], compiler, *FLAGS, THREADS, _processor()]
+            [*[path.read_text() for path in (HERE / "common.h", *SOURCES)], compiler, *flags, THREADS, _processor()]
         ).encode()
     ).hexdigest()[:16]
     folder = _cache()
@@ -64,7 +85,7 @@ def _compiled(compiler: str) -> Path:
         return target
     with tempfile.TemporaryDirectory(dir=folder) as place:
         made = Path(place) / target.name
-        command = [compiler, *FLAGS, *map(str, SOURCES), "-o", str(made)]
+        command = [compiler, *flags, *map(str, SOURCES), "-o", str(made)]
         with contextlib.suppress(subprocess.CalledProcessError):  # without OpenMP threads are Python's, which is slower
             _run([*command, THREADS])
         if not made.exists():
@@ -78,7 +99,7 @@ def _run(command: list[str]) -> None:
 
 
 def _processor() -> str:
-    """What ``-march=native`` depends on: homes may be shared by machines."""
+    """What ``native`` depends on: homes may be shared by machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -15,7 +15,12 @@ WEIGHTS = {torch.float32: 0, torch.bfloat16: 1, torch.int16: 2, torch.int8: 3}
 
 def is_wide() -> bool:
     """Whether this processor has vectors of sixteen floats (AVX-512)."""
-    return bool(function_of("fas_wide")())
+    return lanes() == 16
+
+
+def lanes() -> int:
+    """Floats of a vector of the instruction set that the kernels were compiled for."""
+    return int(function_of("fas_lanes")())
 
 
 class Weights(NamedTuple):

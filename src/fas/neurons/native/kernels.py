@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from fas.neurons.native.build import library
+from fas.neurons.native.build import library, loaded
 
 SHARE = 1 << 16
 """Values that are worth a thread."""
@@ -142,7 +142,7 @@ def quantize_back(grad: Tensor, x: Tensor, unit: Tensor, bounds: tuple[int, int]
 
 def shares() -> bool:
     """Whether the kernels share out their work among PyTorch's threads themselves (OpenMP)."""
-    return library() is not None and bool(function_of("fas_shares")())
+    return loaded() is not None and bool(function_of("fas_shares")())
 
 
 class _Call:
@@ -234,7 +234,7 @@ _SIGNATURES = {
     "fas_active": "i p i l p",
     "fas_attend": "i p p p p p l l l l l f p i",
     "fas_shares": "",
-    "fas_wide": "",
+    "fas_lanes": "",
     "fas_quantize_back": "i p p l l l p f f p p i",
 }
 _TYPES = {"i": ctypes.c_int, "l": ctypes.c_int64, "p": ctypes.c_void_p, "f": ctypes.c_float}
@@ -242,12 +242,12 @@ _TYPES = {"i": ctypes.c_int, "l": ctypes.c_int64, "p": ctypes.c_void_p, "f": cty
 
 @functools.cache
 def function_of(name: str) -> Callable[..., Any]:
-    """A kernel by name, with the types of its arguments; there must be a library."""
-    found = library()
+    """A kernel by name, with the types of its arguments; there must be a library, tried out or not."""
+    found = loaded()
     assert found is not None
     kernel = getattr(found, name)
     kernel.argtypes = [_TYPES[letter] for letter in _SIGNATURES[name].split()]
-    kernel.restype = {"fas_shares": ctypes.c_int, "fas_wide": ctypes.c_int, "fas_active": ctypes.c_int64}.get(name)
+    kernel.restype = {"fas_shares": ctypes.c_int, "fas_lanes": ctypes.c_int, "fas_active": ctypes.c_int64}.get(name)
     return kernel  # type: ignore[no-any-return]
 
 
