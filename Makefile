@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE = 1
 export TRANSFORMERS_OFFLINE = 1
 export HF_DATASETS_OFFLINE = 1
 
-.PHONY: demo demo-vision explore test test-all test-oldest test-neurobench lint format
+.PHONY: demo demo-vision explore test test-all test-isa test-oldest test-neurobench lint format
 
 demo: .venv/ready
 	@.venv/bin/fas demo
@@ -21,7 +21,7 @@ test: lint
 	@echo "Tests"
 	@$(PYTEST)
 
-test-all: test test-oldest test-neurobench explore
+test-all: test test-isa test-oldest test-neurobench explore
 	@echo "Slow tests"
 	@$(PYTEST) -m slow
 	@echo "Support matrix (docs/support.md)"
@@ -30,6 +30,9 @@ test-all: test test-oldest test-neurobench explore
 explore: .venv/ready
 	@echo "Properties, on examples that no run has drawn before"
 	@$(PYTEST) --hypothesis-profile=explore $$(grep -l "from hypothesis import" tests/test_*.py)
+
+test-isa: .venv/ready
+	@.venv/bin/python scripts/instruction_sets.py
 
 test-oldest: .venv-oldest/ready
 	@echo "Contract tests with transformers $(OLDEST)"

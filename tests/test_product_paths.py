@@ -182,6 +182,8 @@ def test_layers_are_exact_without_newer_instructions(most: str) -> None:
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": most, "PYTHONPATH": source}
     done = subprocess.run([sys.executable, "-c", WORST], env=environment, capture_output=True, text=True, check=True)
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert [(levels, bits) for levels, bits, _, _ in lines] == [(l, b) for l in ("63", "127") for b in ("8", "16", "24")]
+    assert [(levels, bits) for levels, bits, _, _ in lines] == [
+        (levels, bits) for levels in ("63", "127") for bits in ("8", "16", "24")
+    ]
     assert all(float(error) < 1e-5 for *_, error in lines), done.stdout
     assert all(path in BY_NAME for _, _, path, _ in lines)
