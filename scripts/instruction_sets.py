@@ -1,7 +1,7 @@
 """Run tests under each instruction set of this machine: ``python scripts/instruction_sets.py [--list] [pytest arguments]``.
 
-Environment variables switch them off for oneDNN and for PyTorch's own kernels, and say what FAS's kernels are compiled for. So one
-machine shows what older ones compute. The processor's flags only choose what there is to run.
+Environment variables switch them off for oneDNN and for PyTorch's own kernels, and say what FAS's kernels are compiled for.
+So one machine shows what older ones compute. The processor's flags only choose what there is to run.
 """
 
 from __future__ import annotations

@@ -40,6 +40,13 @@ def same(found: Tensor, wanted: Tensor) -> bool:
     return found.dtype == wanted.dtype and found.shape == wanted.shape and torch.equal(found, wanted)
 
 
+def same_but_at_edges(found: Tensor, wanted: Tensor) -> bool:
+    """Logits ``[N, tokens, …]`` equal to rounding, in all but one sequence at most: on some processors rounding may move a value
+    that lies at the very edge between two codes, and then all that follows."""
+    off = ((found - wanted).abs() > 1e-4).flatten(1).any(1)
+    return found.shape == wanted.shape and int(off.sum()) <= 1 < len(off)
+
+
 def tracking(case: dict[str, Any]) -> list[Any]:
     return [case[name] for name in ("rows", "unit", "v_init", "a_init", "steps", "bounds", "zones")]
 

@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from fas.cli import app
 from fas.errors import ConfigError
 from fas.neurons import rate_step_rows
+from fas.neurons.native.build import architecture, library
+from fas.neurons.native.decoding import lanes
 from fas.pipeline import bench, bench_models
 from fas.pipeline.bench import BenchOptions, Case, run_bench, timed
 from fas.pipeline.bench_cases import model_cases
@@ -48,7 +50,8 @@ def test_a_ratio_is_of_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (row.milliseconds, row.milliseconds_against) == (3000, 2000)
 
 
-def test_what_is_asked_for_is_timed(model: str, tmp_path: Path) -> None:
+def test_what_is_asked_for_is_timed(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_AMX")
     asked = [
         "bench",
         f"--model={model}",
@@ -59,7 +62,7 @@ def test_what_is_asked_for_is_timed(model: str, tmp_path: Path) -> None:
     asked += [
         "--timesteps=4",
         "--dtype=float32,bfloat16",
-        "--length=8",
+        "--length=12",
         "--rounds=1",
         f"--out={tmp_path / 'speed.json'}",
     ]
@@ -75,6 +78,13 @@ def test_what_is_asked_for_is_timed(model: str, tmp_path: Path) -> None:
     assert told == one * 2
     assert [row["dtype"] for row in found["rows"]] == ["float32"] * len(one) + ["bfloat16"] * len(one)
     assert found["integer_bits"] == {"float32": 16, "bfloat16": 8}
+    sets = found["instruction_sets"]
+    assert sets["pytorch"] == torch.backends.cpu.get_cpu_capability()
+    assert sets["onednn_max_cpu_isa"] == "AVX512_CORE_AMX"
+    if library() is not None:
+        assert (sets["compiled_for"], sets["compiled_lanes"]) == (architecture(), lanes())
+        assert set(found["integer_products"]) == {"float32", "bfloat16"}
+        assert f"{found['integer_products']['float32']} products in float32" in done.stdout
     assert done.stdout == as_table(found) + "\n"
     assert "medians of 1 rounds" in done.stdout
 
