@@ -41,8 +41,8 @@ def same(found: Tensor, wanted: Tensor) -> bool:
 
 
 def same_but_at_edges(found: Tensor, wanted: Tensor) -> bool:
-    """Logits ``[N, tokens, …]`` equal to rounding, in all but one sequence at most: on some processors rounding may move a value
-    that lies at the very edge between two codes, and then all that follows."""
+    """Logits ``[N, tokens, …]`` equal to rounding, in all but one sequence at most: on some processors rounding may move a
+    value that lies at the very edge between two codes, and then all that follows."""
     off = ((found - wanted).abs() > 1e-4).flatten(1).any(1)
     return found.shape == wanted.shape and int(off.sum()) <= 1 < len(off)
 

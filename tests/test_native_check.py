@@ -41,7 +41,9 @@ def test_a_kernel_that_does_nothing_is_named(name: str, monkeypatch: pytest.Monk
     assert wrong_kernels() == [name]
 
 
-@pytest.mark.parametrize("context", [FakeTensorMode(), torch.device("meta"), torch.enable_grad()], ids=str)
+@pytest.mark.parametrize(
+    "context", [FakeTensorMode(), torch.device("meta"), torch.enable_grad()], ids=["traced", "meta", "gradients"]
+)
 def test_it_may_be_asked_for_anywhere(context: AbstractContextManager[Any]) -> None:
     """The first to need kernels may trace, or make tensors elsewhere; random numbers are drawn from nobody."""
     before = torch.get_rng_state()
