@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fas
 from fas.config import SpikingConfig
-from fas.conversion import prefix_search
+from fas.conversion import massive
 from fas.conversion.massive import measure_massive
 from fas.conversion.prefix_search import find_prefix, give_prefix
 from fas.errors import ConfigError, FasError
@@ -186,19 +186,21 @@ def test_massive_tokens_are_found() -> None:
 def test_a_prefix_takes_over_what_only_the_first_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model whose first token alone is massive: with a prefix no token of the text is, and the search finds that."""
     ann = tiny.ann("gpt2")
-    with torch.no_grad():  # the position of the first token drives one unit of the first FFN, whatever the token
-        ann.transformer.wpe.weight[0] = 0
+    first = ann.transformer.h[0]
+    with torch.no_grad():  # two channels that only the first position uses drive all units of the first FFN
+        for table in (ann.transformer.wte.weight, ann.transformer.wpe.weight, first.attn.c_proj.weight):
+            table[:, :2] = 0
+        first.attn.c_proj.bias[:2] = 0
+        first.ln_2.bias[:2] = 0
         ann.transformer.wpe.weight[0, :2] = torch.tensor([100.0, -100.0])
-        ann.transformer.h[0].mlp.c_fc.weight[:2, 3] = torch.tensor([600.0, -600.0])
-        ann.transformer.h[0].mlp.c_fc.weight[2:, 3] = 0
-        ann.transformer.h[0].mlp.c_fc.bias[3] = -4000  # of other tokens nothing comes through
+        first.mlp.c_fc.weight[:2] = torch.tensor([[3000.0], [-3000.0]])
     batches = [{"input_ids": torch.randint(3, tiny.VOCAB, (4, 16), generator=torch.Generator().manual_seed(0))}]
     plan = planned(ann, SpikingConfig(activation="keep"))
     ((segment, places),) = plan
     before = measure_massive(ann, places, batches)
     assert before.is_massive
     assert before.worst.first
-    monkeypatch.setattr(prefix_search, "WORSE", 10.0)  # of a random model it does not matter
+    monkeypatch.setattr(massive, "_loss", lambda *_: 0.0)  # of a random model it means nothing
     found = find_prefix(ann, segment, places, batches, SpikingConfig())
     assert found.tokens
     assert found.noise[-1] < found.noise[0] / 4

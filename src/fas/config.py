@@ -21,7 +21,7 @@ Coding = Literal["rate", "sigma_delta"]
 Rows = Literal["mean", "step"]
 Schedule = Literal["synchronous", "layerwise"]
 CacheKind = Literal["exact", "settled"]
-Rotation = Literal["hadamard", "none"]
+Rotation = Literal["hadamard", "heads", "none"]
 
 
 class SpikingConfig(BaseModel):
@@ -55,7 +55,10 @@ class SpikingConfig(BaseModel):
     schedule: Schedule = "synchronous"
     """``synchronous``: all layers advance together; ``layerwise``: a layer fires after its whole input (T = L)."""
     rotation: Rotation = "hadamard"
-    """``hadamard``: products of gated FFNs, which have heavy tails, are rotated (analog additions) before they spike."""
+    """``hadamard``: products of gated FFNs, which have heavy tails, are rotated (analog additions) before they spike;
+    ``heads``: so are outputs of attention, across heads, whose sizes differ from token to token."""
+    center: bool = False
+    """Whether signed inputs of linear layers spike as distances from each channel's mean, which the biases behind add."""
     scales: Scales = "channel"
     """One threshold a ``channel``, which is folded into the weights that read it (as if the scale had migrated into the norm
     in front), so that channels with outliers have their own; or one a ``tensor``, for comparison."""

@@ -47,7 +47,7 @@ _AbsorbBias = Annotated[
     bool | None, _flag("absorb_bias", "Mean errors go into the biases behind (beyond the paper).", _STAGE2)
 ]
 _Rotation = Annotated[
-    str | None, _flag("rotation", "hadamard rotates the heavy-tailed products of gated FFNs, or none.", _SNN)
+    str | None, _flag("rotation", "hadamard: products of gated FFNs; heads: attention, too; or none.", _SNN)
 ]
 _Scales = Annotated[str | None, _flag("scales", "One threshold a channel, or a tensor (for comparison).", _SNN)]
 _Activation = Annotated[

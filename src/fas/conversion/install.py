@@ -17,7 +17,7 @@ from fas.models import Placement, Plan, Segment
 from fas.models.functions import ACTIVATIONS, LEVELS, OTHER_LEVELS, group_for, norm_of
 from fas.neurons import Clock, Site
 from fas.neurons.clock import Stage
-from fas.neurons.rotation import rotate
+from fas.neurons.rotation import Rotation, rotate
 from fas.operators import SpikingGroup
 from fas.operators.population import NEURONS, Population
 from fas.runtime import attention
@@ -69,9 +69,9 @@ def _place(placement: Placement, clock: Clock, order: int) -> Site:
         held = SpikingGroup(group, placement.name, clock, LEVELS.get(str(spec.role), OTHER_LEVELS), order, device)
         site = held.site
     else:
-        block = placement.rotation(clock.config)
+        rotation = placement.rotation(clock.config)
         consumers = len(placement.consumers)
-        site = Site(placement.name, placement.width, spec.signed, consumers, clock, order, block, spec.kind, device)
+        site = Site(placement.name, placement.width, spec.signed, consumers, clock, order, rotation, spec.kind, device)
         held = site
         if spec.kind == "norm":
             held = Population(placement.name, placement.width // (2 * NEURONS), clock, order, device)
@@ -79,6 +79,9 @@ def _place(placement: Placement, clock: Clock, order: int) -> Site:
     if spec.replaces is not None:
         placement.owner.set_submodule(spec.replaces, nn.Identity())
         site.replaces = True
+    if site.center is not None:
+        for consumer in placement.consumers:
+            _give_bias(consumer)
     _hook(placement, site)
     if "sites" not in home._modules:
         home.add_module("sites", nn.ModuleDict())
@@ -110,6 +113,13 @@ def _hook(placement: Placement, site: Site) -> None:
     hook.handle = home.register_forward_hook(hook, prepend=spec.role == "activation")
 
 
+def _give_bias(module: nn.Module) -> None:
+    """Give a linear layer without bias one of 0."""
+    if module.bias is None:
+        weight = cast(Tensor, module.weight)
+        module.bias = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=weight.requires_grad)
+
+
 def _by_input(module: nn.Module) -> Tensor:
     """A view of a consumer's weight as ``[out, in]`` (Conv1D keeps it transposed)."""
     weight = cast(Tensor, module.weight)
@@ -117,10 +127,10 @@ def _by_input(module: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def rotate_reader(module: nn.Module, block: int) -> None:
+def rotate_reader(module: nn.Module, rotation: Rotation) -> None:
     """Rotate the input axis of a consumer's weight, so that on rotated input it computes what it did before."""
     weight = _by_input(module)
-    weight.copy_(rotate(weight.double(), block))
+    weight.copy_(rotate(weight.double(), rotation))
 
 
 @torch.no_grad()

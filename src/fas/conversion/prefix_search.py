@@ -1,7 +1,8 @@
 """The search for a prefix: the tokens in front of every sequence that take massive activations over.
 
-Greedy, on calibration data: of the tokens that stand out most often, the one is added with which the sites where tokens stand
-out are rounded best, as long as the language model itself does not get worse by it.
+Greedy, on calibration data: of the tokens that stand out most often, the one is added with which the quantized model should be
+best. What counts is the ANN's loss with the prefix, and one nat for each unit of relative rounding error at the sites where
+tokens stand out (measured on SmolLM2-135M: docs/log.md, 2026-11-30).
 """
 
 from __future__ import annotations
@@ -21,19 +22,17 @@ from fas.conversion.massive import NOTABLE, MassiveReport, measure_massive
 from fas.conversion.scales import Samples, mmse_scale, weight_power
 from fas.models import Placement, Segment
 from fas.neurons import qcfs
-from fas.neurons.rotation import rotate
+from fas.neurons.rotation import Rotation, rotate
 from fas.progress import Progress, Silent
 from fas.runtime.prefix import add_prefix, fill_prefix, prefix_states, remove_prefix
 
 MOST_TOKENS = 4
 CANDIDATES = 4
 """Tokens that are tried for each place."""
-TEXT = 1536
+TEXT = 2048
 """Tokens of text that a prefix is judged on."""
-WORSE = 0.01
-"""Nats a token that a prefix may cost the ANN."""
-GAIN = 0.02
-"""Share of the rounding error that one more token has to take away."""
+GAIN = 0.002
+"""Nats a token that one more token of the prefix has to be worth."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class PrefixSearch:
     before: MassiveReport
     after: MassiveReport
     noise: list[float] = field(default_factory=list)
-    """Relative rounding error at the sites where tokens stand out: without a prefix, and with each token more."""
+    """Relative rounding error of all sites where tokens stand out: without a prefix, and with each token more."""
 
 
 def find_prefix(
@@ -77,15 +76,15 @@ def find_prefix(
     judge = _Judge(model, segment, placements, some, config, before)
     tokens: tuple[int, ...] = ()
     noise = [judge(tokens)[1]]
-    progress.start("Prefix", MOST_TOKENS)
+    least = before.loss + noise[0]
+    progress.start("Search for a prefix", MOST_TOKENS)
     while len(tokens) < MOST_TOKENS:
-        found = {token: judge((*tokens, token)) for token in judge.candidates(best, tokens)}
-        fitting = [token for token, (report, _) in found.items() if report.loss <= before.loss + WORSE]
-        token = min(fitting, key=lambda token: found[token][1], default=None)
-        if token is None or found[token][1] > (1 - GAIN) * noise[-1]:
+        found = {token: judge((*tokens, token)) for token in judge.candidates(best)}
+        scores = {token: report.loss + error for token, (report, error) in found.items()}
+        token = min(scores, key=lambda token: scores[token], default=None)
+        if token is None or scores[token] > least - GAIN:
             break
-        tokens = (*tokens, token)
-        best = found[token][0]
+        tokens, least, best = (*tokens, token), scores[token], found[token][0]
         noise.append(found[token][1])
         progress.advance(1, f"{len(tokens)} tokens, largest {best.worst.ratio:.0f} times the median")
     progress.done(f"prefix of {len(tokens)} tokens: largest value {best.worst.ratio:.0f} times the median")
@@ -110,11 +109,10 @@ class _Judge:
         self.notable = [place for place in self.placements if place.name in notable]
         self.start = getattr(model.config.get_text_config(), "bos_token_id", None)
 
-    def candidates(self, report: MassiveReport, tokens: tuple[int, ...]) -> list[int]:
+    def candidates(self, report: MassiveReport) -> list[int]:
         """Tokens that stand out most often, and the one that texts begin with."""
         listed = [token for token, _ in report.tokens.most_common(CANDIDATES)]
-        start = [self.start] if isinstance(self.start, int) else []
-        return list(dict.fromkeys([*listed, *(token for token in start if token not in tokens)]))
+        return list(dict.fromkeys([*listed, *([self.start] if isinstance(self.start, int) else [])]))
 
     def __call__(self, tokens: tuple[int, ...]) -> tuple[MassiveReport, float]:
         samples = {place.name: Samples() for place in self.notable}
@@ -127,31 +125,31 @@ class _Judge:
                 stack.callback(place.consumers[0].register_forward_pre_hook(keep).remove)
             report = measure_massive(self.model, self.placements, self.batches)
         errors = [_rounding_error(place, samples[place.name], self.config) for place in self.notable]
-        return report, sum(errors) / len(errors)
+        return report, sum(errors)
 
 
 class _Keep:
     """Forward pre-hook of a reader: keeps all rows that it is given, rotated as its site will see them."""
 
-    def __init__(self, samples: Samples, block: int) -> None:
-        self.samples, self.block = samples, block
+    def __init__(self, samples: Samples, rotation: Rotation) -> None:
+        self.samples, self.rotation = samples, rotation
 
     def __call__(self, module: Any, args: tuple[Tensor, ...]) -> None:
-        rows = rotate(args[0].detach().float(), self.block).flatten(0, -2).cpu()
+        rows = rotate(args[0].detach().float(), self.rotation).flatten(0, -2).cpu()
         self.samples.inputs.append(rows)
         self.samples.targets.append(rows)
 
 
 @torch.no_grad()
 def _rounding_error(place: Placement, samples: Samples, config: SpikingConfig) -> float:
-    """Squared error of the site's grid, as its readers weigh it, relative to its power."""
+    """Squared error of the site's grid, as its readers weigh it, relative to the power of each token: the mean over tokens."""
     x = torch.cat(samples.inputs)
     scale = mmse_scale(
         samples, config.levels, signed=True
     )  # also where an unsigned unit will stand in for an activation
     weight = weight_power(place.consumers)
-    error = (qcfs(x, scale, config.levels, True) - x).square().mean(0)
-    return float((error * weight).sum() / (x.square().mean(0) * weight).sum().clamp(min=1e-30))
+    error, power = ((qcfs(x, scale, config.levels, True) - x).square() @ weight), x.square() @ weight
+    return float((error / power.clamp(min=1e-30)).mean())
 
 
 def give_prefix(model: PreTrainedModel, segment: Segment, tokens: Sequence[int]) -> None:

@@ -21,6 +21,7 @@ from fas.operators import SpikingGroup
 
 PARAMETER_NAMES = (
     "log_scale",
+    "center",
     "log_threshold",
     "v_init",
     "a_init",

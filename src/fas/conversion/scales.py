@@ -16,7 +16,7 @@ from fas.config import SpikingConfig
 from fas.errors import DataError, UnsupportedModelError
 from fas.models import Placement
 from fas.neurons import Clock, qcfs
-from fas.neurons.rotation import rotate
+from fas.neurons.rotation import Rotation, rotate
 from fas.operators.population import LEVELS, NEURONS
 from fas.runtime import attention
 from fas.runtime.operators import centered, octave
@@ -51,6 +51,14 @@ class Samples:
         self.inputs.append(picked)
         self.targets.append(picked)
 
+    def centred(self, mean: Tensor) -> Samples:
+        """The same as distances from ``mean`` ``[C]``."""
+        return Samples(*([value - mean for value in values] for values in (self.inputs, self.targets)))
+
+    def mean(self) -> Tensor:
+        """Mean of each channel of the inputs ``[C]``."""
+        return torch.cat(self.inputs).mean(0)
+
     def pooled(self) -> Samples:
         """All channels as one: ``[N·C, 1]``."""
         return Samples(*([torch.cat(values).reshape(-1, 1)] for values in (self.inputs, self.targets)))
@@ -67,8 +75,8 @@ class Samples:
 class _Sampler:
     """Forward hook that takes evenly spaced rows of what a site will be given, and of what it stands for."""
 
-    def __init__(self, samples: Samples, keep: int, place: Placement, block: int) -> None:
-        self.samples, self.keep, self.spec, self.block = samples, keep, place.spec, block
+    def __init__(self, samples: Samples, keep: int, place: Placement, rotation: Rotation) -> None:
+        self.samples, self.keep, self.spec, self.rotation = samples, keep, place.spec, rotation
         self.mask: Tensor | None = None
         self.name, self.ran = place.name, 0
 
@@ -77,7 +85,7 @@ class _Sampler:
         if self.spec.kind == "output":
             x = output.chunk(2, dim=-1)[1] if self.spec.half else output
         else:
-            x = rotate(args[0], self.block)
+            x = rotate(args[0], self.rotation)
             if self.spec.kind == "norm":
                 x = centered(module, x)
                 x = x / octave(x)

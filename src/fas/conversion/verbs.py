@@ -50,6 +50,9 @@ def prepare(
     for placement, site in zip(placements, sites, strict=True):
         if site.kind != "group":  # whose λ is the geometry of its function
             found = samples[site.name]
+            if site.center is not None:
+                site.center.copy_(found.mean())
+                found = samples[site.name] = found.centred(found.mean())
             scale = (
                 fit(placement, found)
                 if fit
@@ -60,6 +63,8 @@ def prepare(
             left_out = mean_error(samples[site.name], site.scale.cpu(), config.levels, site.signed)
             for consumer in placement.consumers:
                 rotate_reader(consumer, placement.rotation(config))
+                if site.center is not None:
+                    absorb(consumer, site.center)
                 if placement.spec.replaces is not None:
                     absorb(consumer, left_out)
     measure_order(model, sites, batches[0])

@@ -11,7 +11,7 @@ register(
         sites=(
             SiteSpec("attention_input", ("attention.q_lin", "attention.k_lin", "attention.v_lin")),
             *attention("attention"),
-            SiteSpec("attention_output", ("attention.out_lin",)),
+            SiteSpec("attention_output", ("attention.out_lin",), rotates="heads"),
             SiteSpec("ffn_input", ("ffn.lin1",)),
             SiteSpec("ffn_hidden", ("ffn.lin2",), coverage="ffn", signed=False, replaces="ffn.activation"),
         ),

@@ -37,8 +37,9 @@ class SiteSpec:
     signed: bool = True
     replaces: str | None = None
     """Pointwise activation that the (then unsigned) QCFS unit stands in for."""
-    rotates: bool = False
-    """Whether its values have the heavy tails of a gated product, so that ``rotation`` applies to it."""
+    rotates: Literal["product", "heads"] | None = None
+    """Why its values are uneven, so that `SpikingConfig.rotation` applies to it: the heavy tails of a gated product, or
+    attention heads of different sizes."""
     last: bool = False
     """Whether this site of a segment runs behind its blocks."""
     optional: bool = False

@@ -14,7 +14,7 @@ from fas.config import SpikingConfig
 from fas.errors import UnsupportedModelError
 from fas.models.family import COMMON_ANALOG, REGISTRY, Family, SiteSpec, supported
 from fas.models.functions import activation_of, group_for, norm_of
-from fas.neurons.rotation import block_of
+from fas.neurons.rotation import NO_ROTATION, Rotation, block_of
 from fas.operators.population import NEURONS
 
 _ACTIVATIONS = tuple({cls[0] if isinstance(cls, tuple) else cls for cls in ACT2CLS.values()})
@@ -52,9 +52,12 @@ class Placement:
         """Whether it is the attention function that finds the site."""
         return self.spec.kind in ("operand", "cross") or self.spec.role in ("exponential", "reciprocal", "softcap")
 
-    def rotation(self, config: SpikingConfig) -> int:
-        """Block of the rotation in front of the site under ``config`` (1: none)."""
-        return block_of(self.width) if self.spec.rotates and config.rotation == "hadamard" else 1
+    def rotation(self, config: SpikingConfig) -> Rotation:
+        """Rotation in front of the site under ``config``."""
+        rotated = {"hadamard": ("product",), "heads": ("product", "heads"), "none": ()}[config.rotation]
+        if self.spec.rotates not in rotated:
+            return NO_ROTATION
+        return Rotation(block_of(self.width), across=self.spec.rotates == "heads")
 
 
 def find_segments(model: nn.Module) -> list[Segment]:

@@ -13,7 +13,7 @@ register(
         sites=(
             SiteSpec("attention_input", ("attn.c_attn",)),
             *attention("attn"),
-            SiteSpec("attention_output", ("attn.c_proj",)),
+            SiteSpec("attention_output", ("attn.c_proj",), rotates="heads"),
             SiteSpec("ffn_input", ("mlp.c_fc",)),
             SiteSpec("ffn_hidden", ("mlp.c_proj",), coverage="ffn", signed=False, replaces="mlp.act"),
         ),

@@ -12,7 +12,7 @@ register(
         sites=(
             SiteSpec("attention_input", ("attention.query_key_value",)),
             *attention("attention"),
-            SiteSpec("attention_output", ("attention.dense",)),
+            SiteSpec("attention_output", ("attention.dense",), rotates="heads"),
             SiteSpec("ffn_input", ("mlp.dense_h_to_4h",)),
             SiteSpec("ffn_hidden", ("mlp.dense_4h_to_h",), coverage="ffn", signed=False, replaces="mlp.act"),
         ),

@@ -11,7 +11,7 @@ register(
         sites=(
             SiteSpec("attention_input", ("attn.Wqkv",)),
             *attention("attn"),
-            SiteSpec("attention_output", ("attn.Wo",)),
+            SiteSpec("attention_output", ("attn.Wo",), rotates="heads"),
             SiteSpec("ffn_input", ("mlp.Wi",)),
             *gated("mlp.act", "mlp.Wi", "mlp.Wo", half=True),
         ),

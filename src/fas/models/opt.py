@@ -13,7 +13,7 @@ register(
         sites=(
             SiteSpec("attention_input", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
             *attention("self_attn"),
-            SiteSpec("attention_output", ("self_attn.out_proj",)),
+            SiteSpec("attention_output", ("self_attn.out_proj",), rotates="heads"),
             SiteSpec("ffn_input", ("fc1",)),
             SiteSpec("ffn_hidden", ("fc2",), coverage="ffn", signed=False, replaces="activation_fn"),
         ),

@@ -12,7 +12,7 @@ register(
         sites=(
             SiteSpec("attention_input", ("self_attn.qkv_proj",)),
             *attention("self_attn"),
-            SiteSpec("attention_output", ("self_attn.o_proj",)),
+            SiteSpec("attention_output", ("self_attn.o_proj",), rotates="heads"),
             SiteSpec("ffn_input", ("mlp.gate_up_proj",)),
             *gated("mlp.activation_fn", "mlp.gate_up_proj", "mlp.down_proj", half=True),
         ),

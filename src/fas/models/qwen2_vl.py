@@ -12,7 +12,7 @@ register(
         sites=(
             SiteSpec("attention_input", ("attn.qkv",)),
             *attention("attn"),
-            SiteSpec("attention_output", ("attn.proj",)),
+            SiteSpec("attention_output", ("attn.proj",), rotates="heads"),
             SiteSpec("ffn_input", ("mlp.fc1",)),
             SiteSpec("ffn_hidden", ("mlp.fc2",), coverage="ffn", signed=False, replaces="mlp.act"),
         ),

@@ -33,7 +33,7 @@ def gated(activation: str, up: str, down: str, half: bool = False, needs: str | 
     return (
         SiteSpec("ffn_gate", (activation,), "full", kind="output", role="output", read_by=down, needs=needs),
         SiteSpec("ffn_up", (up,), "full", kind="output", role="output", read_by=down, half=half, needs=needs),
-        SiteSpec("ffn_hidden", (down,), coverage="ffn", rotates=True, needs=needs),
+        SiteSpec("ffn_hidden", (down,), coverage="ffn", rotates="product", needs=needs),
     )
 
 
@@ -41,7 +41,7 @@ def gated(activation: str, up: str, down: str, half: bool = False, needs: str | 
 GATED_BLOCK = (
     SiteSpec("attention_input", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
     *attention("self_attn"),
-    SiteSpec("attention_output", ("self_attn.o_proj",)),
+    SiteSpec("attention_output", ("self_attn.o_proj",), rotates="heads"),
     SiteSpec("ffn_input", ("mlp.gate_proj", "mlp.up_proj")),
     *gated("mlp.act_fn", "mlp.up_proj", "mlp.down_proj"),
 )
@@ -50,7 +50,7 @@ GATED_BLOCK = (
 BERT_BLOCK = (
     SiteSpec("attention_input", ("attention.self.query", "attention.self.key", "attention.self.value")),
     *attention("attention.self"),
-    SiteSpec("attention_output", ("attention.output.dense",)),
+    SiteSpec("attention_output", ("attention.output.dense",), rotates="heads"),
     SiteSpec("ffn_input", ("intermediate.dense",)),
     SiteSpec(
         "ffn_hidden", ("output.dense",), coverage="ffn", signed=False, replaces="intermediate.intermediate_act_fn"
@@ -65,7 +65,7 @@ BERT_PARTS = (
 CLIP_BLOCK = (
     SiteSpec("attention_input", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
     *attention("self_attn"),
-    SiteSpec("attention_output", ("self_attn.out_proj",)),
+    SiteSpec("attention_output", ("self_attn.out_proj",), rotates="heads"),
     SiteSpec("ffn_input", ("mlp.fc1",)),
     SiteSpec("ffn_hidden", ("mlp.fc2",), coverage="ffn", signed=False, replaces="mlp.activation_fn"),
 )
@@ -73,7 +73,7 @@ CLIP_BLOCK = (
 BLIP_VISION_BLOCK = (
     SiteSpec("attention_input", ("self_attn.qkv",)),
     *attention("self_attn"),
-    SiteSpec("attention_output", ("self_attn.projection",)),
+    SiteSpec("attention_output", ("self_attn.projection",), rotates="heads"),
     *(spec for spec in CLIP_BLOCK if spec.name.startswith("ffn")),
 )
 # patch embeddings: real-valued pixels go in, so they stay analog

@@ -12,7 +12,7 @@ register(
         sites=(
             SiteSpec("attention_input", ("attention.q_proj", "attention.k_proj", "attention.v_proj")),
             *attention("attention"),
-            SiteSpec("attention_output", ("attention.o_proj",)),
+            SiteSpec("attention_output", ("attention.o_proj",), rotates="heads"),
             SiteSpec("ffn_input", ("mlp.fc1",)),
             SiteSpec("ffn_hidden", ("mlp.fc2",), coverage="ffn", signed=False, replaces="mlp.activation_fn"),
         ),

@@ -9,6 +9,7 @@ channel.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,10 +42,29 @@ def forget() -> None:
     _kept_hadamard.cache_clear()
 
 
-def rotate(x: Tensor, block: int) -> Tensor:
-    """``x`` ``[…, C]`` with each ``block`` of channels rotated; applied twice it gives ``x`` back."""
+class Rotation(NamedTuple):
+    """How channels are rotated: in blocks of ``block`` (1: not at all), neighbours or, ``across``, evenly spaced ones."""
+
+    block: int = 1
+    across: bool = False
+
+
+NO_ROTATION = Rotation()
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """``x`` ``[…, C]`` with each block of channels rotated; applied twice it gives ``x`` back.
+
+    Across, channels are put in the order (offset in its block, block) before, and back behind: a block then holds some
+    channels of every block.
+    """
+    block, across = rotation
     if block <= 1:
         return x
+    if across and block < x.shape[-1]:
+        spread = x.unflatten(-1, (-1, block)).transpose(-1, -2).flatten(-2)
+        mixed = rotate(spread, Rotation(block))
+        return mixed.unflatten(-1, (block, -1)).transpose(-1, -2).flatten(-2)
     # a compiler folds the constant by itself, and warns of a function that caches
     matrix = _hadamard if torch.compiler.is_compiling() else _kept_hadamard
     return (x.unflatten(-1, (-1, block)) @ matrix(block, x.dtype, x.device)).flatten(-2)

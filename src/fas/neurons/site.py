@@ -16,7 +16,7 @@ from fas.neurons.integrate_fire import rate_mean_rows, rate_step_rows
 from fas.neurons.layerwise import ones_first
 from fas.neurons.native import kernels
 from fas.neurons.qcfs import codes, grid, qcfs
-from fas.neurons.rotation import rotate
+from fas.neurons.rotation import NO_ROTATION, Rotation, rotate
 from fas.neurons.settled import restless
 from fas.neurons.sigma_delta import sigma_delta
 
@@ -52,7 +52,7 @@ class Site(nn.Module):
     """QCFS unit or spiking neuron in front of its consumers, as the shared clock says.
 
     ``width`` channels, ``signed`` or unsigned grid, ``consumers`` how many modules fetch one encoding, ``order`` its
-    place in the run of the model, ``block`` the size of the rotation in front of it (1: none), ``kind`` what it encodes
+    place in the run of the model, ``rotation`` the one in front of it, ``kind`` what it encodes
     (``input`` of linear layers, ``operand`` of attention …, as the family declares), ``replaces`` whether it stands in for an
     activation, which does not run then. λ is stored as ``log_scale`` ``[C]``
     (``[1]`` where the configuration has one a tensor); calibrated neuron parameters are kept per coding and time in
@@ -67,16 +67,20 @@ class Site(nn.Module):
         consumers: int,
         clock: Clock,
         order: int = 0,
-        block: int = 1,
+        rotation: Rotation = NO_ROTATION,
         kind: str = "input",
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.name, self.width, self.signed, self.consumers, self.clock = name, width, signed, consumers, clock
-        self.order, self.block, self.kind = order, block, kind
+        self.order, self.rotation, self.kind = order, rotation, kind
         values = 1 if clock.config.scales == "tensor" and self.calibrates else width
         self.log_scale = nn.Parameter(torch.zeros(values, dtype=torch.float32, device=device))
         self.replaces = False
+        centers = clock.config.center and signed and kind == "input"
+        mean = torch.zeros(width, dtype=torch.float32, device=device) if centers else None
+        self.register_buffer("center", mean)  # the biases behind add it
+        self.center: Tensor | None
         self.neurons = nn.ModuleDict()
         self._memo: list[Any] | None = None
 
@@ -121,8 +125,11 @@ class Site(nn.Module):
         return memo[1]
 
     def rotated(self, x: Tensor) -> Tensor:
-        """``x`` as the neurons see it: rotated (analog, fp32 or wider) where the site has a rotation."""
-        return x if self.block == 1 else rotate(_wide(x), self.block).to(x.dtype)
+        """``x`` as the neurons see it (analog, fp32 or wider): rotated, and less the mean, where the site has those."""
+        if self.rotation == NO_ROTATION and self.center is None:
+            return x
+        rows = rotate(_wide(x), self.rotation)
+        return (rows if self.center is None else rows - self.center).to(x.dtype)
 
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
         """Encode ``x`` ``[B, …, C]`` (QCFS, layerwise) or ``[T·B, …, C]`` (folded); arithmetic in fp32 or wider.

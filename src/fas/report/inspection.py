@@ -205,7 +205,7 @@ def _analog(
         norms = sum(place.spec.kind == "norm" for place in placements)
         found["sums, means and constant factors of norms"] = norms
         found["comparisons, exponents and shifts of operators"] = sum(p.spec.kind == "group" for p in placements)
-    rotated = sum(place.rotation(config) > 1 for place in placements)
+    rotated = sum(place.rotation(config).block > 1 for place in placements)
     if rotated:
         kinds["Hadamard rotation in front of a site"] = rotated
     return {what: count for what, count in {**found, **kinds}.items() if count}

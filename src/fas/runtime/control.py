@@ -52,7 +52,7 @@ class SetTimesteps:
             del changes["prefix"]
         known = calibrated_keys(self.sites)
         config = clock.config.replaced(**changes).closest(known, changes)
-        fixed = ("coverage", "levels", "rotation", "scales", "activation", "targets", "ignore", "prefix")
+        fixed = ("coverage", "levels", "rotation", "center", "scales", "activation", "targets", "ignore", "prefix")
         if any(getattr(config, name) != getattr(clock.config, name) for name in fixed):
             raise FasError(f"{', '.join(fixed)} belong to Stage 1; convert anew to change them")
         clock.config = config

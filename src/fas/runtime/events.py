@@ -17,7 +17,6 @@ from transformers.utils import ModelOutput
 
 from fas.errors import FasError
 from fas.neurons import Site
-from fas.neurons.rotation import rotate
 from fas.runtime import event_attention
 from fas.runtime.adaptive import refuse_inside
 from fas.runtime.control import clock_of, sites_of
@@ -52,7 +51,7 @@ class _Neuron:
 
     def __init__(self, site: Site, time: _Time) -> None:
         self.config, self.signed, self.levels, self.time = site.clock.config, site.signed, site.levels, time
-        self.block = site.block
+        self.site = site
         self.threshold, self.v_init, self.a_init = (value.detach() for value in site.neuron_values(self.config))
         self.constant = site.constant_for(self.config)
         self.steps = [int(k) for k in site.steps_for(self.config)] if self.config.coding == "sigma_delta" else []
@@ -78,7 +77,7 @@ class _Neuron:
     def spikes(self, x: Tensor) -> Tensor:
         """This timestep's spikes ``[P·B, …, C]`` of the running value (step rows: the charge) ``x`` ``[B, …, C]``."""
         if len(self.train) < self.time.now:
-            wide = rotate(x.to(torch.promote_types(x.dtype, torch.float32)), self.block)  # analog, before the neuron
+            wide = self.site.rotated(x.to(torch.promote_types(x.dtype, torch.float32)))  # analog, before the neuron
             if self.config.coding == "sigma_delta":
                 spike = torch.cat([self._track(wide, k, zone) for k, zone in zip(*self.settings(), strict=True)])
             else:
