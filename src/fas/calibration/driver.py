@@ -7,7 +7,7 @@ neurons; each step of the global pass, and what is judged, is divided among them
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from fas.calibration.block import LayerReport, calibrate_block
 from fas.calibration.fine import GLOBAL_LR, checkpointed, descend, only_trainable, restore
 from fas.calibration.kept import KeptLayers, fingerprint_of
 from fas.calibration.options import CalibrationOptions
+from fas.calibration.settling import settle
 from fas.config import SpikingConfig
 from fas.conversion import describe
 from fas.errors import CheckpointError, FasError
 from fas.losses import logits_loss, logits_of
 from fas.models import Segment, find_segments
-from fas.neurons import Site
+from fas.neurons import NeuronParameters, Site
 from fas.progress import Progress, Silent
 from fas.runtime.control import as_qcfs, clock_of, sites_of, without_cache
 from fas.runtime.replay import batches_of, blocks_of, both_streams, checked
@@ -66,6 +67,11 @@ def calibrate(
         target = _Target(model, listed, options)
         uncalibrated = target.distance()
 
+        if options.settle:
+            world.once(lambda: settle(model, listed, progress, parameters))
+            fresh = [copy.deepcopy(entry.state_dict()) for entry in parameters]
+            uncalibrated = min(uncalibrated, target.distance())
+
         def layers() -> list[LayerReport]:
             fingerprint = "" if resume is None else fingerprint_of(model.state_dict().items(), listed, options, key)
             kept = None if resume is None else KeptLayers(resume, fingerprint)
@@ -79,9 +85,11 @@ def calibrate(
         if world.size() > 1:
             world.same_as_first([value for entry in parameters for value in entry.state_dict().values()])
         by_layer = end = target.distance()
-        if not by_layer < uncalibrated and not options.spike_price:  # with a price, silence is worth some distance
-            restore(parameters, fresh)
-            end = uncalibrated
+        if not options.spike_price:  # with a price, silence is worth some distance
+            end = keep_what_helps(_in_parts(model, parameters, fresh), target.distance, by_layer)
+            if not end < uncalibrated:
+                restore(parameters, fresh)
+                end = uncalibrated
         if options.global_steps:
             every_block = [block for segment in find_segments(model) for block in blocks_of(segment)]
             with only_trainable(model, parameters), checkpointed(every_block):
@@ -107,6 +115,40 @@ def calibrate(
     describe(model)
     progress.done(summary)
     return reports
+
+
+PARTS = 4
+"""Groups of layers that are judged apart."""
+_Part = list[tuple[NeuronParameters, dict[str, Tensor]]]
+
+
+def _in_parts(
+    model: PreTrainedModel, parameters: Sequence[NeuronParameters], fresh: Sequence[dict[str, Tensor]]
+) -> list[_Part]:
+    """The parameters of each of `PARTS` groups of layers, beside what they were before."""
+    before = {id(entry): values for entry, values in zip(parameters, fresh, strict=True)}
+    blocks = [block for segment in find_segments(model) for block in blocks_of(segment)]
+    parts: list[_Part] = [[] for _ in range(min(PARTS, len(blocks)))]
+    for index, block in enumerate(blocks):
+        inside = [module for module in block.modules() if isinstance(module, NeuronParameters) and id(module) in before]
+        parts[index * len(parts) // len(blocks)] += [(entry, before[id(entry)]) for entry in inside]
+    return [part for part in parts if part]
+
+
+def keep_what_helps(parts: Sequence[_Part], distance: Callable[[], float], least: float) -> float:
+    """Undo every part of a calibration without which the network is closer; ``least`` is its distance with all of them.
+
+    Returns the distance in the end. A single part is not undone: then all or nothing counts.
+    """
+    for part in parts if len(parts) > 1 else ():
+        found = [copy.deepcopy(entry.state_dict()) for entry, _ in part]
+        restore([entry for entry, _ in part], [values for _, values in part])
+        without = distance()
+        if without < least:
+            least = without
+        else:
+            restore([entry for entry, _ in part], found)
+    return least
 
 
 def _segment(

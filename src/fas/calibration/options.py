@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from fas.errors import ConfigError
 
+DEEP = 12
+"""Layers from which on errors of time are those of the whole network more than of each layer."""
 JUDGED = 2
 """Candidates are judged on this many times the tokens that they are searched on."""
 
@@ -16,6 +19,8 @@ class CalibrationOptions:
 
     coarse: bool = True
     """One threshold factor and one initial potential per site."""
+    settle: bool = False
+    """sigma_delta, before all others: step schedules by depth, with the whole network running (`fas.calibration.settling`)."""
     search_steps: bool = True
     """sigma_delta: each site's own step schedule and dead zones, by search; else the configuration's."""
     per_channel: bool = True
@@ -46,6 +51,15 @@ class CalibrationOptions:
                 raise ConfigError(f"{name}={getattr(self, name)} is not valid: it must be at least 0")
         if self.search_rows < 1:
             raise ConfigError(f"search_rows={self.search_rows} is not valid: candidates need at least one token")
+
+    @classmethod
+    def for_depth(cls, layers: int, fit_steps: int | None = None, **given: Any) -> CalibrationOptions:
+        """The options for a network of so many ``layers``: in a `DEEP` one schedules are found on the whole network, and each
+        layer takes a few forward passes instead of gradient steps, unless ``fit_steps`` are given."""
+        deep = layers > DEEP
+        if fit_steps is None:
+            fit_steps = 0 if deep else cls.fit_steps
+        return cls(settle=deep, fit_steps=fit_steps, search_rows=256 if deep else cls.search_rows, **given)
 
     @property
     def judged_tokens(self) -> int:

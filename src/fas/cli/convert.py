@@ -49,6 +49,11 @@ _AbsorbBias = Annotated[
 _Rotation = Annotated[
     str | None, _flag("rotation", "hadamard: products of gated FFNs; heads: attention, too; or none.", _SNN)
 ]
+_Center = Annotated[
+    bool | None,
+    _flag("center", "Inputs spike as distances from their means; else where massive.", _SNN, "--center/--no-center"),
+]
+_Prefix = Annotated[str | None, _flag("prefix", "Tokens in front of every text: auto, none, or ids: 260,1.", _SNN)]
 _Scales = Annotated[str | None, _flag("scales", "One threshold a channel, or a tensor (for comparison).", _SNN)]
 _Activation = Annotated[
     str | None, _flag("activation", "Pointwise activations: replace them by units (the paper), or keep.", _SNN)
@@ -112,6 +117,8 @@ def command(
     steps: Annotated[str | None, _flag("steps", "sigma_delta: worth of a spike by timestep: 4,2,2,1.", _SNN)] = None,
     rows: Annotated[str | None, _flag("rows", "rate: mean, or step, the paper's way.", _SNN)] = None,
     rotation: _Rotation = None,
+    center: _Center = None,
+    prefix: _Prefix = None,
     scales: _Scales = None,
     activation: _Activation = None,
     parts: _Parts = None,
@@ -188,7 +195,19 @@ def lists_of(flags: Mapping[str, Any]) -> dict[str, Any]:
         "parts": words_in(flags["parts"]),
         "timesteps": numbers_in(flags["timesteps"], "--timesteps"),
         "steps": numbers_in([steps] if steps else None, "--steps"),
+        "prefix": prefix_in(flags["prefix"]),
     } | {name: tuple(flags[name]) for name in ("targets", "ignore") if flags[name]}
+
+
+def prefix_in(text: str | None) -> Any:
+    """A prefix as `ConvertOptions` has it; raises `ConfigError` for what is neither auto, none nor a list of token ids.
+
+    >>> prefix_in("auto"), prefix_in("none"), prefix_in("260,1")
+    ('auto', (), (260, 1))
+    """
+    if text in (None, "auto"):
+        return text
+    return () if text == "none" else numbers_in([text], "--prefix")
 
 
 def check_sweep(options: ConvertOptions, pareto: bool, budgets: str | None) -> None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from fas.pipeline.measure import dense_row, layerwise_target, qcfs_row, spiking_row
 from fas.pipeline.options import ConvertOptions
+from fas.pipeline.outliers import outliers_of, prefixed_ann, with_outliers_treated
 from fas.pipeline.prepared import prepared
 from fas.pipeline.run import Run
 from fas.pipeline.stages import (
@@ -48,6 +49,8 @@ def run_conversion(
     if control_of is not None:
         adopt_control(workspace, control_of)
     run = ready.run(options, workspace, progress)
+    run = with_outliers_treated(run, ready.ann)
+    options = run.options
     decision = train_control(run, ready.ann)
     train_qcfs(run, ready.ann, decision)
     ready.release()
@@ -61,6 +64,8 @@ def run_conversion(
     results.extra["evaluation"] = {
         "data": options.data, "eval_data": options.eval_data, **run.evaluation.about(),
     }  # fmt: skip
+    if (found := outliers_of(run)) is not None:
+        results.extra["massive_activations"] = found
     if options.stage2:  # relative error of each layer's readout: uncalibrated, by site, by layer
         results.extra["layer_errors"] = {
             t.neuron_key: workspace.read_json(stage_of(t)) for t in options.configurations()
@@ -79,10 +84,12 @@ def _dense_rows(run: Run, decision: dict[str, Any]) -> list[Row]:
 
     if run.source.new_head:  # the ANN has not learnt the task
         return [kept_row(run.workspace, "row-control", lambda: measure("control", run.load("control")))]
-    ann = kept_row(run.workspace, "row-ann", lambda: measure("ann", run.source.fresh()))
+    rows = [kept_row(run.workspace, "row-ann", lambda: measure("ann", run.source.fresh()))]
+    if run.options.prefix:
+        rows.append(kept_row(run.workspace, "row-ann-prefix", lambda: measure("ann+prefix", prefixed_ann(run))))
     if decision["chosen"] == "ann":
-        return [ann, replace(ann, name="control")]
-    return [ann, kept_row(run.workspace, "row-control", lambda: measure("control", run.load("control")))]
+        return [*rows, replace(rows[0], name="control")]
+    return [*rows, kept_row(run.workspace, "row-control", lambda: measure("control", run.load("control")))]
 
 
 def _spiking_rows(run: Run) -> list[Row]:

@@ -47,10 +47,16 @@ class ConvertOptions:
     levels: int = 15
     codings: tuple[Coding, ...] = ("sigma_delta",)
     timesteps: tuple[int, ...] = (8,)
-    neurons_per_channel: int = 1
+    neurons_per_channel: int | None = None
+    """None: two where activations are massive, as they are in deep pre-trained decoders, else one."""
     steps: tuple[int, ...] | None = None
     rows: Rows = "mean"
-    rotation: Rotation = "hadamard"
+    rotation: Rotation | None = None
+    """None: heads where activations are massive, else hadamard."""
+    center: bool | None = None
+    """None: where activations are massive."""
+    prefix: Literal["auto"] | tuple[int, ...] = "auto"
+    """Tokens of a prefix against massive activations; auto: found on the calibration data, () is none."""
     scales: Scales = "channel"
     activation: Activation = "replace"
     parts: tuple[Part, ...] = ()
@@ -80,7 +86,8 @@ class ConvertOptions:
     """Relative error of a layer that Stage 2 may pay for one spike a neuron less; None: .003 under a spike budget, else 0."""
     calibration_sequences: int | None = None
     """None: 32 blocks of text, or 256 labelled texts."""
-    fit_steps: int = 32
+    fit_steps: int | None = None
+    """None: 32 in networks of up to 12 layers, 0 in deeper ones, whose schedules are found on the whole network."""
     absorb_bias: bool = False
     """Beyond the paper: what is left of a channel's mean error goes into the bias of the layers behind."""
     align_steps: int = 0
@@ -113,8 +120,8 @@ class ConvertOptions:
                 raise ConfigError(f"{given[0]} belongs to labelled texts; choose --task, such as text-classification")
         else:
             self.text_task()
-        for name in ("stage2", "absorb_bias", "fsdp"):
-            if not isinstance(getattr(self, name), bool):
+        for name in ("stage2", "absorb_bias", "fsdp", "center"):
+            if not isinstance(getattr(self, name), bool) and (name != "center" or self.center is not None):
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not valid: choose true or false")
         for name, least in _LEAST.items():
             value = getattr(self, name)
@@ -129,7 +136,7 @@ class ConvertOptions:
             )
         if not self.codings or not self.timesteps:
             raise ConfigError("at least one coding and one number of timesteps are needed")
-        each = self.neurons_per_channel
+        each = self.neurons_per_channel or 1
         if each > 1 and "sigma_delta" not in self.codings:
             raise ConfigError(
                 f"neurons_per_channel={each} needs coding sigma_delta; codings are {', '.join(self.codings)}"
@@ -164,7 +171,9 @@ class ConvertOptions:
                 neurons_per_channel=each,
                 steps=self.steps if coding == "sigma_delta" and len(self.steps or ()) == timesteps * each else None,
                 rows=self.rows if coding == "rate" else "mean",
-                rotation=self.rotation,
+                rotation=self.rotation or "hadamard",
+                center=bool(self.center),
+                prefix=self.prefix,
                 scales=self.scales,
                 activation=self.activation,
                 parts=self.parts,
@@ -172,7 +181,7 @@ class ConvertOptions:
                 ignore=self.ignore,
             )
             for coding in self.codings
-            for each in [self.neurons_per_channel if coding == "sigma_delta" else 1]
+            for each in [(self.neurons_per_channel or 1) if coding == "sigma_delta" else 1]
             for timesteps in self.timesteps
         ]
 

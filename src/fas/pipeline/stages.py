@@ -22,12 +22,14 @@ from fas import world
 from fas.calibration import CalibrationOptions, LayerReport, calibrate
 from fas.config import SpikingConfig
 from fas.conversion import convert, prepare
+from fas.models import find_segments
 from fas.pipeline.masked import begin_with_text
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.run import Run, adapters_of
 from fas.pipeline.workspace import Workspace
 from fas.report.results import Row
 from fas.runtime.control import sites_of
+from fas.runtime.replay import blocks_of
 from fas.tasks.examples import Evaluation
 from fas.tasks.glue import LANGUAGE_MODELING
 from fas.training import Stage1Options, fine_tune
@@ -86,7 +88,7 @@ def train_qcfs(run: Run, ann: PreTrainedModel, decision: dict[str, Any]) -> None
     options, source = run.options, run.source
     set_seed(options.seed)
     model = source.fresh()
-    prepare(model, options.configurations()[0], run.calibration_batches(run.at_once))
+    prepare(model, options.configurations()[0], run.calibration_batches(run.at_once), progress=run.progress)
     begin_with_text(run, model, spiking=True)
     if options.stage1 != "none":
         settings = stage1_options(options, ann.num_parameters(), len(run.source.training))
@@ -135,7 +137,8 @@ def calibrate_for(run: Run, target: SpikingConfig) -> None:
     stage = stage_of(target)
     if run.workspace.has(stage):
         return
-    settings = CalibrationOptions(
+    settings = CalibrationOptions.for_depth(
+        depth_of(run.load("qcfs")),
         fit_steps=run.options.fit_steps,
         absorb_bias=run.options.absorb_bias,
         align_steps=run.options.align_steps,
@@ -152,6 +155,11 @@ def calibrate_for(run: Run, target: SpikingConfig) -> None:
             (folder / "value.json").write_text(json.dumps([vars(report) for report in reports]))
 
         run.workspace.store(stage, write)
+
+
+def depth_of(model: PreTrainedModel) -> int:
+    """Layers of all segments, one after the other."""
+    return sum(len(blocks_of(segment)) for segment in find_segments(model))
 
 
 @contextmanager

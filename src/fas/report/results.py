@@ -24,7 +24,7 @@ class Row:
     """One measured model. A field that does not apply is None and is left out of the JSON."""
 
     name: str
-    """``ann``, ``control``, ``qcfs`` or ``snn``."""
+    """``ann``, ``ann+prefix`` (the ANN with the prefix of the SNN), ``control``, ``qcfs`` or ``snn``."""
     task: str | None = None
     """What it was measured at, where that is no language modelling."""
     coding: str | None = None

