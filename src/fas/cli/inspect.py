@@ -26,19 +26,30 @@ def command(
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=_MEMORY, callback=known_dtype)
     ] = "float32",
+    data: Annotated[
+        str | None,
+        typer.Option(help="Text: also show massive activations on it (loads the weights).", show_default=False),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Show a model's sites, what stays analog, and rough memory; from its configuration, so large models are cheap."""
     from fas.cli.session import print_json, session
 
-    with session(quiet):
+    with session(quiet) as progress:
         from fas.pipeline.load import resolve
         from fas.report.inspection import Workload, inspect_model
         from fas.report.inspection_text import as_text
 
         found = inspect_model(model, resolve(model), coverage, Workload(timesteps, batch_size, length, dtype))
+        massive = None
+        if data is not None:
+            from fas.pipeline.inspect_data import massive_on, massive_text
+
+            massive = massive_on(model, data, length, progress)
     if as_json:
-        print_json(found.to_dict())
+        print_json(found.to_dict() | ({"massive_activations": massive} if massive else {}))
     else:
         print(as_text(found))
+        if massive is not None:
+            print("\n" + massive_text(massive))

@@ -31,6 +31,7 @@ CANDIDATES = 4
 """Tokens that are tried for each place."""
 TEXT = 2048
 """Tokens of text that a prefix is judged on."""
+WORDS = frozenset({"input_ids", "attention_mask", "labels"})
 GAIN = 0.002
 """Nats a token that one more token of the prefix has to be worth."""
 
@@ -161,14 +162,16 @@ def give_prefix(model: PreTrainedModel, segment: Segment, tokens: Sequence[int])
 
 
 def _first_tokens(batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The first sequences of ``batches``, about `TEXT` tokens; none where they hold no words."""
+    """The first sequences of ``batches``, about `TEXT` tokens (whole batches with images); none where they hold no words."""
     found: list[dict[str, Any]] = []
     held = 0
     for batch in batches:
         if "input_ids" not in batch or held >= TEXT:
             break
         length = batch["input_ids"].shape[1]
-        rows = min(len(batch["input_ids"]), -(-(TEXT - held) // length))
-        found.append({name: value[:rows] if isinstance(value, Tensor) else value for name, value in batch.items()})
+        rows = len(batch["input_ids"])
+        if not set(batch) - WORDS:  # images may be packed, so that their tensors cannot be cut
+            rows = min(rows, -(-(TEXT - held) // length))
+        found.append({name: value[:rows] if name in WORDS else value for name, value in batch.items()})
         held += rows * length
     return found

@@ -28,6 +28,8 @@ LOWEST = 1e-3
 """Of the largest value: the smallest scale that is tried."""
 ROUGH = 1024
 """Rows that decide which candidate is refined."""
+EVEN = 16.0
+"""Times the median power of a row, up to which all rows count alike."""
 CHUNK = 256
 """Rows that are looked at together."""
 LARGEST = {"linear": 1.0, "operand": 0.9871}
@@ -56,8 +58,10 @@ class Samples:
         return Samples(*([value - mean for value in values] for values in (self.inputs, self.targets)))
 
     def mean(self) -> Tensor:
-        """Mean of each channel of the inputs ``[C]``."""
-        return torch.cat(self.inputs).mean(0)
+        """Mean of each channel of the inputs ``[C]``, by `row_weights`."""
+        rows = torch.cat(self.inputs)
+        weights = row_weights(rows)
+        return weights @ rows / weights.sum()
 
     def pooled(self) -> Samples:
         """All channels as one: ``[N·C, 1]``."""
@@ -206,12 +210,23 @@ def mmse_scale(samples: Samples, levels: int, signed: bool, kind: str = "linear"
     return _least(x, target, around, levels, signed).clamp(min=1e-6)
 
 
+def row_weights(x: Tensor) -> Tensor:
+    """How much each row of ``x`` ``[N, C]`` counts ``[N]``: 1, or less as its power is above the median row's by `EVEN` times.
+
+    A massive token has thousands of times the power of all others; its squared error would decide alone.
+    """
+    power = x.square().mean(1)
+    typical = EVEN * power.median().clamp(min=torch.finfo(x.dtype).tiny)
+    return (typical / power.clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1.0)
+
+
 def _least(x: Tensor, target: Tensor, scales: Sequence[Tensor], levels: int, signed: bool) -> Tensor:
     """Of ``scales`` the one of least squared error, channel by channel."""
-    errors = torch.zeros(len(scales), x.shape[1])
-    for rows, wanted in zip(x.split(CHUNK), target.split(CHUNK), strict=True):  # what lies in the cache
+    errors, weights = torch.zeros(len(scales), x.shape[1]), row_weights(target)
+    # what lies in the cache
+    for rows, wanted, weight in zip(x.split(CHUNK), target.split(CHUNK), weights.split(CHUNK), strict=True):
         for error, scale in zip(errors, scales, strict=True):
-            error += (qcfs(rows, scale, levels, signed) - wanted).square_().sum(0)
+            error += weight @ (qcfs(rows, scale, levels, signed) - wanted).square_()
     return torch.stack(list(scales)).gather(0, errors.argmin(0, keepdim=True))[0]
 
 

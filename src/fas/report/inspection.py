@@ -84,7 +84,9 @@ def inspect_model(name: str, place: str, coverage: str | None, workload: Workloa
     config, converted = configuration_of(name, place)
     spiking = converted.get("spiking", {})
     kept = {
-        name: spiking[name] for name in ("rotation", "scales", "activation", "targets", "ignore") if name in spiking
+        name: spiking[name]
+        for name in ("rotation", "center", "scales", "activation", "targets", "ignore")
+        if name in spiking
     }
     settled = SpikingConfig(coverage=coverage or spiking.get("coverage", "linear"), **kept)
     return inspected(name, _skeleton(name, config), settled, workload, converted)
