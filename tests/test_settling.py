@@ -51,7 +51,7 @@ def test_a_bad_schedule_is_replaced() -> None:
     chosen = parameters(model)
     before = judge(settling.MANY_TOKENS)
     settle(model, [BATCH], Silent(), chosen)
-    assert judge(settling.MANY_TOKENS) < before / 2
+    assert judge(settling.MANY_TOKENS) < 0.7 * before
     assert all(float(entry.steps[0]) > 1 for entry in chosen)
 
 

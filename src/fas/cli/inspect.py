@@ -42,11 +42,9 @@ def command(
         from fas.report.inspection_text import as_text
 
         found = inspect_model(model, resolve(model), coverage, Workload(timesteps, batch_size, length, dtype))
-        massive = None
-        if data is not None:
-            from fas.pipeline.inspect_data import massive_on, massive_text
+        from fas.pipeline.inspect_data import massive_on, massive_text
 
-            massive = massive_on(model, data, length, progress)
+        massive = None if data is None else massive_on(model, data, length, progress)
     if as_json:
         print_json(found.to_dict() | ({"massive_activations": massive} if massive else {}))
     else:

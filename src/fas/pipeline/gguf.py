@@ -64,7 +64,7 @@ def _dequantise(file: Path, folder: Path) -> None:
 
     named: dict[str, Any] = {"gguf_file": file.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **named)
+        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, **named)
         loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **named)
     except (OSError, ValueError, KeyError, RuntimeError, IndexError, NotImplementedError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
