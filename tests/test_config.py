@@ -160,7 +160,7 @@ def test_dictionary_round_trip(values: dict[str, Any]) -> None:
 def test_newer_version_is_refused() -> None:
     with pytest.raises(CheckpointError, match="version 2, this FAS reads up to 1; upgrade"):
         SpikingConfig.from_dict({"version": CONFIG_VERSION + 1, "something_new": True})
-    assert SpikingConfig.from_dict({}) == SpikingConfig(rotation="none")
+    assert SpikingConfig.from_dict({}) == SpikingConfig(rotation="none", prefix=())
 
 
 def test_calibrated_neurons_are_found_by_coding_and_time() -> None:

@@ -32,7 +32,7 @@ from fas.config import SpikingConfig
 from fas.conversion.install import install
 from fas.errors import ConfigError, FasError
 from fas.models import planned
-from fas.neurons.rotation import rotate
+from fas.neurons.rotation import Rotation, rotate
 from fas.pipeline.dry_run import dry_run
 from fas.pipeline.forwards import Architecture, Build, Shape, evaluation, spiking_evaluation, training_step
 from fas.pipeline.image_shapes import ImageShape
@@ -219,7 +219,7 @@ def test_nothing_without_values_stays_behind() -> None:
     config = SpikingConfig(coverage="linear", levels=8, timesteps=2)
     spiking_evaluation(lambda: tiny.ann("llama"), Shape(1, 8), config)
     x = torch.randn(3, 44)
-    torch.testing.assert_close(rotate(rotate(x, 4), 4), x)  # the block of this model's FFN
+    torch.testing.assert_close(rotate(rotate(x, Rotation(4)), Rotation(4)), x)  # the block of this model's FFN
 
 
 def plan(place: dict[str, str], **options: object) -> Plan:

@@ -82,7 +82,7 @@ def test_sites(kind: str) -> None:
     ]  # fmt: skip
     assert [sites[f"decoder.block.0.{n}"].consumers for n in names] == [3, 1, 1, 2, 1, 2 if kind == "gated" else 1, 1]
     assert sites["encoder.block.0.ffn_hidden"].signed == (kind == "gated")
-    assert (sites["encoder.block.0.ffn_hidden"].block > 1) == (kind == "gated"), "products are rotated"
+    assert (sites["encoder.block.0.ffn_hidden"].rotation.block > 1) == (kind == "gated"), "products are rotated"
     linears = [m for s in find_segments(model) for m in s.module.modules() if isinstance(m, nn.Linear)]
     assert sum(site.consumers for site in sites.values()) == len(linears)
     assert len(sites_of(snn(kind, "ffn"))) == 5

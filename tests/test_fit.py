@@ -283,9 +283,11 @@ def test_commands_have_the_defaults_of_the_library() -> None:
 
     defaults = CalibrationOptions()
     for options in (ConvertOptions("m", "d", Path("o")), CalibrateOptions("m", "d", Path("o"))):
-        for name in ("fit_steps", "absorb_bias", "align_steps", "global_steps"):
+        for name in ("absorb_bias", "align_steps", "global_steps"):
             assert getattr(options, name) == getattr(defaults, name), name
-    assert AblateOptions("m", "d", Path("o")).fit_steps == defaults.fit_steps
+    assert CalibrationOptions.for_depth(2, ConvertOptions("m", "d", Path("o")).fit_steps) == defaults
+    for other in (CalibrateOptions("m", "d", Path("o")), AblateOptions("m", "d", Path("o"))):
+        assert other.fit_steps == defaults.fit_steps
 
 
 @pytest.mark.parametrize("absorbs", [True, False])

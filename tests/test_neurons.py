@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fas.neurons import Held, codes, ones_first, qcfs, rate_mean_rows, rate_step_rows, sigma_delta
 from fas.neurons.held import dtype_for
-from fas.neurons.rotation import block_of, rotate
+from fas.neurons.rotation import Rotation, block_of, rotate
 from fas.neurons.sigma_delta import dead_zones
 from fas.steps import default_steps, is_complete
 
@@ -325,8 +325,8 @@ def test_what_is_held_counts_as_its_trains(seed: int, neurons: int, signed: bool
 @given(seed=SEEDS, blocks=st.integers(1, 3), exponent=st.integers(0, 9))
 def test_rotation_is_orthogonal_and_its_own_inverse(seed: int, blocks: int, exponent: int) -> None:
     width = (2 * blocks - 1) * 2**exponent
-    block = block_of(width)
-    assert block == min(2**exponent, 256)
+    block = Rotation(block_of(width))
+    assert block.block == min(2**exponent, 256)
     x, y = normal(seed, 3, width), normal(seed + 1, 3, width)
     torch.testing.assert_close(rotate(rotate(x, block), block), x)
     torch.testing.assert_close((rotate(x, block) * rotate(y, block)).sum(-1), (x * y).sum(-1))
@@ -341,4 +341,4 @@ def test_rotation_makes_heavy_tails_cheap_to_quantize() -> None:
         ]
         return float(min(best))
 
-    assert error(rotate(x, 64)) < 0.25 * error(x)
+    assert error(rotate(x, Rotation(64))) < 0.25 * error(x)

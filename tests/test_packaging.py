@@ -23,7 +23,7 @@ for name in ("py.typed", "builtin/evaluation.txt", *(f"builtin/model/{n}" for n 
     "builtin/vision/model.safetensors", *(f"neurons/native/{n}" for n in ("common.h", "kernels.cpp", "products.cpp"))):
     assert package.joinpath(name).is_file(), name
 from fas.pipeline.recipes import read_recipe, recipe_folder, recipe_names
-assert recipe_folder().is_relative_to(str(package)) and len(recipe_names()) == 24
+assert recipe_folder().is_relative_to(str(package)) and len(recipe_names()) == 26
 assert read_recipe("opt-1.3b").options["coverage"] == "ffn"
 from fas.tasks import builtin
 assert len(builtin.evaluation_documents()) > 10

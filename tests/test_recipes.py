@@ -27,7 +27,8 @@ def planned(name: str, **more: object) -> ConvertOptions:
 
 def test_there_is_a_recipe_for_every_row() -> None:
     assert {f"bert-{task}" for task in OF_GLUE} | {f"opt-{size}" for size in ("125m", "350m", "1.3b", "2.7b", "6.7b")} | {
-        "gpt2-wikitext2", "gpt2-wikitext103", "llama-2-7b", "qwen2.5-0.5b", "qwen2.5-1.5b", "git-base-coco-captions",
+        "gpt2-wikitext2", "gpt2-wikitext103", "gpt2-medium", "smollm2-135m",
+        "llama-2-7b", "qwen2.5-0.5b", "qwen2.5-1.5b", "git-base-coco-captions",
         "blip-captioning-base", "llava-1.5-7b-vqa", "vit-base-cifar10", "clip-vit-b32-cifar10",
     } == set(NAMES)  # fmt: skip
 

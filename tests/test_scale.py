@@ -174,6 +174,7 @@ def test_a_run_of_two_processes_that_failed_is_finished_by_one(place: Any, whole
         "run.json",
         "control",
         "control-decision",
+        "outliers",
         "qcfs",
     }
     assert main(arguments) == 0

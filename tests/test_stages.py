@@ -12,7 +12,7 @@ from fas.calibration import CalibrationOptions, calibrate
 from fas.conversion.install import rotate_reader
 from fas.errors import DataError, FasError
 from fas.losses import logits_kl
-from fas.neurons.rotation import rotate
+from fas.neurons.rotation import Rotation, rotate
 from fas.runtime.control import as_qcfs, sites_of
 from fas.tasks.language_modeling import Blocks
 from fas.training import Stage1Options, fine_tune
@@ -164,7 +164,7 @@ def test_initial_scale_beats_its_neighbours():
 @pytest.mark.parametrize("rotation", ["hadamard", "none"])
 def test_a_fine_grid_computes_what_the_ann_does(rotation):
     model = tiny.qcfs_model("llama", levels=1024, timesteps=8, rotation=rotation)
-    assert {site.block for name, site in sites_of(model).items() if "ffn_hidden" in name} == {
+    assert {site.rotation.block for name, site in sites_of(model).items() if "ffn_hidden" in name} == {
         4 if rotation == "hadamard" else 1
     }
     ids = tiny.tokens(4, 9, seed=2)  # what the model was prepared on: nothing is clipped
@@ -178,8 +178,8 @@ def test_rotated_readers_compute_the_same():
     for reader in (torch.nn.Linear(12, 5), Conv1D(5, 12)):
         x = torch.randn(3, 12)
         before = reader(x)
-        rotate_reader(reader, 4)
-        torch.testing.assert_close(reader(rotate(x, 4)), before)
+        rotate_reader(reader, Rotation(4))
+        torch.testing.assert_close(reader(rotate(x, Rotation(4))), before)
 
 
 def test_what_a_unit_leaves_out_of_gelu_goes_into_the_bias():

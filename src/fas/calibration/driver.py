@@ -69,8 +69,7 @@ def calibrate(
 
         if options.settle:
             world.once(lambda: settle(model, listed, progress, parameters))
-            fresh = [copy.deepcopy(entry.state_dict()) for entry in parameters]
-            uncalibrated = min(uncalibrated, target.distance())
+            fresh, uncalibrated = [copy.deepcopy(entry.state_dict()) for entry in parameters], target.distance()
 
         def layers() -> list[LayerReport]:
             fingerprint = "" if resume is None else fingerprint_of(model.state_dict().items(), listed, options, key)
@@ -86,10 +85,7 @@ def calibrate(
             world.same_as_first([value for entry in parameters for value in entry.state_dict().values()])
         by_layer = end = target.distance()
         if not options.spike_price:  # with a price, silence is worth some distance
-            end = keep_what_helps(_in_parts(model, parameters, fresh), target.distance, by_layer)
-            if not end < uncalibrated:
-                restore(parameters, fresh)
-                end = uncalibrated
+            end = _better(model, parameters, fresh, target.distance, by_layer, uncalibrated)
         if options.global_steps:
             every_block = [block for segment in find_segments(model) for block in blocks_of(segment)]
             with only_trainable(model, parameters), checkpointed(every_block):
@@ -115,6 +111,22 @@ def calibrate(
     describe(model)
     progress.done(summary)
     return reports
+
+
+def _better(
+    model: PreTrainedModel,
+    parameters: Sequence[NeuronParameters],
+    fresh: Sequence[dict[str, Tensor]],
+    distance: Callable[[], float],
+    calibrated: float,
+    uncalibrated: float,
+) -> float:
+    """Keep the parts of a calibration that help, or nothing of it where it is no better in the end; the distance then."""
+    end = keep_what_helps(_in_parts(model, parameters, fresh), distance, calibrated)
+    if end < uncalibrated:
+        return end
+    restore(parameters, fresh)
+    return uncalibrated
 
 
 PARTS = 4

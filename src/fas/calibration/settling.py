@@ -38,7 +38,7 @@ def schedules(levels: int, timesteps: int, neurons: int) -> list[Schedule]:
     """Candidates for P·T steps: falling powers of two of several shapes, P neurons of a timestep alike or each half as large.
 
     >>> schedules(7, 4, 1)[:3]
-    [(4, 2, 2, 1), (4, 4, 2, 1), (4, 4, 2, 2)]
+    [(4, 2, 1, 1), (4, 2, 2, 1), (4, 4, 2, 1)]
     """
     found = [default_steps(levels, timesteps * neurons)]
     top = max(0, round(math.log2(max(1, levels) / 2)))

@@ -49,7 +49,7 @@ class MassiveReport:
     tokens: Counter[int]
     """How often each token stands out at a site (by `NOTABLE`), where it is not the first of its sequence."""
     loss: float
-    """Nats a token of the language model."""
+    """Nats a token of the language model (0 for another head)."""
 
     @property
     def worst(self) -> SiteRange:
@@ -91,9 +91,9 @@ def measure_massive(
     try:
         for batch in batches:
             inputs = {name: value for name, value in batch.items() if name != "labels"}
-            logits = model(**inputs, **without_cache(model)).logits
+            output = model(**inputs, **without_cache(model))
             mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
-            losses.append(_loss(logits, inputs["input_ids"], mask))
+            losses.append(_loss(output, inputs["input_ids"], mask))
             ids.append(inputs["input_ids"].cpu().flatten())
             kinds.append(_kinds(mask.cpu()).flatten())
     finally:
@@ -114,7 +114,11 @@ def _kinds(mask: Tensor) -> Tensor:
     return real.long() + (real & (real.cumsum(-1) == 1)).long()
 
 
-def _loss(logits: Tensor, ids: Tensor, mask: Tensor) -> float:
+def _loss(output: Any, ids: Tensor, mask: Tensor) -> float:
+    """Nats a token of the next one; 0 where the model has no head that says it (a classifier, an inner model)."""
+    logits = output.get("logits")
+    if logits is None or logits.shape[:2] != ids.shape:
+        return 0.0
     counted = mask[:, 1:].bool()
     nll = nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     return float(nll[counted.flatten()].mean())

@@ -195,7 +195,7 @@ def mmse_scale(samples: Samples, levels: int, signed: bool, kind: str = "linear"
     """λ ``[C]`` of least ‖h(x) − target‖², of `CANDIDATES` on a logarithmic grid below each channel's largest target.
 
     The grid reaches `LOWEST` of the largest value, so that one outlier among thousands does not decide; the best candidate of
-    `ROUGH` rows and its neighbours are refined once on all. ``kind``: ``linear``, or ``operand`` of an attention product.
+    `ROUGH` rows and its neighbours are refined twice on all. ``kind``: ``linear``, or ``operand`` of an attention product.
     """
     x, target = torch.cat(samples.inputs), torch.cat(samples.targets)
     largest = (target.abs() if signed else target.clamp(min=0)).amax(0)
@@ -206,8 +206,10 @@ def mmse_scale(samples: Samples, levels: int, signed: bool, kind: str = "linear"
     ratio = LOWEST ** (1 / (CANDIDATES - 1))
     few = slice(None, None, max(1, len(x) // ROUGH))
     best = _least(x[few], target[few], [largest * ratio**place for place in range(CANDIDATES)], levels, signed)
-    around = [torch.minimum(best * ratio ** (place / 4), largest) for place in range(-3, 4)]
-    return _least(x, target, around, levels, signed).clamp(min=1e-6)
+    for finer in (4, 16):
+        around = [torch.minimum(best * ratio ** (place / finer), largest) for place in range(-3, 4)]
+        best = _least(x, target, around, levels, signed)
+    return best.clamp(min=1e-6)
 
 
 def row_weights(x: Tensor) -> Tensor:
