@@ -86,9 +86,9 @@ def test_cells_are_what_convert_and_calibrate_give(
     whole: tuple[AblateOptions, Results], place: dict[str, str], tmp_path: Path
 ) -> None:
     options, results = whole
+    plain: dict[str, Any] = {"before_stage2": True, "align_steps": 0, "global_steps": 0}  # as these cells are
     for stage1, names in ((True, ("Stage 1 only", "both stages")), (False, ("neither stage", "Stage 2 only"))):
-        conversion = replace(options.conversion(1, 4, stage1), out=tmp_path / f"snn-{stage1}", before_stage2=True)
-        conversion = replace(conversion, align_steps=0, global_steps=0)  # which these cells leave out
+        conversion = replace(options.conversion(1, 4, stage1), out=tmp_path / f"snn-{stage1}", **plain)
         found = run_conversion(conversion)
         by_stage = {row.stage2: row for row in found.rows if row.name == "snn" and row.schedule == "synchronous"}
         for stage2, name in enumerate(names):
@@ -96,13 +96,13 @@ def test_cells_are_what_convert_and_calibrate_give(
             assert (mine.value, mine.spikes_per_neuron) == (other.value, other.spikes_per_neuron)
         qcfs = next(row for row in results.rows if row.name == "qcfs" and row.stage1 == stage1 and row.seed == 1)
         assert qcfs.value == next(row.value for row in found.rows if row.name == "qcfs")
-    trained = run_conversion(replace(options.conversion(1, 4, True), out=tmp_path / "snn-True", before_stage2=True))
+    trained = run_conversion(replace(options.conversion(1, 4, True), out=tmp_path / "snn-True", **plain))
     control = next(row for row in results.rows if row.name == "control" and row.seed == 1)
     assert control.value == next(row.value for row in trained.rows if row.name == "control")
 
     again = CalibrateOptions(
-        str(tmp_path / "snn-True"), place["data"], tmp_path / "three", (3,), calibration_sequences=4, align_steps=1,
-        global_steps=1, length=16, seed=1, device="cpu",
+        str(tmp_path / "snn-True"), place["data"], tmp_path / "three", (3,), calibration_sequences=4, length=16,
+        seed=1, device="cpu",
     )  # fmt: skip
     calibrate_again(again, Silent())
     more = run_ablation(replace(options, groups=("grid",), grid_levels=(4,), seeds=(1,)))
