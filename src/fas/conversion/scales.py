@@ -32,7 +32,7 @@ EVEN = 16.0
 """Times the median power of a row, up to which all rows count alike."""
 CHUNK = 256
 """Rows that are looked at together."""
-LARGEST = {"linear": 1.0, "operand": 0.9871}
+LARGEST = {"linear": 1.0, "norm": 1.0, "operand": 0.9871}
 """Largest fraction tried. A token that sees only itself hands its value's grid point on to the next site: were the steps of
 both grids commensurate, it would lie on a tie there, which rounding decides."""
 
@@ -186,7 +186,7 @@ def fitted_scale(place: Placement, samples: Samples, levels: int, shared: bool =
     if shared:  # every value counts as one of a single channel
         samples = samples.pooled()
     if place.spec.kind == "norm":
-        return mmse_scale(samples, NEURONS * LEVELS, signed=True) / NEURONS
+        return mmse_scale(samples, NEURONS * LEVELS, signed=True, kind="norm") / NEURONS
     kind = "operand" if place.spec.kind in ("operand", "cross") else "linear"
     return mmse_scale(samples, levels, place.spec.signed, kind)
 
@@ -195,7 +195,8 @@ def mmse_scale(samples: Samples, levels: int, signed: bool, kind: str = "linear"
     """λ ``[C]`` of least ‖h(x) − target‖², of `CANDIDATES` on a logarithmic grid below each channel's largest target.
 
     The grid reaches `LOWEST` of the largest value, so that one outlier among thousands does not decide; the best candidate of
-    `ROUGH` rows and its neighbours are refined twice on all. ``kind``: ``linear``, or ``operand`` of an attention product.
+    `ROUGH` rows and its neighbours are refined twice on all. ``kind``: ``linear``, ``norm``, or ``operand`` of an attention
+    product.
     """
     x, target = torch.cat(samples.inputs), torch.cat(samples.targets)
     largest = (target.abs() if signed else target.clamp(min=0)).amax(0)
@@ -206,7 +207,7 @@ def mmse_scale(samples: Samples, levels: int, signed: bool, kind: str = "linear"
     ratio = LOWEST ** (1 / (CANDIDATES - 1))
     few = slice(None, None, max(1, len(x) // ROUGH))
     best = _least(x[few], target[few], [largest * ratio**place for place in range(CANDIDATES)], levels, signed)
-    for finer in (4, 16):
+    for finer in (4, 16 if kind == "norm" else 12):  # the best scale of many levels is sharper
         around = [torch.minimum(best * ratio ** (place / finer), largest) for place in range(-3, 4)]
         best = _least(x, target, around, levels, signed)
     return best.clamp(min=1e-6)
