@@ -12,7 +12,7 @@ from fas.conversion.prefix_search import find_prefix
 from fas.errors import FasError
 from fas.models import planned
 from fas.pipeline.load import block_length, load_ann
-from fas.pipeline.outliers import listed, table_of, text_of
+from fas.pipeline.outliers import described, table_of
 from fas.progress import Progress
 from fas.report.inspection_text import aligned
 from fas.tasks.language_modeling import Blocks, encode_blocks
@@ -39,15 +39,7 @@ def massive_on(model: str, data: str, length: int | None, progress: Progress) ->
     places = [place for some, inside in plan if some is segment for place in inside]
     with torch.no_grad():
         found = find_prefix(ann, segment, places, batches, config, progress)
-    return {
-        "data": data,
-        "massive": found.before.is_massive,
-        "prefix": list(found.tokens),
-        "text": [text_of(tokenizer, token) for token in found.tokens],
-        "before": listed(found.before, tokenizer),
-        "after": listed(found.after, tokenizer),
-        "ann_loss": [found.before.loss, found.after.loss],
-    }
+    return {"data": data, **described(found, tokenizer)}
 
 
 def massive_text(found: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from fas.conversion.install import decoders
 from fas.conversion.massive import MassiveReport
-from fas.conversion.prefix_search import find_prefix, give_prefix
+from fas.conversion.prefix_search import PrefixSearch, find_prefix, give_prefix
 from fas.models import planned
 from fas.pipeline.run import Run
 
@@ -29,27 +29,28 @@ def with_outliers_treated(run: Run, ann: PreTrainedModel) -> Run:
     plan = planned(ann, config)
     able = decoders(plan)
     if not able:
-        return replace(run, options=_settled(options, False, ()))
+        given = () if options.prefix == "auto" else options.prefix  # which preparing refuses in one sentence
+        return replace(run, options=_settled(options, False, given))
     (segment,) = able
     if not run.workspace.has(STAGE):
         inside = [place for some, places in plan if some is segment for place in places]
         found = find_prefix(ann, segment, inside, run.calibration_batches(run.at_once), config, run.progress)
-        words = run.source.tokenizer
-        run.workspace.store_json(
-            STAGE,
-            {
-                "massive": found.before.is_massive,
-                "prefix": list(found.tokens),
-                "text": [text_of(words, token) for token in found.tokens],
-                "before": listed(found.before, words),
-                "after": listed(found.after, words),
-                "ann_loss": [found.before.loss, found.after.loss],
-                "rounding_error": found.noise,
-            },
-        )
+        run.workspace.store_json(STAGE, described(found, run.source.tokenizer) | {"rounding_error": found.noise})
     found = run.workspace.read_json(STAGE)
     tokens = tuple(found["prefix"]) if options.prefix == "auto" else options.prefix
     return replace(run, options=_settled(options, found["massive"], tokens))
+
+
+def described(found: PrefixSearch, tokenizer: Any) -> dict[str, Any]:
+    """A search for a prefix as plain values, for JSON."""
+    return {
+        "massive": found.before.is_massive,
+        "prefix": list(found.tokens),
+        "text": [text_of(tokenizer, token) for token in found.tokens],
+        "before": listed(found.before, tokenizer),
+        "after": listed(found.after, tokenizer),
+        "ann_loss": [found.before.loss, found.after.loss],
+    }
 
 
 def _settled(options: Any, massive: bool, prefix: tuple[int, ...]) -> Any:
