@@ -10,7 +10,7 @@
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -39,9 +39,16 @@ inline void narrow(float x, bf16& to) {  // to nearest, ties to even; NaN stays 
   to.bits = x != x ? std::uint16_t(0x7fc0) : std::uint16_t(rounded);
 }
 
-// Vectors that stay in registers through all timesteps; compilers split them where registers are shorter. Each step waits for
-// the one before, so AT_ONCE vectors go through time side by side.
-constexpr int LANES = 16, AT_ONCE = 4, COLUMNS = LANES * AT_ONCE;
+// Vectors as long as the registers, in which they stay through all timesteps: compilers take longer ones apart, number by number.
+// Each step waits for the one before, so AT_ONCE vectors go through time side by side, as many as there are registers for.
+#if defined(__AVX512F__)
+constexpr int LANES = 16, AT_ONCE = 4;
+#elif defined(__AVX__)
+constexpr int LANES = 8, AT_ONCE = 2;
+#else
+constexpr int LANES = 4, AT_ONCE = 2;
+#endif
+constexpr int COLUMNS = LANES * AT_ONCE;
 constexpr int AHEAD = 256;  // columns that are asked for before their turn
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef double wide_vec __attribute__((vector_size(8 * LANES), aligned(8)));
@@ -73,6 +80,11 @@ inline void store(vec x, float* to, bool stream) {
     _mm512_stream_ps(to, reinterpret_cast<__m512>(x));
     return;
   }
+#elif defined(__AVX__)
+  if (stream) {
+    _mm256_stream_ps(to, (__m256)x);
+    return;
+  }
 #endif
   *reinterpret_cast<vec*>(to) = x;
 }
@@ -85,6 +97,8 @@ inline vec pick(mask which, vec yes, vec no) { return which ? yes : no; }
 inline vec added(vec left, vec right, vec sum) {  // where rounding need not be PyTorch's
 #if defined(__AVX512F__)
   return (vec)_mm512_fmadd_ps((__m512)left, (__m512)right, (__m512)sum);
+#elif defined(__FMA__) && defined(__AVX2__)
+  return (vec)_mm256_fmadd_ps((__m256)left, (__m256)right, (__m256)sum);
 #else
   return left * right + sum;
 #endif

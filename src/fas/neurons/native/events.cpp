@@ -15,6 +15,13 @@ inline vec load(const std::int16_t* from) {
 inline vec load(const std::int8_t* from) {
   return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
 }
+#elif defined(__AVX2__)
+inline vec load(const std::int16_t* from) {
+  return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)from)));
+}
+inline vec load(const std::int8_t* from) {
+  return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+}
 #else
 template <class W>
 inline vec load(const W* from) {

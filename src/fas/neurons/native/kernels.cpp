@@ -278,15 +278,7 @@ void quantize_back(const V* grad, const V* x, i64 begin, i64 end, i64 width, con
 // written to rows of their own, one a thread.
 extern "C" {
 
-int fas_lanes() {
-#if defined(__AVX512F__)
-  return 16;
-#elif defined(__AVX__)
-  return 8;
-#else
-  return 4;
-#endif
-}
+int fas_lanes() { return LANES; }
 
 int fas_shares() {
 #if defined(_OPENMP)
