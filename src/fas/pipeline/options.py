@@ -19,7 +19,8 @@ _LEAST = {
     "spikes_per_neuron": 0, "spike_price": 0, "lora_rank": 1, "lora_alpha": 0, "distill_states": 0,
 }  # fmt: skip
 
-
+USUAL_LEVELS, FINE_LEVELS = 15, 31
+"""L where it is left open: two neurons a channel settle on a grid twice as fine (docs/real-models.md)."""
 BUDGET_PRICE = 0.003
 """Under a spike budget: spikes of corrections on the way to the last timestep are half of all without it (docs/log.md)."""
 
@@ -44,7 +45,8 @@ class ConvertOptions:
     """Labelled texts: general text that Stage 1 begins with, by masked-language modelling (the control, too)."""
     mlm_steps: int = 1000
     coverage: Coverage = "linear"
-    levels: int = 15
+    levels: int | None = None
+    """None: `FINE_LEVELS` where activations are massive and several neurons share a channel, else `USUAL_LEVELS`."""
     codings: tuple[Coding, ...] = ("sigma_delta",)
     timesteps: tuple[int, ...] = (8,)
     neurons_per_channel: int | None = None
@@ -165,7 +167,7 @@ class ConvertOptions:
         return [
             SpikingConfig(
                 coverage=self.coverage,
-                levels=self.levels,
+                levels=self.levels or USUAL_LEVELS,
                 coding=coding,
                 timesteps=timesteps,
                 neurons_per_channel=each,

@@ -12,6 +12,7 @@ from fas.conversion.install import decoders
 from fas.conversion.massive import MassiveReport
 from fas.conversion.prefix_search import PrefixSearch, find_prefix, give_prefix
 from fas.models import planned
+from fas.pipeline.options import FINE_LEVELS, USUAL_LEVELS, ConvertOptions
 from fas.pipeline.run import Run
 
 STAGE = "outliers"
@@ -20,7 +21,7 @@ SHOWN = 8
 
 
 def with_outliers_treated(run: Run, ann: PreTrainedModel) -> Run:
-    """``run`` with the options that were left open: prefix, rotation, means and neurons a channel.
+    """``run`` with the options that were left open: prefix, rotation, means, neurons a channel and levels.
 
     Where nothing is massive they are what small models need; else what deep pre-trained decoders do (docs/real-models.md).
     """
@@ -30,7 +31,7 @@ def with_outliers_treated(run: Run, ann: PreTrainedModel) -> Run:
     able = decoders(plan)
     if not able:
         given = () if options.prefix == "auto" else options.prefix  # which preparing refuses in one sentence
-        return replace(run, options=_settled(options, False, given))
+        return replace(run, options=settled(options, False, given))
     (segment,) = able
     if not run.workspace.has(STAGE):
         inside = [place for some, places in plan if some is segment for place in places]
@@ -38,7 +39,7 @@ def with_outliers_treated(run: Run, ann: PreTrainedModel) -> Run:
         run.workspace.store_json(STAGE, described(found, run.source.tokenizer) | {"rounding_error": found.noise})
     found = run.workspace.read_json(STAGE)
     tokens = tuple(found["prefix"]) if options.prefix == "auto" else options.prefix
-    return replace(run, options=_settled(options, found["massive"], tokens))
+    return replace(run, options=settled(options, found["massive"], tokens))
 
 
 def described(found: PrefixSearch, tokenizer: Any) -> dict[str, Any]:
@@ -53,14 +54,16 @@ def described(found: PrefixSearch, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _settled(options: Any, massive: bool, prefix: tuple[int, ...]) -> Any:
-    """``options`` without anything left open."""
+def settled(options: ConvertOptions, massive: bool, prefix: tuple[int, ...]) -> ConvertOptions:
+    """``options`` without anything left open: of a model that has ``massive`` activations, and has got ``prefix``."""
+    neurons = options.neurons_per_channel or (2 if massive and "sigma_delta" in options.codings else 1)
     return replace(
         options,
         prefix=prefix,
         rotation=options.rotation or ("heads" if massive else "hadamard"),
         center=massive if options.center is None else options.center,
-        neurons_per_channel=options.neurons_per_channel or (2 if massive and "sigma_delta" in options.codings else 1),
+        neurons_per_channel=neurons,
+        levels=options.levels or (FINE_LEVELS if massive and neurons > 1 else USUAL_LEVELS),
     )
 
 
