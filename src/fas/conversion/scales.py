@@ -18,6 +18,7 @@ from fas.models import Placement
 from fas.neurons import Clock, qcfs
 from fas.neurons.rotation import Rotation, rotate
 from fas.operators.population import LEVELS, NEURONS
+from fas.progress import Progress, Silent, counted
 from fas.runtime import attention
 from fas.runtime.operators import centered, octave
 from fas.runtime.reclassed import attention_as
@@ -126,9 +127,25 @@ def _tapped(model: PreTrainedModel, operands: list[Placement], found: dict[str, 
 
 
 def sample_inputs(
-    model: PreTrainedModel, placements: list[Placement], config: SpikingConfig, batches: Iterable[Mapping[str, Any]]
+    model: PreTrainedModel,
+    placements: list[Placement],
+    config: SpikingConfig,
+    batches: Iterable[Mapping[str, Any]],
+    progress: Progress | None = None,
 ) -> dict[str, Samples]:
-    """Run ``batches`` (keyword arguments of the model) through the untouched ANN, sampling what each site will see."""
+    """Run ``batches`` (keyword arguments of the model) through the untouched ANN, sampling what each site will see.
+
+    Args:
+        model: The ANN; it is left as it was.
+        placements: The sites that it will get.
+        config: Says how values are rotated.
+        batches: Calibration data.
+        progress: Who is told how many batches have run.
+
+    Returns:
+        The samples of each site by its name. Raises `DataError` without batches or for sites that they do not reach,
+        `UnsupportedModelError` for sites that run twice or cannot be sampled.
+    """
     listed = list(batches)
     if not listed:
         raise DataError("no calibration batches: the initial scales are fitted to data; give at least one batch")
@@ -150,7 +167,7 @@ def sample_inputs(
         stack.enter_context(_tapped(model, operands, found, keep))
         stack.callback(model.train, training)
         model.eval()
-        for batch in listed:
+        for batch in counted(listed, progress or Silent(), f"Sampling the inputs of {len(placements)} sites"):
             for hook in samplers:
                 hook.mask = batch.get("attention_mask")
             model(**{key: value for key, value in batch.items() if key != "labels"})

@@ -17,7 +17,7 @@ from fas.conversion.prefix_search import find_prefix, give_prefix
 from fas.conversion.scales import Samples, fitted_scale, mean_error, sample_inputs
 from fas.errors import ConfigError
 from fas.models import Placement, Plan, find_segments, planned
-from fas.progress import Progress, Silent
+from fas.progress import Progress, Silent, counted
 from fas.runtime.control import clock_of
 from fas.runtime.folding import silence_dropout
 from fas.runtime.prefix import Shape, remove_prefix, shapes_of
@@ -40,14 +40,15 @@ def prepare(
     `UnsupportedModelError` for an unknown architecture, `ConfigError` for targets or ignored names that match no site and
     `DataError` without batches, before the model is changed.
     """
-    plan, batches = planned(model, config), list(batches)
+    plan, batches, progress = planned(model, config), list(batches), progress or Silent()
     placements = [place for _, places in plan for place in places]
     with ExitStack() as undo:  # the model stays as it was if the data do not reach its sites
-        config, shapes = _with_prefix(model, plan, config, batches, undo, progress or Silent())
-        samples = sample_inputs(model, placements, config, batches)
+        config, shapes = _with_prefix(model, plan, config, batches, undo, progress)
+        samples = sample_inputs(model, placements, config, batches, progress)
         undo.pop_all()
     sites = install(model, plan, config, "qcfs", shapes)
-    for placement, site in zip(placements, sites, strict=True):
+    pairs = list(zip(placements, sites, strict=True))
+    for placement, site in counted(pairs, progress, f"Fitting the scales of {len(sites)} sites"):
         if site.kind != "group":  # whose λ is the geometry of its function
             found = samples[site.name]
             if site.center is not None:
