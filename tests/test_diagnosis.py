@@ -144,7 +144,7 @@ def test_distances_are_those_of_a_neuron_whose_settling_is_known(time: str) -> N
     handle.remove()
     (whole,) = outputs
     counts = [min(t, 5) / 8 if time == "sigma_delta" else math.floor(5 * t / 8 + 0.5) / t for t in range(1, 9)]
-    reader = float(block.mlp.c_proj.weight[3].norm()) * math.sqrt(whole.shape[0] * whole.shape[1])
+    reader = float(block.mlp.c_proj.weight[3].detach().norm()) * math.sqrt(whole.shape[0] * whole.shape[1])
     wanted = [abs(count - 5 / 8) * reader / float(whole.norm()) for count in counts]
     (layer,) = fas.diagnose(model, batches()[:1]).layers
     assert layer.distances == pytest.approx(wanted, abs=1e-6)
@@ -196,7 +196,7 @@ def test_the_text_names_the_dearest_layers() -> None:
     assert f"Costs most: {found.worst(1)[0]} (" in text
     assert text.count("ffn_hidden") == 2
     for layer in found.layers:
-        said = next(line.split() for line in text.splitlines() if line.startswith(layer.name))
+        said = next(line.split() for line in text.splitlines() if line.split()[:1] == [layer.name])
         assert said[2:] == [f"{distance:.3f}" for distance in layer.distances]
 
 
