@@ -42,7 +42,7 @@ def test_preparing_says_how_many_batches_and_sites_it_takes() -> None:
     model, heard = tiny.ann("llama"), Heard()
     batches = [tiny.inputs_for(model, 2, 9, seed) for seed in (1, 2, 3)]
     fas.prepare(model, fas.SpikingConfig(coverage="full"), batches, progress=heard)
-    sites = len(sites_of(model))
+    sites = sum(site.kind != "group" for site in sites_of(model).values())
     assert heard.tasks == [
         Task("Looking for massive activations", 3, 3, True),
         Task(f"Sampling the inputs of {sites} sites", 3, 3, True),
