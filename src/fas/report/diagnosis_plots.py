@@ -13,6 +13,8 @@ from fas.report.results import Results, write_whole
 def settling_by_depth(found: Mapping[str, Any]) -> str | None:
     """How far each layer is from the QCFS model after each timestep, of ``Diagnosis.to_dict()``: a line a layer, the deeper the
     darker; None without layers."""
+    from matplotlib.ticker import LogFormatter
+
     stacks: dict[str, list[list[float]]] = {}
     for layer in found["layers"]:
         if layer["distances"]:
@@ -31,6 +33,8 @@ def settling_by_depth(found: Mapping[str, Any]) -> str | None:
         panel.set_xlabel("timestep (darker: deeper layer)")
     if all(distance > 0 for layers in stacks.values() for distances in layers for distance in distances):
         panels[0].set_yscale("log")
+        panels[0].yaxis.set_major_formatter(LogFormatter())
+        panels[0].yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
     panels[0].set_ylabel("relative distance from the QCFS model")
     return finish(figure, panels[-1])
 
