@@ -16,9 +16,7 @@ from fas.models import planned
 
 
 @pytest.mark.parametrize(("family", "coverage"), [("llama", "full"), ("gpt2", "attention"), ("bert_mlm", "linear")])
-def test_in_parts_or_at_once_the_model_is_the_same(
-    family: str, coverage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_in_parts_or_at_once_the_model_is_the_same(family: str, coverage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = fas.SpikingConfig(coverage=coverage, center=True)
     found = []
     for room in (scales.ROOM, 1):

@@ -97,7 +97,7 @@ def diagnose(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> Di
         targets = [_compare(model, inputs, sums) for inputs in listed]
         kl = _distance(model, listed, targets)
         found = []
-        for name, block, sites in layers:
+        for name, _, sites in layers:
             with _never_lagging(sites):
                 cost = kl - _distance(model, listed, targets)
             errors = [error / len(listed) for error in sums.errors.get(name, [])]

@@ -48,12 +48,12 @@ def calibrate_folder(
 ) -> list[LayerReport]:
     """Calibrate the converted model in ``folder`` for ``time`` (arguments of `set_timesteps`) into the new folder ``out``.
 
-    As `calibrate` without its global pass and its search of schedules by depth; in memory are the weights of one block, what runs in front of the first one (the
-    embedding) while that is recorded, one batch of hidden states, and the tokens that sites are fitted on. ``auto_class`` is
-    the class that loads the folder. Finished layers are kept in ``out``.work; the same call goes on after an interruption and
-    ends the same, bit for bit. Raises `CheckpointError` for a folder that cannot be read a block at a time, `ConfigError` if
-    ``out`` exists or the model is calibrated for that time already, `DataError` without batches, and `FasError` for
-    a model of several parts.
+    As `calibrate` without its global pass and its search of schedules by depth; in memory are the weights of one block, what
+    runs in front of the first one (the embedding) while that is recorded, one batch of hidden states, and the tokens that sites
+    are fitted on. ``auto_class`` is the class that loads the folder. Finished layers are kept in ``out``.work; the same call
+    goes on after an interruption and ends the same, bit for bit. Raises `CheckpointError` for a folder that cannot be read a
+    block at a time, `ConfigError` if ``out`` exists or the model is calibrated for that time already, `DataError` without
+    batches, and `FasError` for a model of several parts.
     """
     progress = progress or Silent()
     out, device, listed = Path(out), torch.device(device), checked(batches)

@@ -76,7 +76,9 @@ def command(
     ] = False,
     plots: Annotated[
         Path | None,
-        typer.Option(help="With --diagnose: folder for SVG figures, how far each layer has settled.", show_default=False),
+        typer.Option(
+            help="With --diagnose: folder for SVG figures, how far each layer has settled.", show_default=False
+        ),
     ] = None,
     adaptive: Adaptive = False,
     confidence: Annotated[

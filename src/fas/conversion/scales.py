@@ -130,7 +130,9 @@ class _Tap(nn.Module):
 
 
 @contextmanager
-def _tapped(model: PreTrainedModel, operands: list[Placement], found: dict[str, Samples], keep: int) -> Iterator[list[_Tap]]:
+def _tapped(
+    model: PreTrainedModel, operands: list[Placement], found: dict[str, Samples], keep: int
+) -> Iterator[list[_Tap]]:
     """Attention by FAS's function, with taps for ``operands``; the model is left as it was."""
     taps = [_Tap(found.get(place.name), keep, place.name) for place in operands]
     with attention_as(model, attention.NAME) if operands else nullcontext():
@@ -178,7 +180,14 @@ def sampled(
     for number, group in enumerate(groups, 1):
         part = f" (part {number} of {len(groups)})" if len(groups) > 1 else ""
         found = {place.name: Samples() for place in group}
-        _run(model, places, found, config, counted(listed, progress, f"Sampling the inputs of {len(group)} sites{part}"), keep)
+        _run(
+            model,
+            places,
+            found,
+            config,
+            counted(listed, progress, f"Sampling the inputs of {len(group)} sites{part}"),
+            keep,
+        )
         for place in counted(group, progress, f"Fitting the scales of {len(group)} sites{part}"):
             yield place, found.pop(place.name)
 

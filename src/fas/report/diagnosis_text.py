@@ -22,7 +22,9 @@ def diagnosis_text(found: Mapping[str, Any]) -> str:
         lines.append((layer["name"], f"{layer['cost']:+.4f}", *distances, "", "", "", ""))
         for site in layer["sites"]:
             shares = (f"{site[name]:.1%}" for name in ("too_high", "too_low", "lagging"))
-            lines.append((f"  {site['name'].rsplit('.', 1)[-1]}", "", *[""] * len(shown), *shares, f"{site['residual']:.2f}"))
+            lines.append(
+                (f"  {site['name'].rsplit('.', 1)[-1]}", "", *[""] * len(shown), *shares, f"{site['residual']:.2f}")
+            )
     dear = sorted((layer for layer in found["layers"] if layer["cost"] > 0), key=lambda layer: -layer["cost"])[:DEAREST]
     names = ", ".join(f"{layer['name']} ({layer['cost']:.4f})" for layer in dear)
     return "\n".join(
