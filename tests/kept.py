@@ -1,4 +1,4 @@
-"""Models that are built once a process: every test gets a copy of its own, and goes on with the random numbers of a fresh one."""
+"""Models that are built once a process: every test gets a copy, and the random numbers that building leaves."""
 
 from __future__ import annotations
 
