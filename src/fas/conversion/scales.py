@@ -176,7 +176,7 @@ def sampled(
         raise DataError("no calibration batches: the initial scales are fitted to data; give at least one batch")
     places = [place for place in placements if place.spec.kind != "group"]
     keep = max(1, SAMPLES_PER_SITE // len(listed))
-    groups = _groups(places, keep * len(listed), ROOM if room is None else room)
+    groups = in_parts(places, keep * len(listed), room)
     for number, group in enumerate(groups, 1):
         part = f" (part {number} of {len(groups)})" if len(groups) > 1 else ""
         found = {place.name: Samples() for place in group}
@@ -192,19 +192,28 @@ def sampled(
             yield place, found.pop(place.name)
 
 
-def _groups(places: Sequence[Placement], rows: int, room: int) -> list[list[Placement]]:
-    """``places`` in their order, as many together as have samples of ``room`` bytes with so many ``rows`` (or a single one)."""
-    groups: list[list[Placement]] = []
-    held = room + 1
-    for place in places:
-        channels = place.width // (2 * NEURONS) if place.spec.kind == "norm" else place.width
-        size = rows * channels * torch.float32.itemsize * (2 if place.spec.replaces else 1)
+def in_parts(placements: Sequence[Placement], rows: int, room: int | None = None) -> list[list[Placement]]:
+    """``placements`` that have a scale to fit, in their order, as many together as have samples of ``room`` bytes (`ROOM` by
+    default) with so many ``rows`` each, or a single one."""
+    room = ROOM if room is None else room
+    parts: list[list[Placement]] = []
+    held = room
+    for place in placements:
+        if place.spec.kind == "group":
+            continue
+        size = sample_bytes(place, rows)
         held += size
         if held > room:
-            groups.append([])
+            parts.append([])
             held = size
-        groups[-1].append(place)
-    return groups
+        parts[-1].append(place)
+    return parts
+
+
+def sample_bytes(place: Placement, rows: int) -> int:
+    """Bytes of the samples of one site: its inputs, and what it stands in for where that is something else."""
+    channels = place.width // (2 * NEURONS) if place.spec.kind == "norm" else place.width
+    return rows * channels * torch.float32.itemsize * (2 if place.spec.replaces else 1)
 
 
 @torch.no_grad()
