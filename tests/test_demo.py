@@ -32,5 +32,5 @@ def test_demo_from_the_command_line(tmp_path):
         assert by_time[0] > by_time[1] > 0.995 * by_time[2]
         assert by_time[2] < 1.01 * qcfs["perplexity"]
     assert "control" in done.stdout
-    assert "<svg" in (tmp_path / "report.html").read_text()
+    assert "How far each depth has settled" in (tmp_path / "report.html").read_text()
     assert {"prompt", "ann", "snn"} <= results["extra"]["samples"][0].keys()

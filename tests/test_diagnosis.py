@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import tiny
@@ -15,7 +18,11 @@ from fas.calibration.diagnosis import ELSEWHERE
 from fas.errors import DataError, FasError
 from fas.losses import logits_kl
 from fas.neurons import Site, qcfs
+from fas.report.diagnosis_plots import settling_by_depth, write_settling
 from fas.report.diagnosis_text import diagnosis_text
+from fas.report.html import render
+from fas.report.plots import standalone
+from fas.report.results import Results
 from fas.runtime.control import as_qcfs, clock_of, sites_of
 
 RATE = {"coding": "rate", "timesteps": 3, "levels": 8}
@@ -117,6 +124,49 @@ def test_a_layer_whose_neurons_follow_at_once_costs_nothing() -> None:
     assert all(site.lagging > 0 for site in found.layers[1].sites if site.name.endswith("input"))
 
 
+@pytest.mark.parametrize("time", ["sigma_delta", "rate", "step"])
+def test_distances_are_those_of_a_neuron_whose_settling_is_known(time: str) -> None:
+    """One neuron with the constant input ⅝ on a grid of eighths: one code more in each timestep, or ⌊⅝ t + ½⌋ spikes in t."""
+    settings = {"timesteps": 8, "levels": 8} | ({"steps": (1,) * 8} if time == "sigma_delta" else TIMES[time])
+    config = fas.SpikingConfig(coverage="ffn", **(settings | {"timesteps": 8}))
+    model = fas.convert(fas.prepare(tiny.ann("gpt2", n_layer=1), config, batches()))
+    block = model.transformer.h[0]
+    with torch.no_grad():
+        block.mlp.c_fc.weight.zero_()
+        block.mlp.c_fc.bias.zero_()[3] = 5 / 8
+        block.mlp.c_proj.weight[:3], block.mlp.c_proj.weight[4:] = 0, 0
+        for site in sites_of(model).values():
+            site.log_scale.zero_()
+    outputs: list[Tensor] = []
+    handle = block.register_forward_hook(lambda _, args, out: outputs.append(out[0] if isinstance(out, tuple) else out))
+    with torch.no_grad(), as_qcfs(model):
+        model(**batches()[0])
+    handle.remove()
+    (whole,) = outputs
+    counts = [min(t, 5) / 8 if time == "sigma_delta" else math.floor(5 * t / 8 + 0.5) / t for t in range(1, 9)]
+    reader = float(block.mlp.c_proj.weight[3].detach().norm()) * math.sqrt(whole.shape[0] * whole.shape[1])
+    wanted = [abs(count - 5 / 8) * reader / float(whole.norm()) for count in counts]
+    (layer,) = fas.diagnose(model, batches()[:1]).layers
+    assert layer.distances == pytest.approx(wanted, abs=1e-6)
+    assert wanted[0] > 100e-6
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_distances_are_those_of_networks_that_stop_earlier(time: str) -> None:
+    """Of a converted model, layer by layer: with T = t its readouts are what they are after t of more timesteps."""
+    steps = {"steps": (4, 2, 1)} if time == "sigma_delta" else {}
+    model = tiny.snn("llama", **(TIMES[time] | steps))
+    found = fas.diagnose(model, batches())
+    key = clock_of(model).config
+    for t in (1, 2, 3):
+        model.set_timesteps(t, coding=key.coding, rows=key.rows, **({"steps": (4, 2, 1)[:t]} if steps else {}))
+        shorter = fas.diagnose(model, batches())
+        for layer, same in zip(found.layers, shorter.layers, strict=True):
+            assert layer.distances[:t] == pytest.approx(same.distances, rel=1e-4)
+            assert same.error == pytest.approx(same.distances[-1] ** 2)
+    assert all(len(layer.distances) == 3 for layer in found.layers)
+
+
 def test_sites_outside_the_layers_are_one_entry() -> None:
     model = tiny.snn("bert_sequence", timesteps=3)
     outside = [name for name in sites_of(model) if "pooler" in name]
@@ -124,6 +174,7 @@ def test_sites_outside_the_layers_are_one_entry() -> None:
     found = fas.diagnose(model, batches())
     assert [site.name for site in found.layers[-1].sites] == outside
     assert found.layers[-1].name == ELSEWHERE
+    assert found.layers[-1].distances == []
 
 
 def test_bad_input_is_refused() -> None:
@@ -144,3 +195,21 @@ def test_the_text_names_the_dearest_layers() -> None:
     assert f"KL to the QCFS model {found.kl:.4f}" in text
     assert f"Costs most: {found.worst(1)[0]} (" in text
     assert text.count("ffn_hidden") == 2
+    for layer in found.layers:
+        said = next(line.split() for line in text.splitlines() if line.split()[:1] == [layer.name])
+        assert said[2:] == [f"{distance:.3f}" for distance in layer.distances]
+
+
+def test_the_report_draws_how_far_each_depth_has_settled(tmp_path: Path) -> None:
+    found = fas.diagnose(tiny.snn("gpt2", timesteps=3), batches()).to_dict()
+    results = Results("tiny", "text", 0, [], extra={"diagnosis": {"sigma_delta_4_2_1": found}})
+    figure = settling_by_depth(found)
+    assert figure is not None
+    ElementTree.fromstring(figure)
+    assert [name in figure for name in ("layer 0", "layer 1", "layer 2")] == [True, True, False]
+    assert figure in render(results)
+    (written,) = write_settling(results, tmp_path)
+    assert written.read_text() == standalone(figure)
+    bare = found | {"layers": [layer | {"distances": []} for layer in found["layers"]]}
+    assert settling_by_depth(bare) is None
+    assert "How far each depth" not in render(Results("tiny", "text", 0, [], extra={"diagnosis": {"rate": bare}}))

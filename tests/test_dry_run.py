@@ -29,6 +29,7 @@ from transformers import (
 
 from fas.cli import main
 from fas.config import SpikingConfig
+from fas.conversion import scales
 from fas.conversion.install import install
 from fas.errors import ConfigError, FasError
 from fas.models import planned
@@ -276,6 +277,18 @@ def test_files_are_as_large_as_they_say(place: dict[str, str], tmp_path: Path) -
 )
 def test_more_takes_more(place: dict[str, str], less: dict, more: dict, stage: str, name: str) -> None:
     assert part(plan(place, **less), stage, name) < part(plan(place, **more), stage, name)
+
+
+def test_samples_of_sites_that_do_not_fit_together_take_more_passes(
+    place: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = plan(place)
+    monkeypatch.setattr(scales, "ROOM", 1)
+    apart = plan(place)
+    assert part(apart, "scales", "samples") == 4 * 64 * 128 * 2  # the FFN's hidden units, and what they stand in for
+    assert part(whole, "scales", "samples") == 2 * (4 * 64 * (3 * 32 + 2 * 128))
+    tokens = [next(s for s in found.stages if s.name == "scales").tokens for found in (whole, apart)]
+    assert tokens == [64, 8 * 64]
 
 
 def test_a_new_head_has_the_control_as_teacher(tmp_path: Path) -> None:

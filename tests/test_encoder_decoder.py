@@ -18,6 +18,7 @@ from contract import (
     check_without_time,
     out,
 )  # fmt: skip
+from kept import copy_of
 from tiny import VOCAB, tokens
 from torch import Tensor, nn
 from transformers import EncoderDecoderCache, PreTrainedModel, T5Config, T5EncoderModel, T5ForConditionalGeneration
@@ -61,8 +62,10 @@ def inputs_for(batch: int = 3) -> dict[str, Tensor]:
 
 
 def snn(kind: str, coverage: str = "linear", **settings: Any) -> PreTrainedModel:
-    config = fas.SpikingConfig(coverage=coverage, **settings)
-    return fas.convert(fas.prepare(t5(kind), config, [inputs_for()]))
+    def build() -> PreTrainedModel:
+        return fas.prepare(t5(kind), fas.SpikingConfig(coverage=coverage, **settings), [inputs_for()])
+
+    return fas.convert(copy_of(("t5", kind, coverage, sorted(settings.items())), build))
 
 
 def source(inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -285,9 +285,9 @@ def test_commands_have_the_defaults_of_the_library() -> None:
     for options in (ConvertOptions("m", "d", Path("o")), CalibrateOptions("m", "d", Path("o"))):
         for name in ("absorb_bias", "align_steps", "global_steps"):
             assert getattr(options, name) == getattr(defaults, name), name
-    assert CalibrationOptions.for_depth(2, ConvertOptions("m", "d", Path("o")).fit_steps) == defaults
-    for other in (CalibrateOptions("m", "d", Path("o")), AblateOptions("m", "d", Path("o"))):
-        assert other.fit_steps == defaults.fit_steps
+    for options in (ConvertOptions("m", "d", Path("o")), CalibrateOptions("m", "d", Path("o"))):
+        assert CalibrationOptions.for_depth(2, options.fit_steps) == defaults
+    assert AblateOptions("m", "d", Path("o")).fit_steps == defaults.fit_steps
 
 
 @pytest.mark.parametrize("absorbs", [True, False])

@@ -142,6 +142,15 @@ def test_norms_are_known_by_their_class() -> None:
     assert torch.equal(group_for("rsqrt", llama).corners, rsqrt_group(16).corners)
 
 
+def test_a_group_is_fitted_once_and_every_site_has_tensors_of_its_own() -> None:
+    llama, gemma = ann("llama").model.norm, ann("gemma2").model.norm
+    assert group_for("rsqrt", llama) is group_for("rsqrt", gemma)
+    model = snn("llama", "full")
+    corners = [value for name, value in model.named_buffers() if name.endswith("corners")]
+    assert len(corners) > 5
+    assert len({value.data_ptr() for value in corners}) == len(corners)
+
+
 def test_stage_2_leaves_operators_as_they_are() -> None:
     model = snn("llama", "full", timesteps=3, levels=3)
     before = {name: value.clone() for name, value in model.state_dict().items()}

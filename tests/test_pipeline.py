@@ -76,15 +76,17 @@ def test_eval_gives_the_figures_of_the_conversion(whole, place):
         assert now.spikes_per_neuron == then.spikes_per_neuron
 
 
-def test_eval_says_where_the_temporal_error_is(whole, place, capsys):
+def test_eval_says_where_the_temporal_error_is(whole, place, capsys, tmp_path):
     options, _ = whole
     arguments = ["eval", str(options.out), "--data", place["data"], "--timesteps", "2", "--diagnose", "--quiet"]
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert "Costs most: transformer." in shown
-    assert main([*arguments, "--json"]) == 0
+    assert main([*arguments, "--json", "--plots", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)["extra"]["diagnosis"]
     assert found
+    assert {path.name for path in tmp_path.iterdir()} == {f"settling-{key}.svg" for key in found}
+    assert main(["eval", str(options.out), "--plots", str(tmp_path), "--quiet"]) == 2
     for entry in found.values():
         assert f"KL to the QCFS model {entry['kl']:.4f}" in shown
         assert [layer["name"] for layer in entry["layers"]] == ["transformer.0", "transformer.1"]

@@ -21,6 +21,7 @@ from fas.conversion.prefix_search import find_prefix, give_prefix
 from fas.errors import ConfigError, FasError
 from fas.models import find_segments, planned
 from fas.neurons.native import kernels
+from fas.progress import Silent
 from fas.runtime.control import at_time, clock_of
 from fas.runtime.prefix import prefix_of, remove_prefix
 
@@ -183,6 +184,16 @@ def test_massive_tokens_are_found() -> None:
     assert not measure_massive(ann, places, [padded]).is_massive
 
 
+class Heard(Silent):
+    """The tries of a search."""
+
+    def start(self, title: str, total: int | None = None) -> None:
+        self.total, self.notes = total or 0, list[str]()
+
+    def advance(self, parts: int = 1, note: str = "") -> None:
+        self.notes.append(note)
+
+
 def test_a_prefix_takes_over_what_only_the_first_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model whose first token alone is massive: with a prefix no token of the text is, and the search finds that."""
     ann = tiny.ann("gpt2")
@@ -201,8 +212,12 @@ def test_a_prefix_takes_over_what_only_the_first_does(monkeypatch: pytest.Monkey
     assert before.is_massive
     assert before.worst.first
     monkeypatch.setattr(massive, "_loss", lambda *_: 0.0)  # of a random model it means nothing
-    found = find_prefix(ann, segment, places, batches, SpikingConfig())
+    heard = Heard()
+    found = find_prefix(ann, segment, places, batches, SpikingConfig(), heard)
     assert found.tokens
+    assert heard.notes[0].startswith("tokens (): largest ")
+    assert sum(note.startswith(f"tokens {found.tokens}: largest ") for note in heard.notes) == 1
+    assert len(found.tokens) + 1 < len(heard.notes) <= heard.total
     assert found.noise[-1] < found.noise[0] / 4
     give_prefix(ann, segment, found.tokens)
     assert measure_massive(ann, places, batches).worst.ratio < before.worst.ratio / 4

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import folders
 import pytest
 import tiny
 import torch
@@ -12,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fas
-from fas.calibration import CalibrationOptions, settling
+from fas.calibration import CalibrationOptions, calibrate_folder, options, settling
 from fas.calibration.driver import keep_what_helps
 from fas.calibration.settling import schedules, settle
 from fas.neurons import NeuronParameters
+from fas.pipeline.calibrate import CalibrateOptions, calibrate_again
 from fas.progress import Silent
 from fas.runtime.control import clock_of, sites_of
 from fas.steps import default_steps
@@ -76,6 +80,67 @@ def test_deep_networks_settle_as_part_of_stage_2() -> None:
     fas.calibrate(model, [BATCH], CalibrationOptions(settle=True, coarse=False, per_channel=False, fit_steps=0))
     key = clock_of(model).config.neuron_key
     assert all(float(site.neurons[key].steps[0]) > 1 for site in sites_of(model).values())
+
+
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.titles, self.notes = list[str](), list[str]()
+
+    def start(self, title: str, total: int | None = None) -> None:
+        self.titles.append(title)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A converted folder of two layers, with its tokenizer and a text."""
+    root = tmp_path_factory.mktemp("settling")
+    folders.save_ann(root / "snn")
+    snn((1, 1, 1, 1)).save_pretrained(root / "snn")
+    folders.save_text(root / "text.txt")
+    return root
+
+
+def asked(folder: Path, out: Path, **more: Any) -> CalibrateOptions:
+    common = {"timesteps": (3,), "calibration_sequences": 4, "length": 16}
+    return CalibrateOptions(str(folder / "snn"), str(folder / "text.txt"), out, **(common | more))
+
+
+def test_the_command_has_the_options_of_the_depth() -> None:
+    own = CalibrateOptions("m", "d", Path("o"))
+    assert own.settings(12) == CalibrationOptions()
+    assert own.settings(13) == CalibrationOptions.for_depth(13)
+    given = replace(own, fit_steps=7, global_steps=2).settings(13)
+    assert (given.settle, given.fit_steps, given.global_steps) == (True, 7, 2)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_the_command_settles_deep_networks(
+    deep: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "DEEP", 1 if deep else 2)
+    heard = Heard()
+    calibrate_again(asked(folder, tmp_path / "out", fit_steps=None if deep else 0), heard)
+    assert ("Schedules by depth" in heard.titles) == deep
+
+
+def test_from_disk_a_deep_network_is_searched_layer_by_layer(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "DEEP", 1)
+    heard = Heard()
+    (reports,) = calibrate_again(asked(folder, tmp_path / "out", from_disk=True), heard).values()
+    assert [note for note in heard.notes if "no search of step schedules by depth" in note]
+    batches = [{"input_ids": torch.randint(3, tiny.VOCAB, (2, 16))}]
+    time = {"timesteps": 3, "coding": "sigma_delta"}
+    unasked = calibrate_folder(folder / "snn", tmp_path / "unasked", batches, **time)
+    searched = CalibrationOptions(fit_steps=0, search_rows=256)
+    assert unasked == calibrate_folder(folder / "snn", tmp_path / "asked", batches, searched, **time)
+    assert len(reports) == len(unasked) == 2
+    monkeypatch.setattr(options, "DEEP", 2)
+    assert unasked != calibrate_folder(folder / "snn", tmp_path / "shallow", batches, **time)
 
 
 @given(st.lists(st.floats(-1, 1).filter(lambda x: abs(x) > 1e-3), min_size=2, max_size=5))

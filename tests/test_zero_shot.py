@@ -90,7 +90,9 @@ def check_against_scorer(
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared: BabyLlama and five files of questions")
-def test_babyllama_snn_has_the_likelihoods_of_an_independent_scorer_on_200_items() -> None:
+@pytest.mark.parametrize("count", [6, pytest.param(40, marks=pytest.mark.slow)])
+def test_babyllama_snn_has_the_likelihoods_of_an_independent_scorer(count: int) -> None:
+    """On so many items of each file, evenly from all of it."""
     place = SHARED / "models/babyllama-tok361-hf"
     tokenizer = AutoTokenizer.from_pretrained(place)
     story = tokenizer("Once upon a time there was a little girl. She had a dog, and the dog was big.")["input_ids"]
@@ -99,10 +101,10 @@ def test_babyllama_snn_has_the_likelihoods_of_an_independent_scorer_on_200_items
     model = fas.convert(fas.prepare(model, config, [{"input_ids": torch.tensor([story])}]))
     delimiters = dict.fromkeys(FIVE, " ") | {"piqa": ""}  # its questions end a line
     items = [
-        check_against_scorer(model, tokenizer, SHARED / f"data/multiple_choice/{name}.jsonl", 40, delimiters[name])
+        check_against_scorer(model, tokenizer, SHARED / f"data/multiple_choice/{name}.jsonl", count, delimiters[name])
         for name in FIVE
     ]
-    assert items == [40] * 5
+    assert items == [count] * 5
 
 
 def text(start: int, count: int, step: int = 3) -> str:

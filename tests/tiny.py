@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from kept import copy_of
 from torch import Tensor
 from transformers import (
     BertConfig,
@@ -167,9 +168,13 @@ def tokens(batch: int = 3, length: int = 7, seed: int = 1) -> Tensor:
 
 def qcfs_model(family: str, coverage: str = "linear", seed: int = 0, **settings: object) -> PreTrainedModel:
     """The prepared model (``settings`` are those of `SpikingConfig`)."""
-    config = fas.SpikingConfig(coverage=coverage, **settings)
-    model = ann(family, seed)
-    return fas.prepare(model, config, [inputs_for(model, 4, 9, seed=seed + 2)])
+
+    def build() -> PreTrainedModel:
+        model = ann(family, seed)
+        config = fas.SpikingConfig(coverage=coverage, **settings)
+        return fas.prepare(model, config, [inputs_for(model, 4, 9, seed=seed + 2)])
+
+    return copy_of(("tiny", family, coverage, seed, sorted(settings.items())), build)
 
 
 def snn(family: str, coverage: str = "linear", seed: int = 0, **settings: object) -> PreTrainedModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from kept import copy_of
 from tiny import VOCAB
 from torch import Tensor
 from transformers import (
@@ -145,7 +146,13 @@ def batch(name: str) -> dict[str, Tensor]:
 
 
 def qcfs_model(name: str, coverage: str = "linear", **settings: Any) -> PreTrainedModel:
-    return fas.prepare(ann(name), fas.SpikingConfig(coverage=coverage, **settings), [batch(name)])  # type: ignore[arg-type]
+    """The prepared model (``settings`` are those of `SpikingConfig`)."""
+
+    def build() -> PreTrainedModel:
+        config = fas.SpikingConfig(coverage=coverage, **settings)  # type: ignore[arg-type]
+        return fas.prepare(ann(name), config, [batch(name)])
+
+    return copy_of(("tiny_vl", name, coverage, sorted(settings.items())), build)
 
 
 def snn(name: str, coverage: str = "linear", **settings: Any) -> PreTrainedModel:

@@ -3,7 +3,10 @@ that passes nothing gets `Silent`."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
+
+Item = TypeVar("Item")
 
 
 class Progress(Protocol):
@@ -36,3 +39,16 @@ class Silent:
 
     def note(self, text: str) -> None:
         pass
+
+
+def counted(items: Sequence[Item], progress: Progress, title: str, summary: str = "") -> Iterator[Item]:
+    """``items`` one after the other, as a task of ``title`` with a part for each.
+
+    >>> list(counted("abc", Silent(), "letters"))
+    ['a', 'b', 'c']
+    """
+    progress.start(title, len(items))
+    for item in items:
+        yield item
+        progress.advance()
+    progress.done(summary)

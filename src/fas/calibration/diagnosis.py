@@ -7,6 +7,7 @@ never lag (the QCFS unit of the running value at every timestep), and the logits
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,7 @@ from fas.losses import alignment, logits_loss, logits_of
 from fas.models import find_segments
 from fas.neurons import Site, qcfs
 from fas.runtime.control import as_qcfs, clock_of, sites_of, without_cache
-from fas.runtime.folding import readout
+from fas.runtime.folding import over_time, readout, said
 from fas.runtime.replay import blocks_of, checked
 
 ELSEWHERE = "outside the layers"
@@ -55,6 +56,8 @@ class LayerDiagnosis:
     """Nats of logits KL that would be saved if its neurons never lagged."""
     error: float | None = None
     """Squared error of its readout relative to the QCFS model's, inherited error included."""
+    distances: list[float] = field(default_factory=list)
+    """‖readout − QCFS model's‖ / ‖QCFS model's‖ if the network stopped after timestep 1, …, T; the last is √``error``."""
     sites: list[SiteDiagnosis] = field(default_factory=list)
 
 
@@ -94,11 +97,12 @@ def diagnose(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> Di
         targets = [_compare(model, inputs, sums) for inputs in listed]
         kl = _distance(model, listed, targets)
         found = []
-        for name, block, sites in layers:
+        for name, _, sites in layers:
             with _never_lagging(sites):
                 cost = kl - _distance(model, listed, targets)
-            error = None if block is None else sums.errors[name] / len(listed)
-            found.append(LayerDiagnosis(name, cost, error, sums.of(sites)))
+            errors = [error / len(listed) for error in sums.errors.get(name, [])]
+            distances = [math.sqrt(error) for error in errors]
+            found.append(LayerDiagnosis(name, cost, errors[-1] if errors else None, distances, sums.of(sites)))
     finally:
         model.train(training)
     return Diagnosis(clock.config.neuron_key, kl, found)
@@ -127,7 +131,8 @@ class _Sums:
         self.layers = layers
         self.neurons: dict[str, int] = {}
         self.sites: dict[str, Tensor] = {}
-        self.errors: dict[str, float] = {name: 0.0 for name, block, _ in layers if block is not None}
+        self.errors: dict[str, list[float]] = {}
+        """Squared errors of each layer's readout after each timestep."""
 
     def add(self, site: Site, x: Tensor, out: Tensor, target: Tensor, visible: Tensor | None) -> None:
         """Final inputs and outputs of ``site`` and its QCFS outputs ``[B, …, C]``; ``visible`` (broadcast) says which count."""
@@ -141,6 +146,12 @@ class _Sums:
         values = torch.stack([*seen, (away * counted).sum()]).double().cpu()
         self.sites[site.name] = self.sites.get(site.name, torch.zeros(4).double()) + values
         self.neurons[site.name] = self.neurons.get(site.name, 0) + int(counted.sum())
+
+    def add_layer(self, name: str, readouts: Iterable[Tensor], target: Tensor) -> None:
+        """Readouts of a layer after each timestep, each of the shape of ``target``: what it gives out in the QCFS model."""
+        errors = [float(alignment(value, target)) for value in readouts]
+        earlier = self.errors.get(name, [0.0] * len(errors))
+        self.errors[name] = [before + error for before, error in zip(earlier, errors, strict=True)]
 
     def of(self, sites: Sequence[Site]) -> list[SiteDiagnosis]:
         ran = [site.name for site in sites if site.name in self.sites]
@@ -164,7 +175,8 @@ def _compare(model: PreTrainedModel, inputs: Mapping[str, Any], sums: _Sums) -> 
         def hook(block: nn.Module, args: Any, out: Any) -> None:
             rows = out[0] if isinstance(out, tuple) else out
             if clock.folds:
-                sums.errors[name] += float(alignment(readout(rows, clock), outputs[name]))
+                split = over_time(rows, clock)
+                sums.add_layer(name, (said(split[:t], clock) for t in range(1, len(split) + 1)), outputs[name])
             else:
                 outputs[name] = rows
 

@@ -30,7 +30,7 @@ from fas.models import Segment, find_segments
 from fas.neurons import NeuronParameters, Site
 from fas.progress import Progress, Silent
 from fas.runtime.control import as_qcfs, clock_of, sites_of, without_cache
-from fas.runtime.replay import batches_of, blocks_of, both_streams, checked
+from fas.runtime.replay import batches_of, blocks_of, both_streams, checked, number_of_layers
 
 
 def calibrate(
@@ -43,7 +43,8 @@ def calibrate(
 ) -> list[LayerReport]:
     """Calibrate ``model``'s neurons for its present coding and timesteps (`set_timesteps`), in place.
 
-    ``batches`` are keyword arguments of the model (``input_ids`` ``[B, S]`` …), never evaluation data. The target is the
+    ``batches`` are keyword arguments of the model (``input_ids`` ``[B, S]`` …), never evaluation data. Without ``options``
+    they are those of `CalibrationOptions.for_depth`. The target is the
     QCFS model that the SNN was converted from. ``resume``: a folder that keeps every finished layer; a calibration that was
     killed goes on from there and ends the same, bit for bit. ``activations``: a folder for the hidden states of both streams,
     which stay in memory without one. Returns one report a layer. Raises `DataError` without batches and
@@ -51,7 +52,7 @@ def calibrate(
     `CheckpointError` if ``resume`` holds layers of another calibration or a folder cannot be written. Several processes must
     all call it with the same model and batches.
     """
-    options, progress = options or CalibrationOptions(), progress or Silent()
+    options, progress = options or CalibrationOptions.for_depth(number_of_layers(model)), progress or Silent()
     clock, listed = clock_of(model), checked(batches)
     if not clock.folds:
         raise FasError("Stage 2 calibrates time: convert the model first and choose schedule='synchronous'")

@@ -32,7 +32,7 @@ from fas.neurons import Site
 from fas.progress import Progress, Silent
 from fas.runtime.control import calibrated_keys, clock_of, sites_of
 from fas.runtime.memory import return_freed_memory
-from fas.runtime.replay import Stream, blocks_of, both_streams, checked
+from fas.runtime.replay import Stream, blocks_of, both_streams, checked, number_of_layers
 
 
 def calibrate_folder(
@@ -48,23 +48,21 @@ def calibrate_folder(
 ) -> list[LayerReport]:
     """Calibrate the converted model in ``folder`` for ``time`` (arguments of `set_timesteps`) into the new folder ``out``.
 
-    As `calibrate` without its global pass; in memory are the weights of one block, what runs in front of the first one (the
-    embedding) while that is recorded, one batch of hidden states, and the tokens that sites are fitted on. ``auto_class`` is
-    the class that loads the folder. Finished layers are kept in ``out``.work; the same call goes on after an interruption and
-    ends the same, bit for bit. Raises `CheckpointError` for a folder that cannot be read a block at a time, `ConfigError` if
-    ``out`` exists or the model is calibrated for that time already, `DataError` without batches, and `FasError` for
-    a model of several parts.
+    As `calibrate` without its global pass and its search of schedules by depth; in memory are the weights of one block, what
+    runs in front of the first one (the embedding) while that is recorded, one batch of hidden states, and the tokens that sites
+    are fitted on. ``auto_class`` is the class that loads the folder. Finished layers are kept in ``out``.work; the same call
+    goes on after an interruption and ends the same, bit for bit. Raises `CheckpointError` for a folder that cannot be read a
+    block at a time, `ConfigError` if ``out`` exists or the model is calibrated for that time already, `DataError` without
+    batches, and `FasError` for a model of several parts.
     """
-    options, progress = options or CalibrationOptions(), progress or Silent()
+    progress = progress or Silent()
     out, device, listed = Path(out), torch.device(device), checked(batches)
     if out.exists():
         raise ConfigError(f"{out} exists already; give a folder that does not")
     if out.resolve().is_relative_to(Path(folder).resolve()):
         raise ConfigError(f"{out} lies inside {folder}, all of which it will hold; give a folder outside")
-    if options.global_steps:
-        options = replace(options, global_steps=0)
-        progress.note("no global pass: it would need all weights at once")
     shelf, model = Shelf(folder), without_weights(folder, auto_class, device)
+    options = _by_block(options or CalibrationOptions.for_depth(number_of_layers(model)), progress)
     clock = clock_of(model)
     converted_for = clock.config
     model.set_timesteps(**time)  # type: ignore[operator]
@@ -93,6 +91,18 @@ def calibrate_folder(
     shutil.rmtree(work)
     progress.done(f"calibrated a block at a time into {out}")
     return reports
+
+
+def _by_block(options: CalibrationOptions, progress: Progress) -> CalibrationOptions:
+    """The part of ``options`` that needs one block at a time; what is left out is said."""
+    if options.global_steps:
+        progress.note("no global pass: it would need all weights at once")
+    if options.settle:
+        progress.note(
+            "a deep network: each layer is searched by itself; no search of step schedules by depth, it would need all weights "
+            "at once"
+        )
+    return replace(options, global_steps=0, settle=False)
 
 
 def _require(model: PreTrainedModel, key: str) -> None:

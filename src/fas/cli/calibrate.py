@@ -27,7 +27,12 @@ def command(
     calibration_sequences: Annotated[
         int | None, typer.Option(help="Sequences to calibrate on.", show_default="32, of labelled texts 256", min=1)
     ] = None,
-    fit_steps: Annotated[int, typer.Option(help="Gradient steps a site, on its recorded input.", min=0)] = 32,
+    fit_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Gradient steps a site, on its recorded input.", show_default="32, of more than 12 layers 0", min=0
+        ),
+    ] = None,
     absorb_bias: Annotated[
         bool, typer.Option("--absorb-bias", help="Mean errors go into the biases behind (beyond the paper).")
     ] = False,

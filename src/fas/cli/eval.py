@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -73,6 +74,12 @@ def command(
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="Where the temporal error is: by site, and what each layer costs.")
     ] = False,
+    plots: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --diagnose: folder for SVG figures, how far each layer has settled.", show_default=False
+        ),
+    ] = None,
     adaptive: Adaptive = False,
     confidence: Annotated[
         list[str] | None,
@@ -89,6 +96,8 @@ def command(
     """Measure a converted model on held-out text, beside the ANN, the control and the QCFS model that it came from."""
     from fas.cli.session import session
 
+    if plots is not None and not diagnose:
+        raise ConfigError("--plots shows what --diagnose finds; give both")
     common = {
         "timesteps": numbers_in(timesteps, "--timesteps"), "codings": words_in(coding), "layerwise": layerwise,
         "batch_size": batch_size, "length": length, "seed": seed, "device": device, "dtype": dtype,
@@ -104,7 +113,7 @@ def command(
     with session(quiet, parallel=not tasks) as progress:
         results = _measured(folder, names_in(tasks), common | {"progress": progress}, with_text, with_tasks)
     if world.is_first():
-        _show(results, as_json)
+        _show(results, as_json, plots)
 
 
 def _measured(folder: Any, tasks: Any, common: dict[str, Any], text: dict[str, Any], asked: dict[str, Any]) -> Any:
@@ -129,14 +138,18 @@ _OPTIONS = {
 }  # fmt: skip
 
 
-def _show(results: Any, as_json: bool) -> None:
+def _show(results: Any, as_json: bool, plots: Path | None) -> None:
     from fas.cli.session import print_json
+    from fas.report.diagnosis_plots import write_settling
     from fas.report.diagnosis_text import diagnosis_text
     from fas.report.table import print_results
 
+    written = [] if plots is None else write_settling(results, plots)
     if as_json:
         print_json(results.to_dict())
         return
     print_results(results)
     for found in results.extra.get("diagnosis", {}).values():
         print("\n" + diagnosis_text(found))
+    if written:
+        print("\nwritten: " + ", ".join(map(str, written)))

@@ -33,7 +33,7 @@ class Lines:
         tenth = share - self.said >= 0.1 and share < 1 and pause >= SHORTEST_PAUSE
         if tenth or pause >= SECONDS_BETWEEN_LINES:
             self.spoken, self.said = time.monotonic(), share
-            position = f"{share:4.0%}" if self.total else str(self.parts)
+            position = f"{share:4.0%}{self._left(share)}" if self.total else str(self.parts)
             self.note(f"  {position} {note}".rstrip())
 
     def done(self, summary: str = "") -> None:
@@ -46,6 +46,11 @@ class Lines:
 
     def close(self) -> None:
         """Leave nothing behind."""
+
+    def _left(self, share: float) -> str:
+        """The time that is left if it goes on as before."""
+        spent = time.monotonic() - self.started
+        return f" ({duration(spent * (1 - share) / share)} left)" if 0 < share < 1 else ""
 
     def _finish_open_task(self) -> None:
         if self.title is not None:

@@ -23,7 +23,7 @@ from fas.conversion.scales import Samples, mmse_scale, weight_power
 from fas.models import Placement, Segment
 from fas.neurons import qcfs
 from fas.neurons.rotation import Rotation, rotate
-from fas.progress import Progress, Silent
+from fas.progress import Progress, Silent, counted
 from fas.runtime.prefix import add_prefix, fill_prefix, prefix_states, remove_prefix
 
 MOST_TOKENS = 4
@@ -69,25 +69,31 @@ def find_prefix(
     if not some or not any(place.spec.kind == "input" for place in placements):
         nothing = MassiveReport([], Counter(), 0.0)
         return PrefixSearch((), nothing, nothing)
-    before = best = measure_massive(model, placements, some)
+    before = best = measure_massive(model, placements, counted(some, progress, "Looking for massive activations"))
     if not before.is_massive:
         return PrefixSearch((), before, before)
     worst = before.worst
     progress.note(f"massive activations: {worst.ratio:.0f} times the median at {worst.name}; a prefix is looked for")
     judge = _Judge(model, segment, placements, some, config, before)
+    most = 1 + MOST_TOKENS * (CANDIDATES + 1)
+    progress.start(f"Search for a prefix of up to {MOST_TOKENS} tokens, at most {most} tries", most)
+
+    def tried(tokens: tuple[int, ...]) -> tuple[MassiveReport, float]:
+        report, error = judge(tokens)
+        progress.advance(1, f"tokens {tokens}: largest {report.worst.ratio:.0f} times the median")
+        return report, error
+
     tokens: tuple[int, ...] = ()
-    noise = [judge(tokens)[1]]
+    noise = [tried(tokens)[1]]
     least = before.loss + noise[0]
-    progress.start("Search for a prefix", MOST_TOKENS)
     while len(tokens) < MOST_TOKENS:
-        found = {token: judge((*tokens, token)) for token in judge.candidates(best)}
+        found = {token: tried((*tokens, token)) for token in judge.candidates(best)}
         scores = {token: report.loss + error for token, (report, error) in found.items()}
         token = min(scores, key=lambda token: scores[token], default=None)
         if token is None or scores[token] > least - GAIN:
             break
         tokens, least, best = (*tokens, token), scores[token], found[token][0]
         noise.append(found[token][1])
-        progress.advance(1, f"{len(tokens)} tokens, largest {best.worst.ratio:.0f} times the median")
     progress.done(f"prefix of {len(tokens)} tokens: largest value {best.worst.ratio:.0f} times the median")
     return PrefixSearch(tokens, before, best, noise)
 

@@ -18,6 +18,7 @@ from fas.models import Placement
 from fas.neurons import Clock, qcfs
 from fas.neurons.rotation import Rotation, rotate
 from fas.operators.population import LEVELS, NEURONS
+from fas.progress import Progress, Silent, counted
 from fas.runtime import attention
 from fas.runtime.operators import centered, octave
 from fas.runtime.reclassed import attention_as
@@ -30,6 +31,8 @@ ROUGH = 1024
 """Rows that decide which candidate is refined."""
 EVEN = 16.0
 """Times the median power of a row, up to which all rows count alike."""
+ROOM = 2**30
+"""Bytes of samples that are held at once."""
 CHUNK = 256
 """Rows that are looked at together."""
 LARGEST = {"linear": 1.0, "norm": 1.0, "operand": 0.9871}
@@ -55,7 +58,9 @@ class Samples:
 
     def centred(self, mean: Tensor) -> Samples:
         """The same as distances from ``mean`` ``[C]``."""
-        return Samples(*([value - mean for value in values] for values in (self.inputs, self.targets)))
+        inputs = [value - mean for value in self.inputs]
+        pairs = zip(inputs, self.inputs, self.targets, strict=True)
+        return Samples(inputs, [moved if target is x else target - mean for moved, x, target in pairs])
 
     def mean(self) -> Tensor:
         """Mean of each channel of the inputs ``[C]``, by `row_weights`."""
@@ -68,24 +73,34 @@ class Samples:
         return Samples(*([torch.cat(values).reshape(-1, 1)] for values in (self.inputs, self.targets)))
 
     def add(self, x: Tensor, target: Tensor, keep: int, mask: Tensor | None) -> None:
-        x, target = (v.detach().flatten(0, -2).float() for v in (x, target))
-        if mask is not None and mask.numel() == len(x):  # padding says nothing about real activations
-            x, target = x[mask.flatten().bool()], target[mask.flatten().bool()]
-        rows = torch.linspace(0, len(x) - 1, min(keep, len(x)), device=x.device).long()
-        self.inputs.append(x[rows].cpu())
-        self.targets.append(target[rows].cpu())
+        """Evenly spaced rows of ``x`` and ``target`` ``[…, C]``, which are held once if they are the same tensor."""
+        picked = _evenly(x, keep, mask)
+        self.inputs.append(picked)
+        self.targets.append(picked if target is x else _evenly(target, keep, mask))
+
+
+def _evenly(x: Tensor, keep: int, mask: Tensor | None) -> Tensor:
+    """At most ``keep`` evenly spaced rows of ``x`` ``[…, C]``, of those that ``mask`` (if it is theirs) does not hide."""
+    x = x.detach().flatten(0, -2)
+    if mask is not None and mask.numel() == len(x):  # padding says nothing about real activations
+        x = x[mask.flatten().bool()]
+    rows = torch.linspace(0, len(x) - 1, min(keep, len(x)), device=x.device).long()
+    return x[rows].float().cpu()
 
 
 class _Sampler:
-    """Forward hook that takes evenly spaced rows of what a site will be given, and of what it stands for."""
+    """Forward hook that takes evenly spaced rows of what a site will be given, and of what it stands for; without ``samples``
+    it only counts how often that is."""
 
-    def __init__(self, samples: Samples, keep: int, place: Placement, rotation: Rotation) -> None:
+    def __init__(self, samples: Samples | None, keep: int, place: Placement, rotation: Rotation) -> None:
         self.samples, self.keep, self.spec, self.rotation = samples, keep, place.spec, rotation
         self.mask: Tensor | None = None
         self.name, self.ran = place.name, 0
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         self.ran += 1
+        if self.samples is None:
+            return
         if self.spec.kind == "output":
             x = output.chunk(2, dim=-1)[1] if self.spec.half else output
         else:
@@ -99,75 +114,151 @@ class _Sampler:
 
 
 class _Tap(nn.Module):
-    """Stands where an attention operand's site will be and lets it pass, sampled."""
+    """Stands where an attention operand's site will be and lets it pass, sampled (without ``samples`` only counted)."""
 
-    def __init__(self, samples: Samples, keep: int) -> None:
+    def __init__(self, samples: Samples | None, keep: int, name: str) -> None:
         super().__init__()
         self.samples, self.keep = samples, keep
+        self.name, self.ran = name, 0
         self.clock = Clock(SpikingConfig())
 
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        self.samples.add_operand(x, self.keep)
+        self.ran += 1
+        if self.samples is not None:
+            self.samples.add_operand(x, self.keep)
         return x
 
 
 @contextmanager
-def _tapped(model: PreTrainedModel, operands: list[Placement], found: dict[str, Samples], keep: int) -> Iterator[None]:
+def _tapped(
+    model: PreTrainedModel, operands: list[Placement], found: dict[str, Samples], keep: int
+) -> Iterator[list[_Tap]]:
     """Attention by FAS's function, with taps for ``operands``; the model is left as it was."""
+    taps = [_Tap(found.get(place.name), keep, place.name) for place in operands]
     with attention_as(model, attention.NAME) if operands else nullcontext():
         try:
-            for place in operands:
-                taps = place.home._modules.setdefault("sites", nn.ModuleDict())
-                taps[place.spec.role] = _Tap(found[place.name], keep)  # type: ignore[index]
-            yield
+            for place, tap in zip(operands, taps, strict=True):
+                held = place.home._modules.setdefault("sites", nn.ModuleDict())
+                held[place.spec.role] = tap  # type: ignore[index]
+            yield taps
         finally:
             for place in operands:
                 place.home._modules.pop("sites", None)
 
 
-def sample_inputs(
-    model: PreTrainedModel, placements: list[Placement], config: SpikingConfig, batches: Iterable[Mapping[str, Any]]
-) -> dict[str, Samples]:
-    """Run ``batches`` (keyword arguments of the model) through the untouched ANN, sampling what each site will see."""
-    listed = list(batches)
+def sampled(
+    model: PreTrainedModel,
+    placements: Sequence[Placement],
+    config: SpikingConfig,
+    batches: Iterable[Mapping[str, Any]],
+    progress: Progress | None = None,
+    room: int | None = None,
+) -> Iterator[tuple[Placement, Samples]]:
+    """Each site that has a scale to fit, with samples of what it will see in the untouched ANN.
+
+    All ``batches`` run once for as many sites as ``room`` holds, then once more for the next ones; the samples of a site are
+    let go with the next site.
+
+    Args:
+        model: The ANN; it must stay as it is until the last site.
+        placements: The sites that it will get.
+        config: Says how values are rotated.
+        batches: Calibration data, keyword arguments of the model.
+        progress: Who is told how many batches have run, and how many sites were asked for.
+        room: Bytes of samples that are held at once; `ROOM` by default.
+
+    Raises:
+        DataError: Without batches, or if they do not reach all sites.
+        UnsupportedModelError: For a site that runs twice in a forward pass, or that cannot be sampled.
+    """
+    listed, progress = list(batches), progress or Silent()
     if not listed:
         raise DataError("no calibration batches: the initial scales are fitted to data; give at least one batch")
-    found: dict[str, Samples] = {}
-    samplers = []
-    training = model.training
+    places = [place for place in placements if place.spec.kind != "group"]
     keep = max(1, SAMPLES_PER_SITE // len(listed))
-    operands = [place for place in placements if place.spec.kind in ("operand", "cross")]
-    with ExitStack() as stack, torch.no_grad():
-        for place in placements:
-            samples = found[place.name] = Samples()
-            if place in operands or place.spec.kind == "group":
+    groups = in_parts(places, keep * len(listed), room)
+    for number, group in enumerate(groups, 1):
+        part = f" (part {number} of {len(groups)})" if len(groups) > 1 else ""
+        found = {place.name: Samples() for place in group}
+        _run(
+            model,
+            places,
+            found,
+            config,
+            counted(listed, progress, f"Sampling the inputs of {len(group)} sites{part}"),
+            keep,
+        )
+        for place in counted(group, progress, f"Fitting the scales of {len(group)} sites{part}"):
+            yield place, found.pop(place.name)
+
+
+def in_parts(placements: Sequence[Placement], rows: int, room: int | None = None) -> list[list[Placement]]:
+    """``placements`` that have a scale to fit, in their order, as many together as have samples of ``room`` bytes (`ROOM` by
+    default) with so many ``rows`` each, or a single one."""
+    room = ROOM if room is None else room
+    parts: list[list[Placement]] = []
+    held = room
+    for place in placements:
+        if place.spec.kind == "group":
+            continue
+        size = sample_bytes(place, rows)
+        held += size
+        if held > room:
+            parts.append([])
+            held = size
+        parts[-1].append(place)
+    return parts
+
+
+def sample_bytes(place: Placement, rows: int) -> int:
+    """Bytes of the samples of one site: its inputs, and what it stands in for where that is something else."""
+    channels = place.width // (2 * NEURONS) if place.spec.kind == "norm" else place.width
+    return rows * channels * torch.float32.itemsize * (2 if place.spec.replaces else 1)
+
+
+@torch.no_grad()
+def _run(
+    model: PreTrainedModel,
+    places: Sequence[Placement],
+    found: dict[str, Samples],
+    config: SpikingConfig,
+    batches: Iterable[Mapping[str, Any]],
+    keep: int,
+) -> None:
+    """Run ``batches`` and fill ``found``, samples by site; raises as `sampled` for any of ``places``."""
+    operands = [place for place in places if place.spec.kind in ("operand", "cross")]
+    samplers: list[_Sampler] = []
+    training, count = model.training, 0
+    with ExitStack() as stack:
+        for place in places:
+            if place in operands:
                 continue
             replaces = place.spec.replaces
             source = place.owner.get_submodule(replaces) if replaces else place.consumers[0]
-            hook = _Sampler(samples, keep, place, place.rotation(config))
+            hook = _Sampler(found.get(place.name), keep, place, place.rotation(config))
             samplers.append(hook)
             stack.callback(source.register_forward_hook(hook).remove)
-        stack.enter_context(_tapped(model, operands, found, keep))
+        taps = stack.enter_context(_tapped(model, operands, found, keep))
         stack.callback(model.train, training)
         model.eval()
-        for batch in listed:
+        for batch in batches:
             for hook in samplers:
                 hook.mask = batch.get("attention_mask")
             model(**{key: value for key, value in batch.items() if key != "labels"})
-    _require_samples(model, placements, found)
-    often = [hook.name for hook in samplers if hook.ran > len(listed)]
+            count += 1
+    _require_samples(model, places, {hook.name for hook in (*samplers, *taps) if hook.ran})
+    often = [hook.name for hook in samplers if hook.ran > count]
     if often:
         raise UnsupportedModelError(
             f"{often[0]} would run more than once in a forward, and its neurons would meet two signals; leave it analog with "
             f"ignore=('{often[0]}',)"
         )
-    return found
 
 
-def _require_samples(model: nn.Module, placements: list[Placement], found: dict[str, Samples]) -> None:
-    """Raise for sites that no batch reached: by the fault of the model, or of the batches."""
-    idle = [place for place in placements if place.spec.kind != "group" and not found[place.name].inputs]
-    running = {id(place.owner) for place in placements if found[place.name].inputs}
+def _require_samples(model: nn.Module, places: Sequence[Placement], reached: set[str]) -> None:
+    """Raise for sites that no batch ``reached``: by the fault of the model, or of the batches."""
+    idle = [place for place in places if place.name not in reached]
+    running = {id(place.owner) for place in places if place.name in reached}
     unreached = [place.name for place in idle if place.spec.kind in ("operand", "cross") and id(place.owner) in running]
     if unreached:
         raise UnsupportedModelError(
@@ -176,7 +267,7 @@ def _require_samples(model: nn.Module, placements: list[Placement], found: dict[
         )
     if idle:
         raise DataError(
-            f"the calibration batches do not reach {len(idle)} of {len(found)} sites, first {idle[0].name}; give batches "
+            f"the calibration batches do not reach {len(idle)} of {len(places)} sites, first {idle[0].name}; give batches "
             "that use every part of the model (images beside text), or ignore those sites"
         )
 

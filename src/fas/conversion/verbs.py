@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from fas.conversion.description import describe
 from fas.conversion.install import absorb, decoders, install, rotate_reader
 from fas.conversion.order import measure_order
 from fas.conversion.prefix_search import find_prefix, give_prefix
-from fas.conversion.scales import Samples, fitted_scale, mean_error, sample_inputs
+from fas.conversion.scales import Samples, fitted_scale, mean_error, sampled
 from fas.errors import ConfigError
 from fas.models import Placement, Plan, find_segments, planned
 from fas.progress import Progress, Silent
@@ -40,36 +41,55 @@ def prepare(
     `UnsupportedModelError` for an unknown architecture, `ConfigError` for targets or ignored names that match no site and
     `DataError` without batches, before the model is changed.
     """
-    plan, batches = planned(model, config), list(batches)
+    plan, batches, progress = planned(model, config), list(batches), progress or Silent()
     placements = [place for _, places in plan for place in places]
     with ExitStack() as undo:  # the model stays as it was if the data do not reach its sites
-        config, shapes = _with_prefix(model, plan, config, batches, undo, progress or Silent())
-        samples = sample_inputs(model, placements, config, batches)
+        config, shapes = _with_prefix(model, plan, config, batches, undo, progress)
+        samples = sampled(model, placements, config, batches, progress)
+        fitted = {place.name: _fitted(place, some, config, fit) for place, some in samples}
         undo.pop_all()
     sites = install(model, plan, config, "qcfs", shapes)
     for placement, site in zip(placements, sites, strict=True):
-        if site.kind != "group":  # whose λ is the geometry of its function
-            found = samples[site.name]
+        if site.kind == "group":  # whose λ is the geometry of its function
+            continue
+        found = fitted[site.name]
+        site.log_scale.data.copy_(found.log_scale)
+        if site.center is not None and found.center is not None:
+            site.center.copy_(found.center)
+        for consumer in placement.consumers if site.kind == "input" else ():
+            rotate_reader(consumer, placement.rotation(config))
             if site.center is not None:
-                site.center.copy_(found.mean())
-                found = samples[site.name] = found.centred(found.mean())
-            scale = (
-                fit(placement, found)
-                if fit
-                else fitted_scale(placement, found, config.levels, config.scales == "tensor")
-            )
-            site.log_scale.data.copy_(scale.log())
-        if site.kind == "input":
-            left_out = mean_error(samples[site.name], site.scale.cpu(), config.levels, site.signed)
-            for consumer in placement.consumers:
-                rotate_reader(consumer, placement.rotation(config))
-                if site.center is not None:
-                    absorb(consumer, site.center)
-                if placement.spec.replaces is not None:
-                    absorb(consumer, left_out)
+                absorb(consumer, site.center)
+            if found.left_out is not None:
+                absorb(consumer, found.left_out)
     measure_order(model, sites, batches[0])
     describe(model)
     return model
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What a site gets from its samples, per channel ``[C]``."""
+
+    log_scale: Tensor
+    center: Tensor | None
+    """The mean of its inputs, where it spikes the distances from that."""
+    left_out: Tensor | None
+    """What the unit leaves out on average of the activation that it stands in for."""
+
+
+def _fitted(place: Placement, samples: Samples, config: SpikingConfig, fit: Fit | None) -> _Fitted:
+    """λ of the site of ``place`` by ``fit``, or of least squared error; and the means that go into the biases behind."""
+    center = None
+    if place.centers(config):
+        center = samples.mean()
+        samples = samples.centred(center)
+    scale = fit(place, samples) if fit else fitted_scale(place, samples, config.levels, config.scales == "tensor")
+    log_scale = scale.log()
+    left_out = None
+    if place.spec.kind == "input" and place.spec.replaces is not None:
+        left_out = mean_error(samples, log_scale.exp(), config.levels, place.spec.signed)
+    return _Fitted(log_scale, center, left_out)
 
 
 def _with_prefix(

@@ -52,6 +52,10 @@ class Placement:
         """Whether it is the attention function that finds the site."""
         return self.spec.kind in ("operand", "cross") or self.spec.role in ("exponential", "reciprocal", "softcap")
 
+    def centers(self, config: SpikingConfig) -> bool:
+        """Whether the site spikes distances from each channel's mean under ``config``."""
+        return config.center and self.spec.signed and self.spec.kind == "input"
+
     def rotation(self, config: SpikingConfig) -> Rotation:
         """Rotation in front of the site under ``config``."""
         rotated = {"hadamard": ("product",), "heads": ("product", "heads"), "none": ()}[config.rotation]

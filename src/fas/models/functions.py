@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from torch import nn
 
@@ -76,6 +77,10 @@ FUNCTIONS: dict[str, Callable[[], Group]] = {
 
 def group_for(role: str, module: nn.Module) -> Group:
     """The fitted group of a site of kind ``group``: by its role, or that of the activation ``module``."""
-    if role in FUNCTIONS:
-        return FUNCTIONS[role]()
-    return activation_group(ACTIVATIONS[type(module).__name__], 16)  # type: ignore[arg-type]
+    return _fitted(role if role in FUNCTIONS else ACTIVATIONS[type(module).__name__])
+
+
+@cache
+def _fitted(name: str) -> Group:
+    """The group of a function or an activation: fitted once, for a model has as many as norms and softmaxes."""
+    return FUNCTIONS[name]() if name in FUNCTIONS else activation_group(name, 16)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, set_seed
 from fas import world
 from fas.calibration import CalibrationOptions, LayerReport, calibrate, calibrate_folder
 from fas.calibration.kept import file_name
-from fas.calibration.shelf import weight_files
+from fas.calibration.shelf import weight_files, without_weights
 from fas.config import SpikingConfig
 from fas.errors import CheckpointError, ConfigError
 from fas.pipeline.asked import as_converted, results_of
@@ -23,6 +23,7 @@ from fas.pipeline.run import batches_on
 from fas.pipeline.source import training_of
 from fas.progress import Progress
 from fas.runtime.control import calibrated_keys, clock_of, sites_of
+from fas.runtime.replay import number_of_layers
 
 BATCH = 4
 
@@ -37,7 +38,7 @@ class CalibrateOptions:
     timesteps: tuple[int, ...] = (8,)
     codings: tuple[str, ...] = ()
     calibration_sequences: int | None = None
-    fit_steps: int = 32
+    fit_steps: int | None = None
     absorb_bias: bool = False
     align_steps: int = 0
     global_steps: int = 0
@@ -46,10 +47,11 @@ class CalibrateOptions:
     seed: int = 0
     device: str = "auto"
 
-    def settings(self) -> CalibrationOptions:
-        """What Stage 2 is told."""
+    def settings(self, layers: int) -> CalibrationOptions:
+        """What Stage 2 of a network of so many ``layers`` is told."""
         steps = 0 if self.from_disk else self.global_steps
-        return CalibrationOptions(
+        return CalibrationOptions.for_depth(
+            layers,
             fit_steps=self.fit_steps,
             absorb_bias=self.absorb_bias,
             align_steps=self.align_steps,
@@ -78,11 +80,12 @@ def _in_memory(options: CalibrateOptions, progress: Progress) -> dict[str, list[
     if again:
         raise ConfigError(f"{options.folder} is calibrated for {', '.join(again)} already; choose other timesteps")
     work = options.out.with_name(options.out.name + ".work")
+    settings = options.settings(number_of_layers(model))
     reports = {}
     for target in targets:
         model.set_timesteps(**target.model_dump())
         layers = work / file_name(target.neuron_key)
-        reports[target.neuron_key] = calibrate(model, batches, options.settings(), progress, layers)
+        reports[target.neuron_key] = calibrate(model, batches, settings, progress, layers)
     model.set_timesteps(**config.model_dump())
     world.once(lambda: _write(options, model, tokenizer, work))
     return reports
@@ -120,16 +123,17 @@ def _from_disk(options: CalibrateOptions, progress: Progress) -> dict[str, list[
     (target,) = _targets(options, SpikingConfig.from_dict(model_config.quantization_config["spiking"]))
     device = pick_device(options.device)
     batches = _batches(options, tokenizer, model_config, device)
-    time = target.model_dump()
+    time, auto_class = target.model_dump(), auto_class_of(model_config)
+    layers = number_of_layers(without_weights(folder, auto_class, device))
     return {
         target.neuron_key: calibrate_folder(
             folder,
             options.out,
             batches,
-            options.settings(),
+            options.settings(layers),
             progress,
             device=device,
-            auto_class=auto_class_of(model_config),
+            auto_class=auto_class,
             **time,
         )
     }

@@ -6,12 +6,17 @@ import shutil
 from pathlib import Path
 
 from fas.pipeline.convert import run_conversion
+from fas.pipeline.evaluate import diagnoses
 from fas.pipeline.generate import Decoding, continue_text
 from fas.pipeline.load import load_ann, load_spiking
 from fas.pipeline.options import ConvertOptions
+from fas.pipeline.source import evaluation_of
 from fas.progress import Progress, Silent
 from fas.report.results import Results, Row
+from fas.runtime.control import clock_of
 
+DIAGNOSED = 8
+"""Sequences on which is seen how the layers settle."""
 PROMPT = "The with statement is used to"
 
 
@@ -44,11 +49,15 @@ def run_demo(out: Path, seed: int = 0, progress: Progress | None = None) -> Resu
     results.rows.sort(key=_place)
     progress.start("writing samples", 2)
     samples, decoding = {"prompt": PROMPT}, Decoding(max_new_tokens=48, sample=True, temperature=0.7, seed=seed)
-    for label, (model, tokenizer) in (("ann", load_ann("builtin")), ("snn", load_spiking(str(out / "model")))):
+    spiking = load_spiking(str(out / "model"))
+    for label, (model, tokenizer) in (("ann", load_ann("builtin")), ("snn", spiking)):
         samples[label] = continue_text(model, tokenizer, PROMPT, decoding).text
         progress.advance()
     progress.done()
     results.extra["samples"] = [samples]
+    model, tokenizer = spiking
+    examples = evaluation_of(demo_options(out / "model", seed), model.config, tokenizer).some(DIAGNOSED)
+    results.extra["diagnosis"] = diagnoses(model, [clock_of(model).config], examples, progress)
     return results
 
 

@@ -9,7 +9,7 @@ A stage holds, at its peak (bytes; P is what the parameters take in fp32, whatev
 * *AdamW's moments*: 2 P; *gradients*: what is left after a backward pass that was traced, P
 * *activations*: what else is alive at the peak of a pass, traced (`fas.pipeline.forwards`): the layers' and QCFS units' saved
   tensors, attention maps, logits of the vocabulary and their distance to the teacher's; T·B rows where time is folded
-* *samples*: what scales and neurons are fitted on
+* *samples*: what scales and neurons are fitted on, those of scales for as many sites at a time as there is room for
 * *fragments*: `HOLES` (or `HOLES_OF_IMAGES`) of activations and samples: freed memory stays (`fas.runtime.memory`), in holes
   that the next tensor does not always fit, all the more between samples, which stay
 
@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 from fas.calibration import CalibrationOptions
 from fas.config import SpikingConfig
-from fas.conversion.scales import SAMPLES_PER_SITE
+from fas.conversion.scales import SAMPLES_PER_SITE, in_parts, sample_bytes
 from fas.models import Placement, planned
 from fas.pipeline.forwards import (
     Architecture,
@@ -130,8 +130,8 @@ class Estimate:
         run = self.architecture.cost(lambda build: evaluation(build, shape, scored=False))
         rows = min(SAMPLES_PER_SITE, self.work.calibration * self.work.length)
         widths = [place.width for place in self.placements if place.spec.kind != "group"]
-        twice = [place.width for place in self.placements if place.spec.replaces]
-        samples = 4 * rows * (sum(widths) + sum(twice))
+        parts = in_parts(self.placements, SAMPLES_PER_SITE)
+        samples = max((sum(sample_bytes(place, rows) for place in part) for part in parts), default=0)
         fitted = (
             4 * rows * 6 * max(widths, default=0)
         )  # one site at a time: inputs, targets, candidates and their errors
@@ -139,7 +139,8 @@ class Estimate:
         tries = Cost(written=48 * 4 * 4 * rows * sum(widths))
         return self._stage(
             "scales", f"{len(self.placements)} sites, {self.work.calibration} {self.work.examples}", memory,
-            [(self.work.calibration / shape.batch, run), (1, tries)], self.work.calibration * self.work.length,
+            [(len(parts) * self.work.calibration / shape.batch, run), (1, tries)],
+            len(parts) * self.work.calibration * self.work.length,
         )  # fmt: skip
 
     def stage1(self) -> PlannedStage:

@@ -102,7 +102,7 @@ def evaluate_folder(
         if integer_bits:
             found.extra["integer_products"] = integer_paths(model)
     if diagnosed:
-        found.extra["diagnosis"] = _diagnoses(model, targets, blocks.some(diagnosed), progress)
+        found.extra["diagnosis"] = diagnoses(model, targets, blocks.some(diagnosed), progress)
     if stored is not None and (tuning := stored.extra.get("tuning")):
         found.rows, found.extra["tuning"] = [as_tuned(row) for row in rows], tuning
     return found
@@ -125,9 +125,10 @@ def _adaptive_plan(
     return plan
 
 
-def _diagnoses(
+def diagnoses(
     model: PreTrainedModel, targets: Sequence[SpikingConfig], examples: Examples, progress: Progress
 ) -> dict[str, Any]:
+    """`diagnose` of ``model`` on ``examples`` for each of ``targets`` that has a temporal error, by `neuron_key`."""
     progress.start("diagnosing", len(targets))
     found: dict[str, Any] = {}
     batches = [

@@ -52,7 +52,7 @@ def _trained(run: Run, like: PreTrainedModel, spiking: bool) -> dict[str, Tensor
     (model, whole), teacher = _with_head(run), None
     if spiking:
         batches = batches_on(run.device, Blocks(blocks).some(Blocks.CALIBRATION).unpadded(8))
-        prepare(model, options.configurations()[0], batches)
+        prepare(model, options.configurations()[0], batches, progress=run.progress)
         teacher = _with_head(run)[0] if whole else None  # a new head has nothing to teach
     settings = Stage1Options(
         steps=options.mlm_steps, batch_size=options.batch_size or 32, lr=options.lr or MASKED_LR,

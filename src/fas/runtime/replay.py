@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from fas.errors import CheckpointError, DataError
-from fas.models import Segment
+from fas.models import Segment, find_segments
 from fas.neurons import Clock
 from fas.runtime.control import as_qcfs, without_cache
 
@@ -43,6 +43,11 @@ class Stream:
 def blocks_of(segment: Segment) -> list[nn.Module]:
     """The repeated layers of a segment in order."""
     return [module for module in segment.module.modules() if type(module).__name__ == segment.family.block]
+
+
+def number_of_layers(model: nn.Module) -> int:
+    """Layers of all segments, one after the other."""
+    return sum(len(blocks_of(segment)) for segment in find_segments(model))
 
 
 def checked(batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -130,8 +131,16 @@ def _manager(specs: Sequence[str], include: Sequence[Path]) -> Any:
     paths: list[str | Path] = list(include)
     manager = TaskManager(include_path=paths, include_defaults=False)
     if all(_is_file(spec) or spec in manager.task_index for spec in specs):
-        return manager  # reading lm-eval's own 14,000 takes ten seconds
-    return TaskManager(include_path=paths)
+        return manager
+    return TaskManager(include_path=paths) if paths else _own_tasks()
+
+
+@cache
+def _own_tasks() -> Any:
+    """The 14,000 tasks of lm-eval alone, which take ten seconds to read."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _tasks_of(spec: str, manager: Any, tokenizer: PreTrainedTokenizerBase, asked: Asked) -> list[HarnessTask]:
