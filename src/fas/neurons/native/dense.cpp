@@ -50,7 +50,7 @@ void outputs_of(const float* x, i64 inputs, const W* weights, i64 outputs, const
 
 template <class X, class W>
 void multiply(const X* x, int rows, i64 inputs, const W* weights, i64 outputs, const float* bias, X* out, int threads) {
-  std::vector<float> room(std::size_t(ROWS * inputs + LANES));
+  std::vector<float> room(std::size_t(ROWS * inputs + 16));
   float* wider = room.data();
   while (reinterpret_cast<std::uintptr_t>(wider) % 64) ++wider;  // loads across cache lines take twice as long
   for (int from = 0; from < rows;) {
