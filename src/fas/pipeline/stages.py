@@ -22,14 +22,13 @@ from fas import world
 from fas.calibration import CalibrationOptions, LayerReport, calibrate
 from fas.config import SpikingConfig
 from fas.conversion import convert, prepare
-from fas.models import find_segments
 from fas.pipeline.masked import begin_with_text
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.run import Run, adapters_of
 from fas.pipeline.workspace import Workspace
 from fas.report.results import Row
 from fas.runtime.control import sites_of
-from fas.runtime.replay import blocks_of
+from fas.runtime.replay import layers_of
 from fas.tasks.examples import Evaluation
 from fas.tasks.glue import LANGUAGE_MODELING
 from fas.training import Stage1Options, fine_tune
@@ -138,7 +137,7 @@ def calibrate_for(run: Run, target: SpikingConfig) -> None:
     if run.workspace.has(stage):
         return
     settings = CalibrationOptions.for_depth(
-        depth_of(run.load("qcfs")),
+        layers_of(run.load("qcfs")),
         fit_steps=run.options.fit_steps,
         absorb_bias=run.options.absorb_bias,
         align_steps=run.options.align_steps,
@@ -155,11 +154,6 @@ def calibrate_for(run: Run, target: SpikingConfig) -> None:
             (folder / "value.json").write_text(json.dumps([vars(report) for report in reports]))
 
         run.workspace.store(stage, write)
-
-
-def depth_of(model: PreTrainedModel) -> int:
-    """Layers of all segments, one after the other."""
-    return sum(len(blocks_of(segment)) for segment in find_segments(model))
 
 
 @contextmanager

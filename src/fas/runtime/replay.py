@@ -15,10 +15,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from fas.errors import CheckpointError, DataError
-from fas.models import Segment
+from fas.models import Segment, find_segments
 from fas.neurons import Clock
 from fas.runtime.control import as_qcfs, without_cache
 
@@ -43,6 +44,11 @@ class Stream:
 def blocks_of(segment: Segment) -> list[nn.Module]:
     """The repeated layers of a segment in order."""
     return [module for module in segment.module.modules() if type(module).__name__ == segment.family.block]
+
+
+def layers_of(model: PreTrainedModel) -> int:
+    """Layers of all segments, one after the other."""
+    return sum(len(blocks_of(segment)) for segment in find_segments(model))
 
 
 def checked(batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
