@@ -5,26 +5,32 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import folders
 import pytest
 import tiny
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fas import convert, prepare
+from fas.calibration import CalibrationOptions
 from fas.cli import app
 from fas.config import SpikingConfig
 from fas.errors import ConfigError
-from fas.methods import Method, method, methods, register
+from fas.methods import Method, method, methods, register, trained
 from fas.pipeline import compare
 from fas.pipeline.compare import CompareOptions, run_comparison
+from fas.pipeline.convert import run_conversion
+from fas.pipeline.load import load_ann, load_saved
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.priced import priced
-from fas.report.comparison import FIELDS, LEDGERS, as_csv, badness, front
+from fas.progress import Silent
+from fas.report.comparison import FIELDS, LEDGERS, as_csv, badness, front, headline
 from fas.report.results import Results, Row
 
 DOCS = Path(__file__).parents[1] / "docs" / "methods.md"
@@ -79,6 +85,104 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
     page = (tmp_path / "out" / "compare.html").read_text()
     assert page.count("<svg") == 3  # latency, spikes, energy
     assert "2 conversions of" in page
+
+
+UNTRAINED: dict[str, Any] = {
+    "stage1": "none", "activation": "keep", "prefix": (5, 7), "rotation": "heads", "center": True, "stage1_steps": None,
+}  # fmt: skip
+
+
+def untrained(tmp_path: Path, **more: Any) -> CompareOptions:
+    """A comparison in which nothing is trained, with a prefix."""
+    made = options(tmp_path, **more)
+    return replace(made, base=replace(made.base, **UNTRAINED))
+
+
+def test_without_training_all_start_from_the_ann(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods, started = ("fas-population", "qcfs", "direct-max", "spikezip"), []
+    measure = compare._measured
+    monkeypatch.setattr(compare, "_measured", lambda *cell: started.append(cell[1].name) or measure(*cell))
+    results = run_comparison(untrained(tmp_path, methods=methods, timesteps=(4,)))
+    rows = results.rows
+    assert [row.error for row in rows] == [None] * 7
+    assert [row.method or row.name for row in rows] == ["ann", "ann+prefix", "qcfs", *methods]
+    assert [row.neurons_per_channel for row in rows[3:]] == [2, 1, 1, 1]
+    assert rows[0].loss != rows[1].loss
+    assert results.extra["control"]["chosen"] == "ann"
+    said = results.extra["options"]
+    assert (said["prefix"], said["rotation"], said["center"]) == ((5, 7), "heads", True)
+    ann = load_ann(str(tmp_path / "model"))[0]
+    for start in ("control", "qcfs"):  # no weight was moved but by rotations
+        kept = load_saved(tmp_path / "out" / "compare.work" / start, torch.device("cpu"))
+        assert torch.equal(kept.get_input_embeddings().weight, ann.get_input_embeddings().weight)
+    best = min(rows[3:], key=badness)
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert f"Within 16 timesteps of latency {best.method} (T = 4" in page
+    assert f"where the original has {rows[0].value:.2f} (×{(best.value or 0) / (rows[0].value or 1):.3f})" in page
+    assert "here all (fas-population, qcfs, spikezip) take it untrained" in page
+    assert "fine-tuned" not in page.split("<svg")[0].split("<h1>")[1]
+    assert "vs ANN" in page
+    lines = list(csv.DictReader((tmp_path / "out" / "compare.csv").open()))
+    assert [line["neurons_per_channel"] for line in lines] == ["2", "1", "1", "1"]
+    assert float(lines[0]["against_control"]) == pytest.approx((rows[3].value or 0) / (rows[0].value or 1))
+    again = run_comparison(untrained(tmp_path, methods=("sta", *methods), timesteps=(4,)))
+    assert started == [*methods, "sta"]
+    assert [vars(row) for row in again.rows[4:]] == [vars(row) for row in rows[3:]]
+
+
+def test_our_rows_are_those_of_a_conversion(tmp_path: Path) -> None:
+    made = untrained(tmp_path, methods=("fas-population",), timesteps=(4,))
+    row = run_comparison(made).rows[-1]
+    more = {"codings": ("sigma_delta",), "timesteps": (4,), "neurons_per_channel": 2, "out": tmp_path / "snn"}
+    converted = run_conversion(replace(made.base, **more)).rows
+    (other,) = [row for row in converted if row.name == "snn" and row.schedule == "synchronous"]
+    assert (row.value, row.neurons_per_channel) == (other.value, other.neurons_per_channel)
+    assert row.spikes_per_neuron == pytest.approx(other.spikes_per_neuron)
+
+
+def test_deep_networks_are_calibrated_as_a_conversion_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[CalibrationOptions] = []
+    monkeypatch.setattr(trained, "number_of_layers", lambda model: 30)
+    monkeypatch.setattr(trained, "calibrate", lambda model, batches, settings, progress: taken.append(settings))
+    model = tiny.ann("gpt2").eval()
+    config = SpikingConfig(levels=8, timesteps=4)
+    prepare(model, config, [tiny.inputs_for(model, 4)])
+    methods()["fas-population"].build(model, config, 4, [], Silent())
+    assert taken == [CalibrationOptions.for_depth(30)]
+    assert taken[0].settle
+
+
+def test_the_headline_is_of_low_latency(tmp_path: Path) -> None:
+    rows = [
+        Row("ann", metric="perplexity", value=10.0),
+        Row("snn", method="slow", metric="perplexity", value=10.1, timesteps=4, latency_timesteps=80),
+        Row("snn", method="late", metric="perplexity", value=11.0, timesteps=16, latency_timesteps=16),
+        Row("snn", method="soon", metric="perplexity", value=11.0, timesteps=8, latency_timesteps=8),
+    ]
+    results = Results("m", "d", 0, rows, extra={"options": {"stage1": "none"}})
+    assert headline(results) == (
+        "3 conversions of m, side by side. Within 16 timesteps of latency soon (T = 8) is best: perplexity 11.00 where the "
+        "original has 10.00 (×1.100)."
+    )
+    assert headline(Results("m", "d", 0, rows[:2])) == "1 conversions of m, side by side."
+
+
+def test_a_recipe_says_what_is_compared(tmp_path: Path) -> None:
+    made = options(tmp_path).base
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        f"model: {made.model}\ndata: {made.data}\nlevels: 4\ncoding: rate\ntimesteps: [2, 4]\nstage1: none\nlength: 16\n"
+        "calibration_sequences: 4\neval_sequences: 4\ncompare: {methods: [sta, qcfs], timesteps: [2]}\n"
+    )
+    asked = ["compare", f"--recipe={recipe}", f"--out={made.out}", "--json", "--quiet"]
+    found = json.loads(CliRunner().invoke(app, asked, catch_exceptions=False).stdout)
+    assert [row.get("method", row["name"]) for row in found["rows"]] == ["ann", "qcfs", "sta", "qcfs"]
+    assert [row.get("levels") for row in found["rows"]] == [None, 4, 4, 4]
+    assert {name: found["extra"]["options"][name] for name in ("activation", "stage1", "prefix")} == {
+        "activation": "keep", "stage1": "none", "prefix": [],
+    }  # fmt: skip
+    more = CliRunner().invoke(app, [*asked, "--methods=las", "--timesteps=4"], catch_exceptions=False).stdout
+    assert [(row["method"], row["timesteps"]) for row in json.loads(more)["rows"][2:]] == [("las", 4)]
 
 
 def test_a_method_that_fails_costs_its_row_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,9 +250,6 @@ def test_bad_settings(tmp_path: Path) -> None:
         options(tmp_path, methods=("none",))
     with pytest.raises(ConfigError, match=r"timesteps \[2, 2\] are not valid"):
         options(tmp_path, timesteps=(2, 2))
-    base = ConvertOptions("m", "d", tmp_path, stage1="none")
-    with pytest.raises(ConfigError, match="leave stage1='none' out"):
-        CompareOptions(base)
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.floats(1, 9)), min_size=1, max_size=12))

@@ -12,6 +12,7 @@ import standins
 from fas.cli import main
 from fas.cli.convert import options_from
 from fas.errors import ConfigError
+from fas.pipeline.compare import CompareOptions
 from fas.pipeline.convert import run_conversion
 from fas.pipeline.dry_run import dry_run
 from fas.pipeline.options import ConvertOptions
@@ -50,6 +51,17 @@ def test_recipe_is_valid_and_says_what_it_is_for(name: str) -> None:
         assert command.startswith("torchrun") == (machine.processes > 1)
 
 
+def test_models_of_peers_are_prepared_for_a_comparison() -> None:
+    prepared = [name for name in NAMES if read_recipe(name).compare is not None]
+    assert {"gpt2-medium", "llama-2-7b", "qwen2.5-0.5b", "smollm2-135m"} <= set(prepared)
+    for name in prepared:
+        recipe = read_recipe(name)
+        assert recipe.compare is not None
+        compared = CompareOptions(planned(name), recipe.compare.methods, recipe.compare.timesteps)
+        assert {"fas-population", "fas-sigma-delta"} < {method.name for method in compared.chosen}
+        assert (compared.base.stage1, compared.base.activation) == ("none", "keep")
+
+
 def same_plan(name: str) -> str:
     """Recipes whose data alone differ cost the same, so one of them is planned: the tasks of GLUE, and both texts of GPT-2."""
     recipe = read_recipe(name)
@@ -72,6 +84,9 @@ def test_recipe_is_planned_without_network_and_fits_where_it_says(name: str, tmp
     assert plan.configuration.startswith("the recipe")
     assert plan.peak <= machine.gib * 2**30
     assert list(tmp_path.iterdir()) == []
+    assert (f"fas compare --recipe {name} --out {name}-compared" in plan.commands.values()) == (
+        recipe.compare is not None
+    )
 
 
 def same_run(name: str) -> str:
@@ -151,6 +166,7 @@ def test_other_data_comes_without_the_evaluation_text_of_the_recipe(tmp_path: Pa
         (ABOUT.replace("machines: []", "machines: [{name: m, gib: 1, options: {colour: 1}}]") % "", "unknown option 'colour'"),
         (ABOUT.replace("source: s", "sauce: s") % "", "about.published.0"),
         ("examples: {training: 5}\n", "examples.evaluation"),
+        ("compare: {methods: [qcfs], levels: 4}\n", "compare.levels"),
         ("extends: this\n", "extends this"),
         ("extends: nothing\n", "nothing is neither a file nor a recipe"),
         ("- a\n", "lines of the form"),

@@ -29,6 +29,53 @@ def test_last_tenth_is_evaluation(tmp_path, separator):
     assert evaluation_text(file) == text.evaluation
 
 
+def paragraphs(count, between="\n \n", words=12):
+    """One document, as WikiText has it: lines of blanks between paragraphs, whose words are all different."""
+    return between.join(" ".join(f"w{i}.{j}" for j in range(words)) for i in range(count))
+
+
+@pytest.mark.parametrize("between", ["\n \n", "\r\n\t\r\n", "\n"])
+def test_one_document_is_cut_between_paragraphs(tmp_path, between):
+    file = tmp_path / "book.txt"
+    file.write_text(paragraphs(200, between))
+    text = load_text(str(file))
+    assert [len(text.training), len(text.held_out), len(text.evaluation)] == [17, 1, 2]
+    assert f"{file} has one document, too few to hold some out; it is cut into 20 parts" in text.note
+    assert evaluation_text(str(file)) == text.evaluation
+    parts = text.training + text.held_out + text.evaluation
+    assert " ".join(parts).split() == file.read_text().split()  # in their order, and nothing is lost
+    assert all(part.startswith("w") and part.split()[0].endswith(".0") for part in parts)
+    assert max(map(len, parts)) < 2 * min(map(len, parts))
+
+
+def test_what_has_no_paragraphs_is_cut_between_words_or_anywhere(tmp_path):
+    words, letters = tmp_path / "words.txt", tmp_path / "letters.txt"
+    words.write_text(" ".join(f"w{i}" for i in range(2000)))
+    letters.write_text("".join(chr(0x4E00 + i) for i in range(3000)))
+    text = load_text(str(words))
+    assert " ".join(text.training + text.held_out + text.evaluation) == words.read_text()
+    text = load_text(str(letters), str(words))
+    assert "".join(text.training + text.held_out) == letters.read_text()
+    assert text.evaluation == [words.read_text()]
+
+
+def test_two_documents_are_cut_where_both_are_long(tmp_path):
+    file = tmp_path / "two.txt"
+    file.write_text(paragraphs(100) + "<|endoftext|>" + paragraphs(60))
+    text = load_text(str(file))
+    assert len(text.training + text.held_out + text.evaluation) == 40
+    file.write_text(paragraphs(100) + "<|endoftext|>" + paragraphs(3))
+    with pytest.raises(DataError, match="has 2 documents; at least 3"):
+        load_text(str(file))
+
+
+def test_no_part_of_what_is_evaluated_is_trained_on(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text(paragraphs(100))
+    with pytest.raises(DataError, match="all in the evaluation text"):
+        load_text(str(file), str(file))
+
+
 def test_given_evaluation_text_leaves_all_else_for_training(tmp_path):
     file, other = write(tmp_path / "a.txt", 40, "\n\n"), tmp_path / "b.txt"
     other.write_text("one\n\ntwo\n\nthree")

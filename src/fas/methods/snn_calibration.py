@@ -7,8 +7,9 @@ Advanced: then, layer after layer, its weights by Adam on ‖s̄ − ā‖² of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from fas.losses import alignment
 from fas.methods.method import Batches, Method, register
 from fas.methods.start import KEPT, from_ann, mmse_at, own_parameters
 from fas.methods.trained import step_rows
-from fas.models import find_segments
+from fas.models import Segment, find_segments
 from fas.neurons import Clock, Fired, Site
 from fas.progress import Progress
 from fas.runtime.control import clock_of, sites_of, without_cache
@@ -31,9 +32,19 @@ LR, STEPS = 4e-5, 200
 """Of the advanced pipeline."""
 
 
-@torch.no_grad()
 def channel_means(model: PreTrainedModel, batches: Batches, sites: dict[str, Site]) -> dict[str, Tensor]:
     """What each of ``sites`` hands on, by channel ``[C]``, mean over tokens and timesteps."""
+
+    def run() -> None:
+        for batch in batches:
+            model(**batch, **without_cache(model))
+
+    return _means(sites, run)
+
+
+@torch.no_grad()
+def _means(sites: dict[str, Site], run: Callable[[], object]) -> dict[str, Tensor]:
+    """The means of `channel_means` over what ``run`` runs."""
     sums = {name: (torch.zeros(site.width, dtype=torch.float64), 0) for name, site in sites.items()}
 
     def keep(site: Site, args: Any, out: Tensor) -> None:
@@ -43,8 +54,7 @@ def channel_means(model: PreTrainedModel, batches: Batches, sites: dict[str, Sit
 
     handles = [site.register_forward_hook(keep) for site in sites.values()]
     try:
-        for batch in batches:
-            model(**batch, **without_cache(model))
+        run()
     finally:
         for handle in handles:
             handle.remove()
@@ -69,12 +79,45 @@ def _build(model: PreTrainedModel, config: SpikingConfig, timesteps: int, batche
     entries, sites = own_parameters(model, config), sites_of(model)
     with as_ann(model):
         wanted = channel_means(model, batches, {name: sites[name] for name in entries})
+    left = {name: sites[name] for name in entries}
     progress.start("SNN Calibration", len(entries))
-    for name, entry in entries.items():
-        given = channel_means(model, batches, {name: sites[name]})[name]
-        entry.constant.copy_((wanted[name] - given).to(entry.constant.device))
+
+    def mend(site: Site, means: dict[str, Tensor]) -> None:
+        entry = entries[site.name]
+        entry.constant.copy_((wanted[site.name] - means[site.name]).to(entry.constant.device))
+        del left[site.name]
         progress.advance(1)
+
+    for segment in find_segments(model):
+        _mend_blocks(model, segment, batches, left, mend)
+        beside = [site for site in left.values() if site in set(segment.module.modules())]  # such as a projector's
+        for site in beside:
+            mend(site, channel_means(model, batches, {site.name: site}))
     progress.done()
+
+
+@torch.no_grad()
+def _mend_blocks(
+    model: PreTrainedModel,
+    segment: Segment,
+    batches: Batches,
+    asked: dict[str, Site],
+    mend: Callable[[Site, dict[str, Tensor]], None],
+) -> None:
+    """Hand the means of those sites of ``segment`` that are ``asked`` for to ``mend``, one after the other; what lies before
+    their block runs once."""
+    clock = clock_of(model)
+
+    def run(block: nn.Module, index: int) -> list[Tensor]:
+        return [run_block(block, index, stream, clock) for stream in given]
+
+    with streams(model, segment, checked(batches), model.device, None, "snn") as given:
+        for index, block in enumerate(blocks_of(segment)):
+            inside = {module.name for module in block.modules() if isinstance(module, Site)}
+            for name, site in [entry for entry in asked.items() if entry[0] in inside]:
+                mend(site, _means({name: site}, partial(run, block, index)))
+            for stream, hidden in zip(given, run(block, index), strict=True):
+                stream.hidden = hidden
 
 
 def reconstruct(model: PreTrainedModel, batches: Batches, steps: int, progress: Progress) -> None:

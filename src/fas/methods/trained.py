@@ -6,12 +6,13 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from fas.calibration import calibrate
+from fas.calibration import CalibrationOptions, calibrate
 from fas.config import SpikingConfig
 from fas.methods.method import Batches, Method, register
 from fas.methods.published import PublishedOptions, calibrate_as_published
 from fas.methods.start import as_snn
 from fas.progress import Progress
+from fas.runtime.replay import number_of_layers
 
 
 def step_rows(timesteps: int) -> dict[str, Any]:
@@ -30,7 +31,8 @@ def _as_published(
 
 
 def _ours(model: PreTrainedModel, config: SpikingConfig, timesteps: int, batches: Batches, progress: Progress) -> None:
-    calibrate(as_snn(model, config), batches, None, progress)
+    settings = CalibrationOptions.for_depth(number_of_layers(model))
+    calibrate(as_snn(model, config), batches, settings, progress)
 
 
 register(

@@ -8,25 +8,32 @@ import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from transformers import set_seed
+from torch import Tensor
+from transformers import PreTrainedModel, set_seed
 
 import fas.methods as known
 from fas.errors import ConfigError
 from fas.methods import Method
 from fas.methods.start import as_snn
 from fas.pipeline.measure import dense_row, qcfs_row, spiking_row
-from fas.pipeline.options import ConvertOptions
+from fas.pipeline.options import USUAL_LEVELS, ConvertOptions
+from fas.pipeline.outliers import outliers_of, prefixed_ann, with_outliers_treated
 from fas.pipeline.prepared import prepared
 from fas.pipeline.priced import peak_memory, priced, priced_as_integers
-from fas.pipeline.run import Run
+from fas.pipeline.run import CALIBRATION_BATCH, Run
 from fas.pipeline.stages import kept_row, train_control, train_qcfs
 from fas.pipeline.workspace import Workspace
 from fas.progress import Progress, Silent
 from fas.report.comparison import as_csv
 from fas.report.html import write_report
 from fas.report.results import Results, Row, write_whole
+from fas.tasks.glue import LANGUAGE_MODELING
 
 USUAL = (2, 4, 8, 16, 32)
+COUNTED = 1024
+"""Tokens, about, that energy and memory are counted on."""
+OF_A_METHOD = ("codings", "timesteps", "steps", "rows", "neurons_per_channel")
+"""Options of a conversion that each method sets for itself."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class CompareOptions:
     """What is compared. Raises `ConfigError` for unknown methods, or times that are none."""
 
     base: ConvertOptions
-    """Model, data, coverage and Stage 1: what all methods share. Its codings and times are those of no method."""
+    """Model, data, coverage, treatment of massive activations and Stage 1: what all methods share. `OF_A_METHOD` is ignored."""
     methods: tuple[str, ...] = ()
     """By name; () is all that are registered."""
     timesteps: tuple[int, ...] = USUAL
@@ -46,33 +53,43 @@ class CompareOptions:
             )
         for name in self.methods:
             known.method_named(name)
-        if self.base.stage1 == "none":
-            raise ConfigError("a comparison needs the QCFS model that Stage 1 trains; leave stage1='none' out")
 
     @property
     def chosen(self) -> list[Method]:
         """In the order in which they were asked for."""
         return [known.method_named(name) for name in self.methods or known.methods()]
 
+    @property
+    def shared(self) -> ConvertOptions:
+        """``base`` with settings in the place of `OF_A_METHOD` that every method can start from."""
+        return replace(
+            self.base,
+            codings=("sigma_delta",),
+            timesteps=(self.base.levels or USUAL_LEVELS,),
+            steps=None,
+            rows="mean",
+            neurons_per_channel=1,
+        )
+
 
 def run_comparison(options: CompareOptions, progress: Progress | None = None) -> Results:
     """Measure every method at every T; writes compare.json, compare.csv and compare.html to the base's ``out``.
 
-    What was measured before is not measured again. Raises `FasError` kinds for bad input before anything is computed.
+    What was measured before is not measured again. With ``stage1="none"`` nothing is trained: methods start from the ANN, or
+    from the QCFS model as `fas.prepare` gives it. Raises `FasError` kinds for bad input before anything is computed.
     """
     progress, start = progress or Silent(), time.time()
-    base = options.base
+    base = options.shared
     ready = prepared(base, progress)
-    workspace = Workspace(base.out / "compare", ready.fingerprint(base, codings=None, timesteps=None))
+    workspace = Workspace(
+        base.out / "compare", ready.fingerprint(base, codings=None, timesteps=None, neurons_per_channel=None)
+    )
     workspace.open()
-    run = ready.run(base, workspace, progress)
+    run = with_outliers_treated(ready.run(base, workspace, progress), ready.ann)
     decision = train_control(run, ready.ann)
     train_qcfs(run, ready.ann, decision)
     ready.release()
-    rows = [
-        kept_row(workspace, "row-control", lambda: _dense(run)),
-        kept_row(workspace, "row-qcfs", lambda: _quantized(run)),
-    ]
+    rows = _references(run)
     cells = [(method, timesteps) for method in options.chosen for timesteps in options.timesteps]
     for number, (method, timesteps) in enumerate(cells, 1):
         progress.note(f"{number} of {len(cells)}: {method.title}, T = {timesteps}")
@@ -82,10 +99,13 @@ def run_comparison(options: CompareOptions, progress: Progress | None = None) ->
     results.extra = {
         "methods": {method.name: {name: getattr(method, name) for name in about} for method in options.chosen},
         "control": decision,
-        "options": {**asdict(base), "out": str(base.out)},
+        "options": {name: value for name, value in asdict(run.options).items() if name not in OF_A_METHOD}
+        | {"out": str(base.out)},
         "evaluation": {"data": base.data, "eval_data": base.eval_data, **run.evaluation.about()},
         "seconds": round(time.time() - start, 1),
     }
+    if (found := outliers_of(run)) is not None:
+        results.extra["massive_activations"] = found
     write_comparison(results, base.out)
     return results
 
@@ -97,14 +117,30 @@ def write_comparison(results: Results, folder: Path) -> None:
     write_report(results, folder / "compare.html")
 
 
-def _dense(run: Run) -> Row:
-    model = run.load("control")
-    row = dense_row("control", model, run.evaluation, run.at_once, run.progress)
-    return replace(row, memory_mib=peak_memory(model, run.calibration_batches()[0]))
+def _references(run: Run) -> list[Row]:
+    """The control (without training the ANN itself), the ANN with the prefix where there is one, and the QCFS model."""
+    name = "ann" if run.options.stage1 == "none" else "control"
+    rows = [kept_row(run.workspace, f"row-{name}", lambda: _dense(run, name, run.load("control")))]
+    if run.options.prefix and not run.source.new_head:
+        rows.append(kept_row(run.workspace, "row-ann-prefix", lambda: _dense(run, "ann+prefix", prefixed_ann(run))))
+    return [*rows, kept_row(run.workspace, "row-qcfs", lambda: _quantized(run))]
+
+
+def _dense(run: Run, name: str, model: PreTrainedModel) -> Row:
+    row = dense_row(name, model, run.evaluation, run.at_once, run.progress)
+    return replace(row, memory_mib=peak_memory(model, _batch(run)))
+
+
+def _batch(run: Run) -> dict[str, Tensor]:
+    """The calibration batch that energy and memory are counted on: a shorter one where its texts are long."""
+    size = CALIBRATION_BATCH
+    if run.options.task == LANGUAGE_MODELING:
+        size = max(1, min(size, COUNTED // run.evaluation.about()["length"]))
+    return run.calibration_batches(size)[0]
 
 
 def _quantized(run: Run) -> Row:
-    model, batch = run.load("qcfs"), run.calibration_batches()[0]
+    model, batch = run.load("qcfs"), _batch(run)
     row, memory = qcfs_row(model, run.evaluation, run.at_once, run.progress), peak_memory(model, batch)
     levels = run.options.levels
     at_once = run.options.configurations()[0].replaced(schedule="layerwise", timesteps=levels)
@@ -132,10 +168,11 @@ def _measured(run: Run, method: Method, timesteps: int) -> Row:
         config = known.built(method, model, base, timesteps, batches, run.progress)
         seconds = time.time() - start
         row = spiking_row(model, config, run.evaluation, run.at_once, run.progress)
-        beside = priced(model, config, batches[0], method.spent(timesteps))
+        beside = priced(model, config, _batch(run), method.spent(timesteps))
     spent = row.spikes_per_neuron
     return Row(
         "snn", coverage=row.coverage, levels=row.levels, method=method.name, timesteps=timesteps,
+        neurons_per_channel=row.neurons_per_channel or 1,
         latency_timesteps=method.latency(timesteps, known.depth_of(model)), metric=row.metric, value=row.value,
         metrics=row.metrics, perplexity=row.perplexity, loss=row.loss, tokens=row.tokens, items=row.items,
         spikes_per_neuron=None if spent is None else spent * method.spent(timesteps), seconds=row.seconds,

@@ -80,8 +80,16 @@ def dry_run(options: ConvertOptions, recipe: Recipe | None = None) -> Plan:
         speed=speed,
         files=_files(options, estimate),
         notes=notes,
-        commands=about.commands(recipe.name) if about is not None and recipe is not None else {},
+        commands=_commands(recipe) if recipe is not None else {},
     )
+
+
+def _commands(recipe: Recipe) -> dict[str, str]:
+    """What to type to run the recipe, and what it is prepared for beside that."""
+    found = recipe.about.commands(recipe.name) if recipe.about is not None else {}
+    if recipe.compare is not None:
+        found["beside other methods"] = recipe.compare.command(recipe.name)
+    return found
 
 
 def _configuration(options: ConvertOptions, recipe: Recipe | None) -> tuple[PreTrainedConfig, str]:
@@ -232,6 +240,7 @@ def _amount(options: ConvertOptions, recipe: Recipe | None, notes: list[str]) ->
         return _texts(options, recipe, notes)
     if options.data == "builtin" or Path(options.data).exists():
         text = load_text(options.data, options.eval_data)
+        notes += [text.note] if text.note else []
         each = _characters_a_token(options, text.training)
         sides = [int(sum(map(len, some)) / each) for some in (text.training, text.evaluation, text.held_out)]
         return (sides[0], sides[1]), sides[2]

@@ -1,7 +1,7 @@
 """Recipes: options of a conversion by name, with what they reproduce, so that a row of a paper is one command.
 
 A recipe is YAML: fields of `ConvertOptions`, and beside them ``extends`` (another recipe that it changes), ``about`` (`About`),
-``architecture`` and ``examples``, from which a dry run needs no network.
+``architecture`` and ``examples``, from which a dry run needs no network, and ``compare`` (`Compared`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,25 @@ from fas.report.plan_text import figure_text
 from fas.tasks.glue import LANGUAGE_MODELING, VISUAL, text_task
 
 _LISTS = ("codings", "timesteps", "steps", "targets", "ignore")
-_BLOCKS = ("extends", "about", "architecture", "examples")
+_BLOCKS = ("extends", "about", "architecture", "examples", "compare")
 
 
 class Counts(ExampleCounts):
     """Of images of classes, also how many classes there are."""
 
     classes: int | None = None
+
+
+class Compared(Block):
+    """What ``fas compare --recipe`` measures where the command does not say it."""
+
+    methods: tuple[str, ...] = ()
+    timesteps: tuple[int, ...] = ()
+
+    @staticmethod
+    def command(recipe: str) -> str:
+        """What to type."""
+        return f"fas compare --recipe {recipe} --out {recipe}-compared"
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,7 @@ class Recipe:
     architecture: dict[str, Any] = field(default_factory=dict)
     """``model_type`` and settings of the model's configuration, where neither folder nor hub can be asked."""
     examples: Counts | None = None
+    compare: Compared | None = None
 
 
 def recipe_folder() -> Path:
@@ -69,8 +82,9 @@ def read_recipe(name: str | Path) -> Recipe:
     if unknown:
         raise ConfigError(f"{path}: unknown option {unknown[0]!r}; known are {', '.join([*known, *_BLOCKS])}")
     options = {key: _typed(key, value) for key, value in values.items() if key in known}
-    about = _block(path, "about", About, values)
-    return Recipe(path.stem, options, about, values.get("architecture") or {}, _block(path, "examples", Counts, values))
+    about, compare = _block(path, "about", About, values), _block(path, "compare", Compared, values)
+    examples = _block(path, "examples", Counts, values)
+    return Recipe(path.stem, options, about, values.get("architecture") or {}, examples, compare)
 
 
 def recipe_options(given: Mapping[str, Any]) -> ConvertOptions:
@@ -84,7 +98,7 @@ def recipe_options(given: Mapping[str, Any]) -> ConvertOptions:
         options.setdefault("data", hub)
     missing = [f"--{name}" for name in ("model", "data", "out") if name not in options]
     if missing:
-        raise ConfigError(f"{' and '.join(missing)} must be given as option or in the recipe; see fas convert --help")
+        raise ConfigError(f"{' and '.join(missing)} must be given as option or in the recipe; see --help")
     return ConvertOptions(**options)
 
 

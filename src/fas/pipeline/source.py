@@ -35,15 +35,17 @@ def source_of(options: ConvertOptions, progress: Progress) -> tuple[PreTrainedMo
     Raises `FasError` kinds for what cannot be loaded, or a model whose head does not fit the data.
     """
     if options.task == LANGUAGE_MODELING:
-        return _of_text(options)
+        return _of_text(options, progress)
     if options.task in VISUAL:
         return of_images(options)
     return _of_labelled_texts(options, progress)
 
 
-def _of_text(options: ConvertOptions) -> tuple[PreTrainedModel, Source]:
+def _of_text(options: ConvertOptions, progress: Progress) -> tuple[PreTrainedModel, Source]:
     ann, tokenizer = load_ann(options.model, options.device)
     text, length = load_text(options.data, options.eval_data), block_length(ann.config, options.length)
+    if text.note:
+        progress.note(text.note)
     training, held_out, evaluation = (
         Blocks(encode_blocks(tokenizer, documents, length, what))
         for documents, what in (

@@ -17,13 +17,18 @@ LEDGERS = {
 }
 """CSV column: column of the ledger."""
 FIELDS = (
-    "method", "coverage", "timesteps", "latency_timesteps", "metric", "value", "against_control", "against_quantized",
+    "method", "coverage", "timesteps", "neurons_per_channel", "latency_timesteps", "metric", "value", "against_control",
+    "against_quantized",
     "spikes_per_neuron", *LEDGERS, "energy_strict_pj", "energy_ann_pj", "analog_macs", "analog_functions", "memory_mib",
     "seconds_convert", "seconds", "error",
 )  # fmt: skip
+SOON = 16
+"""Timesteps of latency within which the headline looks for the best row."""
 _MARKERS = "osD^vP*X"
 FARTHEST = 3
 """Perplexities of more than so many times the control's are not drawn."""
+_LEVEL_LINES = {"control": "--", "ann": "--", "ann+prefix": ":", "qcfs": "-."}
+"""Line style of what is drawn as a level line."""
 _COSTS: tuple[tuple[str, str, Callable[[Row], float | None], str], ...] = (
     ("latency", "Quality against latency", lambda row: row.latency_timesteps, "timesteps until the answer"),
     ("spikes", "Quality against spikes", lambda row: row.spikes_per_neuron, "spikes a neuron and token"),
@@ -53,13 +58,16 @@ def as_csv(results: Results) -> str:
 
 
 def _derived(row: Row, results: Results) -> dict[str, float]:
-    """Quality against the control and the quantized ANN (a ratio, or a difference of shares), and single figures of tables."""
+    """Quality against the control (without one the ANN) and the quantized ANN (a ratio, or a difference of shares), and single
+    figures of tables."""
     derived = {
         name: row.energies[column] for name, column in LEDGERS.items() if row.energies and column in row.energies
     }
     derived |= {f"analog_{name}": value for name, value in (row.analog or {}).items()}
-    for name, kind in (("against_control", "control"), ("against_quantized", "qcfs")):
-        other = next((entry.value for entry in results.rows if entry.name == kind), None)
+    reference = words.reference_row(results)
+    quantized = next((entry for entry in results.rows if entry.name == "qcfs"), None)
+    for name, found in (("against_control", reference), ("against_quantized", quantized)):
+        other = None if found is None else found.value
         if other and row.value is not None:
             derived[name] = row.value - other if words.is_share(row) else row.value / other
     return derived
@@ -81,15 +89,37 @@ def badness(row: Row) -> float:
     return -row.value if words.is_share(row) else row.value
 
 
+def soonest(results: Results) -> Row | None:
+    """The best method row of at most `SOON` timesteps of latency; of equal ones the one with less."""
+    rows = [row for row in compared(results) if row.latency_timesteps and row.latency_timesteps <= SOON]
+    return min(rows, key=lambda row: (badness(row), row.latency_timesteps), default=None)
+
+
+def headline(results: Results) -> str:
+    """How many conversions were compared, and how the best of those with a low latency stands to the original."""
+    count, model = len({row.method for row in compared(results)}), words.called(results.model)
+    side_by_side = f"{count} conversions of {model}, side by side"
+    best, reference = soonest(results), words.reference_row(results)
+    if best is None or reference is None:
+        return f"{side_by_side}."
+    several = best.neurons_per_channel or 1
+    neurons = f", {several} neurons a channel" if several > 1 else ""
+    return (
+        f"{side_by_side}. Within {SOON} timesteps of latency {best.method} (T = {best.timesteps}{neurons}) is best: "
+        f"{words.metric_title(results)} {words.format_value(best.value)} where {words.original(results)} has "
+        f"{words.format_value(reference.value)} ({words.ratio_label(best, results)})."
+    )
+
+
 def figures(results: Results) -> list[tuple[str, str, str]]:
     """Title, SVG and caption of each figure; none where no methods were compared."""
     rows = compared(results)
     caption = (
-        "Each method over T; the line joins those than which none is better at the same cost or less. Level lines: the control "
-        "and the QCFS model, which have no time."
+        "Each method over T; the line joins those than which none is better at the same cost or less. Level lines: what has no "
+        "time."
     )
     if rows and not words.is_share(rows[0]):
-        caption += f" More than {FARTHEST} times the control's is not drawn."
+        caption += f" More than {FARTHEST} times the value of {words.original(results)} is not drawn."
     return [
         (title, _figure(results, rows, cost, label), caption)
         for _, title, cost, label in _COSTS
@@ -110,16 +140,21 @@ def _figure(results: Results, rows: list[Row], cost: Callable[[Row], float | Non
     axes.plot(
         [cost(row) for row in best], [row.value for row in best], color=INK, linewidth=1.6, label="best at its cost"
     )
-    references = [row for row in results.rows if row.name in ("control", "qcfs") and row.value is not None]
+    references = [row for row in results.rows if row.name in _LEVEL_LINES and row.value is not None]
     for row in references:
-        style = "--" if row.name == "control" else "-."
         axes.axhline(
-            row.value, color=INK, linestyle=style, linewidth=1, alpha=0.6, label=words.model_label(row, results)
+            row.value,
+            color=INK,
+            linestyle=_LEVEL_LINES[row.name],
+            linewidth=1,
+            alpha=0.6,
+            label=words.model_label(row, results),
         )
     axes.set_xscale("log", base=2)
     if references and not words.is_share(rows[0]):  # what failed would hide the rest
         values = [row.value or 0 for row in [*rows, *references]]
-        axes.set_ylim(0.97 * min(values), min(1.03 * max(values), FARTHEST * (references[0].value or 1)))
+        reference = words.reference_row(results) or references[0]
+        axes.set_ylim(0.97 * min(values), min(1.03 * max(values), FARTHEST * (reference.value or 1)))
     axes.set_xlabel(label)
     axes.set_ylabel(words.metric_title(results))
     return finish(figure, axes)

@@ -67,18 +67,14 @@ def headline_row(results: Results) -> Row | None:
 def headline(results: Results, best: Row | None) -> str:
     """One sentence that says how it went."""
     reference = words.reference_row(results)
+    if comparison.compared(results):
+        return comparison.headline(results)
     if best is None or reference is None:
-        compared = len({row.method for row in comparison.compared(results)})
-        return (
-            f"{compared} conversions of {words.called(results.model)}, side by side."
-            if compared
-            else f"Measurements of {words.called(results.model)}."
-        )
-    original = "its fine-tuned original" if reference.name == "control" else "the original"
+        return f"Measurements of {words.called(results.model)}."
     count, model = best.spikes_per_neuron, words.called(results.model)
     spikes = "" if count is None else f", firing {count:.2f} spikes per neuron and token"
     return (
         f"As a spiking network ({words.describe_snn(best)}), {model} reaches {words.metric_title(results)} "
-        f"{words.format_value(best.value)} where {original} has {words.format_value(reference.value)} "
+        f"{words.format_value(best.value)} where {words.original(results)} has {words.format_value(reference.value)} "
         f"({words.ratio_label(best, results)}){spikes}."
     )

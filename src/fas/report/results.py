@@ -34,7 +34,7 @@ class Row:
     schedule: str | None = None
     """``synchronous`` or ``layerwise``."""
     neurons_per_channel: int | None = None
-    """sigma_delta only: how many neurons encode a channel together."""
+    """sigma_delta, or of a comparison: how many neurons encode a channel together."""
     steps: list[int] | None = None
     """sigma_delta only: what a spike of each timestep (and neuron of a channel) is worth."""
     steps_by_site: dict[str, list[int]] | None = None

@@ -39,6 +39,9 @@ def columns_of(results: Results) -> list[Column]:
         Column("L", [str(row.levels or "") for row in rows], numbers=True),
         Column("schedule, steps", [words.schedule_label(row) for row in rows]),
         Column("T", [str(row.timesteps or "") for row in rows], numbers=True),
+        Column(
+            "neurons/channel", [str(row.neurons_per_channel or "") if row.method else "" for row in rows], numbers=True
+        ),
         Column("latency", [str(row.latency_timesteps or "") for row in rows], numbers=True),
         Column("stops when", [words.stopping_label(row) for row in rows]),
         Column(

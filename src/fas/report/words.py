@@ -6,11 +6,17 @@ from pathlib import Path
 
 from fas.report.results import Results, Row
 
-CAPTION = (
+TRAINED_CAPTION = (
     "Control: the ANN fine-tuned on the same data and for as many steps as Stage 1 (or the ANN itself where that is "
-    "better). QCFS model: the network after Stage 1, its activations quantized, no time yet. SNN: the same network, "
-    "its neurons exchanging spikes over T timesteps. Spikes/neuron: non-zero spikes per neuron and token, summed over "
-    "all T. Quality was measured in simulation; nothing here is a claim about energy."
+    "better). QCFS model: the network after Stage 1, its activations quantized, no time yet. "
+)
+UNTRAINED_CAPTION = (
+    "Nothing was trained, so a control is the ANN itself. QCFS model: the ANN, its activations quantized on fitted scales, no "
+    "time yet. "
+)
+CAPTION = (
+    "SNN: the same network, its neurons exchanging spikes over T timesteps. Spikes/neuron: non-zero spikes per neuron and "
+    "token, summed over all T. Quality was measured in simulation; nothing here is a claim about energy."
 )
 ADAPTIVE_NOTE = (
     "Mean T: timesteps after which a sequence stopped; spikes of later ones do not count. In simulation all T are computed, "
@@ -24,6 +30,10 @@ METHODS_NOTE = (
     "traffic too). Analog: the share of multiply-accumulates that stay, and how many exponentials, roots and divisions run for "
     "each of the ANN's. MiB: weights and what a forward holds at once, in simulation."
 )
+UNTRAINED_METHODS_NOTE = (
+    "Papers of those that start from the QCFS model train it; here all ({names}) take it untrained. Every method is given the "
+    "same prefix, rotation and means, also where its paper has none."
+)
 SHARE_NOTE = (
     "±: the standard error of an accuracy over the items. Differences are in points, 100 times those of the accuracies; one "
     "within the standard errors may be chance."
@@ -36,7 +46,7 @@ _BY_RATIO = {
 }  # fmt: skip
 _TUNED = {"qcfs": "QCFS model (of the tuned weights)", "snn": "SNN (weights tuned in time)"}
 # of `Results.extra`: what has a place of its own, or is for reading in JSON
-_NO_FACTS = ("samples", "scenes", "layer_errors", "methods")
+_NO_FACTS = ("samples", "scenes", "layer_errors", "methods", "massive_activations")
 _MODELS = {"ann": "ANN", "ann+prefix": "ANN with the prefix", "qcfs": "QCFS model", "snn": "SNN"}
 
 
@@ -146,6 +156,13 @@ def reference_row(results: Results, task: str | None = None) -> Row | None:
     return next(rows, None)
 
 
+def original(results: Results) -> str:
+    """What the ratios are against, as one speaks of it."""
+    reference = reference_row(results)
+    trained = reference is not None and reference.name == "control" and not untrained(results)
+    return "its fine-tuned original" if trained else "the original"
+
+
 def is_share(row: Row) -> bool:
     """Whether the value is a share of what could have been right (or a correlation), which is compared in points."""
     return bool(row.metrics) and (row.metric or "").split(",")[0] not in _BY_RATIO
@@ -177,7 +194,8 @@ def notes(results: Results) -> list[str]:
     shares = any(is_share(row) and row.stderr is not None for row in results.rows)
     compared = any(row.method is not None for row in results.rows)
     return [
-        CAPTION, *[METHODS_NOTE] * compared,
+        (UNTRAINED_CAPTION if untrained(results) else TRAINED_CAPTION) + CAPTION,
+        *[METHODS_NOTE] * compared, *_untrained_notes(results),
         *_tuned_notes(results), *[SHARE_NOTE] * shares, *_item_notes(results), *[ADAPTIVE_NOTE] * adaptive,
         *[STORED_NOTE] * stored,
     ]  # fmt: skip
@@ -196,6 +214,18 @@ def _item_notes(results: Results) -> list[str]:
         for row in failed
     ]
     return notes + [f"{name}: not measured, because {row.error}" for name, row in zip(names, failed, strict=True)]
+
+
+def untrained(results: Results) -> bool:
+    """Whether Stage 1 was left out, as far as the results say."""
+    return results.extra.get("options", {}).get("stage1") == "none"
+
+
+def _untrained_notes(results: Results) -> list[str]:
+    """Of a comparison without training: which methods would have had it."""
+    methods = results.extra.get("methods", {})
+    names = [name for name, about in methods.items() if about["start"] == "qcfs"]
+    return [UNTRAINED_METHODS_NOTE.format(names=", ".join(names))] if names and untrained(results) else []
 
 
 def _tuned_notes(results: Results) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,12 @@ from fas.tasks.hub import from_hub
 
 EVALUATION_SHARE = 0.1
 HELD_OUT_SHARE = 0.05
+PARTS = 20
+"""Of each document, where there are too few documents to divide: one part is what is held out, two are what is evaluated."""
+LEAST_CHARACTERS = 50
+"""Of a part: shorter texts are not cut."""
+_BOUNDARIES = (re.compile(r"\n[ \t\r]*\n"), re.compile(r"\n"), re.compile(r"\s"))
+"""Where a document is cut, best first: between paragraphs, lines, words."""
 _TABLES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"}
 _PLAIN = {".txt", ".md", ".text", ""}
 
@@ -27,40 +34,80 @@ class TextData:
     """Text that is neither trained nor evaluated on: decides which of ANN and control is better."""
     evaluation: list[str]
     """What reported figures are measured on."""
+    note: str = ""
+    """How documents were cut, where there were too few to divide."""
 
 
 def load_text(data: str, eval_data: str | None = None) -> TextData:
     """Documents of ``data``; ``eval_data`` or, without it, the last 10 % of the documents are the evaluation text.
 
-    A document that stands in both is taken out of the training text. Raises `DataError` for a missing file, an unknown
+    A document that stands in both is taken out of the training text. Too few documents to divide (a book in one file) are cut
+    into `PARTS` parts each, between paragraphs where there are some. Raises `DataError` for a missing file, an unknown
     format, or too little text.
     """
     if data == "builtin":
         training, held_out = builtin.training_documents(), builtin.held_out_documents()
         return _disjoint(data, training, held_out, _evaluation(eval_data or data))
-    found = documents(data)
+    found, note = documents(data), ""
     if eval_data:
-        training, evaluation = found, _evaluation(eval_data)
+        evaluation = _evaluation(eval_data)
+        if len(found) < 2:  # a part of what is evaluated would not be known again
+            found, note = _divisible(_without(data, found, set(evaluation)), 2)
+        training = found
     else:
+        found, note = _divisible(found, 3)
         cut = len(found) - max(1, round(len(found) * EVALUATION_SHARE))
         training, evaluation = found[:cut], found[cut:]
     keep = len(training) - max(1, round(len(training) * HELD_OUT_SHARE))
     if keep < 1 or not evaluation:
+        least = 2 if eval_data else 3
         raise DataError(
-            f"{data} has {len(training) + len(evaluation)} documents; at least 3 are needed to train, hold out and "
-            "evaluate (documents end with <|endoftext|> or an empty line)"
+            f"{data} has {len(found)} documents; at least {least} are needed to train, hold out and evaluate (documents end "
+            f"with <|endoftext|> or an empty line), or long ones ({PARTS * LEAST_CHARACTERS} characters), which are cut"
         )
-    return _disjoint(data, training[:keep], training[keep:], evaluation)
+    return _disjoint(data, training[:keep], training[keep:], evaluation, f"{data} {note}" if note else "")
 
 
-def _disjoint(data: str, training: list[str], held_out: list[str], evaluation: list[str]) -> TextData:
-    seen = set(evaluation)
-    held_out = [document for document in held_out if document not in seen]
-    seen |= set(held_out)
-    training = [document for document in training if document not in seen]
-    if not training or not held_out:
+def _without(data: str, found: list[str], seen: set[str]) -> list[str]:
+    """``found`` without ``seen``; raises `DataError` where nothing is left."""
+    left = [document for document in found if document not in seen]
+    if not left:
         raise DataError(f"the documents of {data} are all in the evaluation text too; give another --eval-data")
-    return TextData(training, held_out, evaluation)
+    return left
+
+
+def _divisible(found: list[str], least: int) -> tuple[list[str], str]:
+    """``found`` itself, or the parts of its documents where those are fewer than ``least``; and a note of that."""
+    if len(found) >= least or min(map(len, found)) < PARTS * LEAST_CHARACTERS:
+        return found, ""
+    cut = [part for document in found for part in _parts(document)]
+    what = "one document" if len(found) == 1 else f"{len(found)} documents"
+    return (
+        cut,
+        f"has {what}, too few to hold some out; it is cut into {len(cut)} parts, between paragraphs where there are some",
+    )
+
+
+def _parts(document: str) -> list[str]:
+    """``document`` in `PARTS` parts of about one length, one after the other."""
+    size = len(document) // PARTS
+    places = [_boundary(document, number * size, size // 2) for number in range(1, PARTS)]
+    parts = [document[start:end].strip() for start, end in zip([0, *places], [*places, len(document)], strict=True)]
+    return [part for part in parts if part]
+
+
+def _boundary(document: str, place: int, reach: int) -> int:
+    """Where ``document`` is cut: at the best boundary within ``reach`` characters after ``place``, or there."""
+    for pattern in _BOUNDARIES:
+        if (found := pattern.search(document, place, place + reach)) is not None:
+            return found.end()
+    return place
+
+
+def _disjoint(data: str, training: list[str], held_out: list[str], evaluation: list[str], note: str = "") -> TextData:
+    held_out = _without(data, held_out, set(evaluation))
+    training = _without(data, training, {*evaluation, *held_out})
+    return TextData(training, held_out, evaluation, note)
 
 
 def _evaluation(source: str) -> list[str]:
@@ -71,7 +118,7 @@ def evaluation_text(data: str, eval_data: str | None = None) -> list[str]:
     """Only the evaluation part of `load_text`, without need of training text."""
     if eval_data or data == "builtin":
         return _evaluation(eval_data or data)
-    found = documents(data)
+    found, _ = _divisible(documents(data), 3)
     return found[len(found) - max(1, round(len(found) * EVALUATION_SHARE)) :]
 
 
