@@ -112,7 +112,7 @@ class _Tap(nn.Module):
 
 
 @contextmanager
-def _tapped(model: PreTrainedModel, operands: list[Placement], found: dict[str, Samples], keep: int) -> Iterator[None]:
+def _tapped(model: PreTrainedModel, operands: Sequence[Placement], found: dict[str, Samples], keep: int) -> Iterator[None]:
     """Attention by FAS's function, with taps for ``operands``; the model is left as it was."""
     with attention_as(model, attention.NAME) if operands else nullcontext():
         try:
@@ -125,6 +125,44 @@ def _tapped(model: PreTrainedModel, operands: list[Placement], found: dict[str, 
                 place.home._modules.pop("sites", None)
 
 
+class Sampling:
+    """Samples of sites, by name, while an ANN runs."""
+
+    def __init__(self, placements: Sequence[Placement]) -> None:
+        self.found = {place.name: Samples() for place in placements}
+        self.samplers: list[_Sampler] = []
+
+    def begin(self, batch: Mapping[str, Any]) -> None:
+        """Say which batch runs next: rows of padding are not taken."""
+        for hook in self.samplers:
+            hook.mask = batch.get("attention_mask")
+
+
+@contextmanager
+def sampling(
+    model: PreTrainedModel, placements: Sequence[Placement], config: SpikingConfig, batches: int
+) -> Iterator[Sampling]:
+    """Inside, runs of the ANN ``model``, or of blocks of it, sample what each site of ``placements`` will see; ``batches`` are
+    to come."""
+    kept = Sampling(placements)
+    training = model.training
+    keep = max(1, SAMPLES_PER_SITE // batches)
+    operands = [place for place in placements if place.spec.kind in ("operand", "cross")]
+    with ExitStack() as stack, torch.no_grad():
+        for place in placements:
+            if place in operands or place.spec.kind == "group":
+                continue
+            replaces = place.spec.replaces
+            source = place.owner.get_submodule(replaces) if replaces else place.consumers[0]
+            hook = _Sampler(kept.found[place.name], keep, place, place.rotation(config))
+            kept.samplers.append(hook)
+            stack.callback(source.register_forward_hook(hook).remove)
+        stack.enter_context(_tapped(model, operands, kept.found, keep))
+        stack.callback(model.train, training)
+        model.eval()
+        yield kept
+
+
 def sample_inputs(
     model: PreTrainedModel, placements: list[Placement], config: SpikingConfig, batches: Iterable[Mapping[str, Any]]
 ) -> dict[str, Samples]:
@@ -132,40 +170,18 @@ def sample_inputs(
     listed = list(batches)
     if not listed:
         raise DataError("no calibration batches: the initial scales are fitted to data; give at least one batch")
-    found: dict[str, Samples] = {}
-    samplers = []
-    training = model.training
-    keep = max(1, SAMPLES_PER_SITE // len(listed))
-    operands = [place for place in placements if place.spec.kind in ("operand", "cross")]
-    with ExitStack() as stack, torch.no_grad():
-        for place in placements:
-            samples = found[place.name] = Samples()
-            if place in operands or place.spec.kind == "group":
-                continue
-            replaces = place.spec.replaces
-            source = place.owner.get_submodule(replaces) if replaces else place.consumers[0]
-            hook = _Sampler(samples, keep, place, place.rotation(config))
-            samplers.append(hook)
-            stack.callback(source.register_forward_hook(hook).remove)
-        stack.enter_context(_tapped(model, operands, found, keep))
-        stack.callback(model.train, training)
-        model.eval()
+    with sampling(model, placements, config, len(listed)) as kept:
         for batch in listed:
-            for hook in samplers:
-                hook.mask = batch.get("attention_mask")
+            kept.begin(batch)
             model(**{key: value for key, value in batch.items() if key != "labels"})
-    _require_samples(model, placements, found)
-    often = [hook.name for hook in samplers if hook.ran > len(listed)]
-    if often:
-        raise UnsupportedModelError(
-            f"{often[0]} would run more than once in a forward, and its neurons would meet two signals; leave it analog with "
-            f"ignore=('{often[0]}',)"
-        )
-    return found
+    require_samples(model, placements, kept, len(listed))
+    return kept.found
 
 
-def _require_samples(model: nn.Module, placements: list[Placement], found: dict[str, Samples]) -> None:
-    """Raise for sites that no batch reached: by the fault of the model, or of the batches."""
+def require_samples(model: nn.Module, placements: Sequence[Placement], kept: Sampling, batches: int) -> None:
+    """Raise for sites that none of the ``batches`` reached, by the fault of the model or of the batches, or that ran more than
+    once in each."""
+    found = kept.found
     idle = [place for place in placements if place.spec.kind != "group" and not found[place.name].inputs]
     running = {id(place.owner) for place in placements if found[place.name].inputs}
     unreached = [place.name for place in idle if place.spec.kind in ("operand", "cross") and id(place.owner) in running]
@@ -178,6 +194,12 @@ def _require_samples(model: nn.Module, placements: list[Placement], found: dict[
         raise DataError(
             f"the calibration batches do not reach {len(idle)} of {len(found)} sites, first {idle[0].name}; give batches "
             "that use every part of the model (images beside text), or ignore those sites"
+        )
+    often = [hook.name for hook in kept.samplers if hook.ran > batches]
+    if often:
+        raise UnsupportedModelError(
+            f"{often[0]} would run more than once in a forward, and its neurons would meet two signals; leave it analog with "
+            f"ignore=('{often[0]}',)"
         )
 
 

@@ -17,6 +17,7 @@ from fas.conversion.prefix_search import find_prefix, give_prefix
 from fas.conversion.scales import Samples, fitted_scale, mean_error, sample_inputs
 from fas.errors import ConfigError
 from fas.models import Placement, Plan, find_segments, planned
+from fas.neurons import Site
 from fas.progress import Progress, Silent
 from fas.runtime.control import clock_of
 from fas.runtime.folding import silence_dropout
@@ -48,28 +49,39 @@ def prepare(
         undo.pop_all()
     sites = install(model, plan, config, "qcfs", shapes)
     for placement, site in zip(placements, sites, strict=True):
-        if site.kind != "group":  # whose λ is the geometry of its function
-            found = samples[site.name]
-            if site.center is not None:
-                site.center.copy_(found.mean())
-                found = samples[site.name] = found.centred(found.mean())
-            scale = (
-                fit(placement, found)
-                if fit
-                else fitted_scale(placement, found, config.levels, config.scales == "tensor")
-            )
-            site.log_scale.data.copy_(scale.log())
-        if site.kind == "input":
-            left_out = mean_error(samples[site.name], site.scale.cpu(), config.levels, site.signed)
-            for consumer in placement.consumers:
-                rotate_reader(consumer, placement.rotation(config))
-                if site.center is not None:
-                    absorb(consumer, site.center)
-                if placement.spec.replaces is not None:
-                    absorb(consumer, left_out)
+        fit_site(placement, site, samples[site.name], config, fit)
     measure_order(model, sites, batches[0])
     describe(model)
     return model
+
+
+def fit_site(
+    placement: Placement, site: Site, samples: Samples, config: SpikingConfig, fit: Fit | None = None
+) -> None:
+    """Give ``site`` its mean and scale by ``samples`` of what it will carry, and its readers the weights that go with them.
+
+    Args:
+        placement: Where the site is.
+        site: A site that was just installed.
+        samples: What the ANN has there.
+        config: Levels, rotation, and whether scales are one a tensor.
+        fit: λ ``[C]`` from placement and samples; None: least squared error.
+    """
+    if site.kind != "group":  # whose λ is the geometry of its function
+        if site.center is not None:
+            site.center.copy_(samples.mean())
+            samples = samples.centred(samples.mean())
+        shared = config.scales == "tensor"
+        scale = fit(placement, samples) if fit else fitted_scale(placement, samples, config.levels, shared)
+        site.log_scale.data.copy_(scale.log())
+    if site.kind == "input":
+        left_out = mean_error(samples, site.scale.cpu(), config.levels, site.signed)
+        for consumer in placement.consumers:
+            rotate_reader(consumer, placement.rotation(config))
+            if site.center is not None:
+                absorb(consumer, site.center)
+            if placement.spec.replaces is not None:
+                absorb(consumer, left_out)
 
 
 def _with_prefix(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, set_seed
 from fas import world
 from fas.calibration import CalibrationOptions, LayerReport, calibrate, calibrate_folder
 from fas.calibration.kept import file_name
-from fas.calibration.shelf import weight_files
+from fas.conversion.shelf import weight_files
 from fas.config import SpikingConfig
 from fas.errors import CheckpointError, ConfigError
 from fas.pipeline.asked import as_converted, results_of

@@ -1,0 +1,155 @@
+"""Stage 1 of a model that does not fit into memory: weights of a block at a time from its files, hidden states in files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+
+from fas.config import SpikingConfig
+from fas.conversion.description import describe
+from fas.conversion.kept import Kept, fingerprint_of
+from fas.conversion.shelf import Shelf, skeleton
+from fas.errors import CheckpointError, ConfigError
+from fas.models import Segment
+from fas.neurons.clock import Stage
+from fas.progress import Progress, Silent
+from fas.runtime.control import clock_of
+from fas.runtime.replay import blocks_of
+from fas.training.block import BlockOptions, BlockReport
+from fas.training.blocks import checked_batches, key_of
+from fas.training.pair import Pair
+from fas.training.walk import Walk
+
+
+def train_blocks_folder(
+    folder: Path | str,
+    out: Path | str,
+    config: SpikingConfig,
+    batches: Iterable[Mapping[str, Any]],
+    options: BlockOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    auto_class: Any = AutoModelForCausalLM,
+    stage: Stage = "qcfs",
+) -> list[BlockReport]:
+    """Train the ANN in ``folder`` a block at a time into the new folder ``out``, as `train_blocks` does in memory.
+
+    In memory are the weights of one block, its gradients and optimizer states, what runs in front of the first block (the
+    embedding) while that is recorded, and one batch. Finished blocks are kept in ``out``.work; the same call goes on after an
+    interruption and ends the same, bit for bit. Raises `CheckpointError` for a folder that cannot be read a block at a time,
+    `ConfigError` if ``out`` exists, and what `train_blocks` raises.
+
+    Args:
+        folder: The ANN, in the safetensors format.
+        out: A folder that does not exist.
+        config: What the SNN is to be.
+        batches: Keyword arguments of the model; one of them is a step.
+        options: How blocks are trained.
+        progress: Who is told how far it is.
+        device: Where blocks are trained.
+        auto_class: The class that loads the folder.
+        stage: What the folder holds: the QCFS model, or the SNN that it becomes, uncalibrated.
+    """
+    listed, options = checked_batches(batches), options or BlockOptions()
+    out, device = Path(out), torch.device(device)
+    if out.exists():
+        raise ConfigError(f"{out} exists already; give a folder that does not")
+    if out.resolve().is_relative_to(Path(folder).resolve()):
+        raise ConfigError(f"{out} lies inside {folder}, whose files it will hold; give a folder outside")
+    shelf = Shelf(folder)
+    teacher, student = (skeleton(shelf, auto_class, device) for _ in range(2))
+    placed = [
+        {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        for batch in listed
+    ]
+
+    def loaded(model: PreTrainedModel, owners: Iterable[Any]) -> Any:
+        return shelf.loaded(model, owners, device, torch.float32)
+
+    work = out.with_name(out.name + ".work")
+    work.mkdir(parents=True, exist_ok=True)
+    kept = Kept(work / "blocks", fingerprint_of(shelf.tensors(), listed, options, key_of(config)))
+    walk = Walk(Pair(teacher, student, device, loaded), config, placed, options, progress or Silent(), kept, work)
+    reports = walk.run()
+    clock_of(student).stage = stage
+    _write(shelf, student, walk.mine, walk.changed, kept, out)
+    shutil.rmtree(work)
+    return reports
+
+
+def _write(
+    shelf: Shelf, model: PreTrainedModel, segment: Segment, changed: Mapping[str, Tensor], kept: Kept, out: Path
+) -> None:
+    """The folder of ``shelf`` with the weights of the QCFS ``model``: a file for each block, and for each weight outside."""
+    describe(model)
+    staged = out.with_name(out.name + ".new")
+    shutil.rmtree(staged, ignore_errors=True)
+    weights = {file.name for file in shelf.files} | {SAFE_WEIGHTS_INDEX_NAME}
+    try:
+        shutil.copytree(shelf.folder, staged, ignore=partial(_left_out, weights))
+        mapped: dict[str, str] = {}
+        total = 0
+        names = {module: name for name, module in model.named_modules()}
+        blocks = {names[block]: f"{segment.name}.{index}" for index, block in enumerate(blocks_of(segment))}
+        for name, part in blocks.items():
+            file = f"{part}.safetensors"
+            _link(kept.path(part), staged / file)
+            own = model.get_submodule(name).state_dict()
+            mapped |= {f"{name}.{leaf}": file for leaf in own}
+            total += sum(value.nbytes for value in own.values())
+        for number, (name, value) in enumerate(_outside(shelf, model, tuple(blocks), changed)):
+            mapped[name] = f"outside-{number}.safetensors"
+            total += value.nbytes
+            save_file({name: value}, staged / mapped[name], metadata={"format": "pt"})
+        index = {"metadata": {"total_size": total}, "weight_map": mapped}
+        (staged / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
+        model.config.save_pretrained(staged)
+        staged.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{out} could not be written ({error}); the trained blocks are kept") from error
+
+
+def _outside(
+    shelf: Shelf, model: PreTrainedModel, blocks: tuple[str, ...], changed: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """Weights and buffers outside of the ``blocks``, one at a time; of tied ones the one that is stored."""
+    for name, value in model.state_dict().items():
+        if name.startswith(tuple(f"{block}." for block in blocks)):
+            continue
+        if name in changed:
+            yield name, changed[name].cpu().contiguous()
+        elif not value.is_meta and name not in shelf.places:
+            yield name, value.detach().cpu().contiguous()
+        elif shelf.is_own(name):
+            found = shelf.read(shelf.name_of(name))
+            yield name, found.float() if found.is_floating_point() else found
+
+
+def _left_out(weights: set[str], folder: str, names: list[str]) -> list[str]:
+    """What of the ANN's folder is not taken along: weights in any format, and what is no file."""
+    endings = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".work", ".new")
+    return [
+        name for name in names if name in weights or name.endswith(endings) or not (Path(folder) / name).is_file()
+    ]
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file twice, or a copy where the disk knows no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)
+
