@@ -24,6 +24,7 @@ from fas.calibration.options import CalibrationOptions
 from fas.calibration.settling import settle
 from fas.config import SpikingConfig
 from fas.conversion import describe
+from fas.conversion.kept import fingerprint_of
 from fas.errors import CheckpointError, FasError
 from fas.losses import logits_loss, logits_of
 from fas.models import Segment, find_segments

@@ -24,8 +24,9 @@ from fas.calibration.block import LayerReport, calibrate_block
 from fas.calibration.driver import described
 from fas.calibration.kept import KeptLayers, file_name
 from fas.calibration.options import CalibrationOptions
-from fas.conversion.shelf import Shelf, without_weights
 from fas.conversion import describe
+from fas.conversion.kept import fingerprint_of
+from fas.conversion.shelf import Shelf, without_weights
 from fas.errors import CheckpointError, ConfigError, FasError
 from fas.models import Segment, find_segments
 from fas.neurons import Site

@@ -112,7 +112,9 @@ class _Tap(nn.Module):
 
 
 @contextmanager
-def _tapped(model: PreTrainedModel, operands: Sequence[Placement], found: dict[str, Samples], keep: int) -> Iterator[None]:
+def _tapped(
+    model: PreTrainedModel, operands: Sequence[Placement], found: dict[str, Samples], keep: int
+) -> Iterator[None]:
     """Attention by FAS's function, with taps for ``operands``; the model is left as it was."""
     with attention_as(model, attention.NAME) if operands else nullcontext():
         try:

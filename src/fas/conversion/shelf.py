@@ -74,11 +74,6 @@ class Shelf:
             )
         return found
 
-    def is_own(self, name: str) -> bool:
-        """Whether the weight ``name`` is stored, and not that of another to which it is tied."""
-        stored = self.stored.get(name)
-        return name in self.places if stored is None else name.endswith(f".{stored}")
-
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All of them, one at a time."""
         return ((name, self.read(name)) for name in sorted(self.places))
@@ -102,8 +97,8 @@ class Shelf:
         device: torch.device,
         dtype: torch.dtype | None = None,
     ) -> Iterator[None]:
-        """Inside, the parameters of ``owners`` (modules of ``model``, not those in them) are on ``device``, in ``dtype`` (None: as
-        they are stored).
+        """Inside, the parameters of ``owners`` (modules of ``model``, not those in them) are on ``device``, in ``dtype`` (None:
+        that of the files).
 
         Raises `CheckpointError` for a weight that no file holds.
         """
@@ -175,6 +170,7 @@ def skeleton(shelf: Shelf, auto_class: Any, device: torch.device) -> PreTrainedM
         )
     with init_empty_weights(include_buffers=False):
         model = auto_class.from_config(config, dtype=torch.float32)
+    model.tie_weights()
     shelf.learn_names(model)
     return _with_buffers_on(model, device)
 

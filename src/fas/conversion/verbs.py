@@ -55,9 +55,7 @@ def prepare(
     return model
 
 
-def fit_site(
-    placement: Placement, site: Site, samples: Samples, config: SpikingConfig, fit: Fit | None = None
-) -> None:
+def fit_site(placement: Placement, site: Site, samples: Samples, config: SpikingConfig, fit: Fit | None = None) -> None:
     """Give ``site`` its mean and scale by ``samples`` of what it will carry, and its readers the weights that go with them.
 
     Args:

@@ -268,8 +268,7 @@ def run_block(block: nn.Module, index: int, stream: Stream, clock: Clock) -> Ten
 
 @torch.no_grad()
 def run_behind(model: nn.Module, segment: Segment, batch: Mapping[str, Any], stream: Stream) -> None:
-    """Run ``model`` on ``batch`` to the end of ``segment`` as if its blocks had given the ``stream``'s hidden states: what stands
-    behind them meets those."""
+    """Run ``model`` on ``batch`` to the end of ``segment``, as if its blocks had given the ``stream``'s hidden states."""
     given = (stream.hidden,) if stream.tupled else stream.hidden
 
     def passed_over(*_: Any, **__: Any) -> Any:

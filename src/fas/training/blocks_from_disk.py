@@ -22,7 +22,6 @@ from fas.conversion.description import describe
 from fas.conversion.kept import Kept, fingerprint_of
 from fas.conversion.shelf import Shelf, skeleton
 from fas.errors import CheckpointError, ConfigError
-from fas.models import Segment
 from fas.neurons.clock import Stage
 from fas.progress import Progress, Silent
 from fas.runtime.control import clock_of
@@ -85,15 +84,14 @@ def train_blocks_folder(
     walk = Walk(Pair(teacher, student, device, loaded), config, placed, options, progress or Silent(), kept, work)
     reports = walk.run()
     clock_of(student).stage = stage
-    _write(shelf, student, walk.mine, walk.changed, kept, out)
+    _write(shelf, walk, kept, out)
     shutil.rmtree(work)
     return reports
 
 
-def _write(
-    shelf: Shelf, model: PreTrainedModel, segment: Segment, changed: Mapping[str, Tensor], kept: Kept, out: Path
-) -> None:
-    """The folder of ``shelf`` with the weights of the QCFS ``model``: a file for each block, and for each weight outside."""
+def _write(shelf: Shelf, walk: Walk, kept: Kept, out: Path) -> None:
+    """The folder of ``shelf`` with the weights of the QCFS model: a file for each block, and for each weight outside."""
+    model = walk.pair.student
     describe(model)
     staged = out.with_name(out.name + ".new")
     shutil.rmtree(staged, ignore_errors=True)
@@ -103,14 +101,14 @@ def _write(
         mapped: dict[str, str] = {}
         total = 0
         names = {module: name for name, module in model.named_modules()}
-        blocks = {names[block]: f"{segment.name}.{index}" for index, block in enumerate(blocks_of(segment))}
+        blocks = {names[block]: walk.part(index) for index, block in enumerate(blocks_of(walk.mine))}
         for name, part in blocks.items():
             file = f"{part}.safetensors"
             _link(kept.path(part), staged / file)
             own = model.get_submodule(name).state_dict()
             mapped |= {f"{name}.{leaf}": file for leaf in own}
             total += sum(value.nbytes for value in own.values())
-        for number, (name, value) in enumerate(_outside(shelf, model, tuple(blocks), changed)):
+        for number, (name, value) in enumerate(_outside(shelf, model, tuple(blocks), walk.changed)):
             mapped[name] = f"outside-{number}.safetensors"
             total += value.nbytes
             save_file({name: value}, staged / mapped[name], metadata={"format": "pt"})
@@ -133,17 +131,15 @@ def _outside(
             yield name, changed[name].cpu().contiguous()
         elif not value.is_meta and name not in shelf.places:
             yield name, value.detach().cpu().contiguous()
-        elif shelf.is_own(name):
-            found = shelf.read(shelf.name_of(name))
+        elif (stored := shelf.name_of(name)) == name or name.endswith(f".{stored}"):
+            found = shelf.read(stored)
             yield name, found.float() if found.is_floating_point() else found
 
 
 def _left_out(weights: set[str], folder: str, names: list[str]) -> list[str]:
     """What of the ANN's folder is not taken along: weights in any format, and what is no file."""
     endings = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".work", ".new")
-    return [
-        name for name in names if name in weights or name.endswith(endings) or not (Path(folder) / name).is_file()
-    ]
+    return [name for name in names if name in weights or name.endswith(endings) or not (Path(folder) / name).is_file()]
 
 
 def _link(source: Path, target: Path) -> None:
@@ -152,4 +148,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy(source, target)
-

@@ -77,6 +77,14 @@ class Walk:
         self.progress.done(f"error of the first block {reports[0].after:.4f}, of the last {reports[-1].after:.4f}")
         return reports
 
+    def part(self, index: int) -> str:
+        """Under which name a finished block is kept and reported."""
+        return f"{self.segment.name or 'block'}.{index}"
+
+    def _name_of(self, block: nn.Module) -> str:
+        """Where the student has ``block``, as in a checkpoint."""
+        return next(name for name, module in self.pair.student.named_modules() if module is block)
+
     def _install(self, stack: ExitStack) -> Clock:
         """The student gets its sites, and both models the prefix; the teacher's goes again."""
         pair, some = self.pair, [self.batches[index] for index in self.few]
@@ -119,9 +127,9 @@ class Walk:
     def _block(self, index: int, given: Sequence[Stream], wanted: Sequence[Stream], clock: Clock) -> BlockReport:
         """Fit and train one block, unless it is kept, and move both streams past it."""
         teacher, block = blocks_of(self.segment)[index], blocks_of(self.mine)[index]
-        name = f"{self.segment.name}.{index}"
+        name = self.part(index)
         known = self.kept.read(name) if self.kept is not None else None
-        inside = {id(module) for module in teacher.modules()}
+        inside = {id(module) for module in teacher.modules()}  # owners of its sites
         places = [place for place in self.places if id(place.owner) in inside] if known is None else []
         with self.pair.loaded(self.pair.teacher, teacher.modules()):
             with sampling(self.pair.teacher, places, self.config, len(self.few)) as kept:
@@ -135,7 +143,7 @@ class Walk:
                 self._fit(places, kept)
                 report = self._train(block, index, name, given, wanted, clock)
             else:
-                block.load_state_dict(known[0])
+                block.load_state_dict({leaf: known[0][f"{self._name_of(block)}.{leaf}"] for leaf in block.state_dict()})
                 report = BlockReport(**known[1])
                 self.progress.advance(max(1, self.options.steps), f"block {index} was trained before the interruption")
             _move(block, index, given, clock)
@@ -156,7 +164,9 @@ class Walk:
         if not self.options.steps:
             self.progress.advance(1, f"block {index} error {before:.5f}")
         if self.kept is not None:
-            self.kept.write(name, block.state_dict(), asdict(report))
+            place = self._name_of(block)
+            values = {f"{place}.{leaf}": value for leaf, value in block.state_dict().items()}
+            self.kept.write(name, values, asdict(report))
         return report
 
     def _behind(self, given: Sequence[Stream], clock: Clock) -> None:
