@@ -30,7 +30,7 @@ def with_outliers_treated(run: Run, ann: PreTrainedModel) -> Run:
     able = decoders(plan)
     if not able:
         given = () if options.prefix == "auto" else options.prefix  # which preparing refuses in one sentence
-        return replace(run, options=_settled(options, False, given))
+        return replace(run, options=settled(options, False, given))
     (segment,) = able
     if not run.workspace.has(STAGE):
         inside = [place for some, places in plan if some is segment for place in places]
@@ -38,7 +38,7 @@ def with_outliers_treated(run: Run, ann: PreTrainedModel) -> Run:
         run.workspace.store_json(STAGE, described(found, run.source.tokenizer) | {"rounding_error": found.noise})
     found = run.workspace.read_json(STAGE)
     tokens = tuple(found["prefix"]) if options.prefix == "auto" else options.prefix
-    return replace(run, options=_settled(options, found["massive"], tokens))
+    return replace(run, options=settled(options, found["massive"], tokens))
 
 
 def described(found: PrefixSearch, tokenizer: Any) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def described(found: PrefixSearch, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _settled(options: Any, massive: bool, prefix: tuple[int, ...]) -> Any:
+def settled(options: Any, massive: bool, prefix: tuple[int, ...]) -> Any:
     """``options`` without anything left open."""
     return replace(
         options,

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from fas.config import SpikingConfig
 from fas.conversion.description import describe
+from fas.conversion.install import decoders
 from fas.conversion.kept import Kept, fingerprint_of
+from fas.conversion.prefix_search import PrefixSearch, find_prefix
 from fas.conversion.shelf import Shelf, skeleton
 from fas.errors import CheckpointError, ConfigError
 from fas.neurons.clock import Stage
@@ -28,7 +31,7 @@ from fas.runtime.control import clock_of
 from fas.runtime.replay import blocks_of
 from fas.training.block import BlockOptions, BlockReport
 from fas.training.blocks import checked_batches, key_of
-from fas.training.pair import Pair
+from fas.training.pair import Pair, in_turn, only_segment
 from fas.training.walk import Walk
 
 
@@ -69,24 +72,63 @@ def train_blocks_folder(
     if out.resolve().is_relative_to(Path(folder).resolve()):
         raise ConfigError(f"{out} lies inside {folder}, whose files it will hold; give a folder outside")
     shelf = Shelf(folder)
-    teacher, student = (skeleton(shelf, auto_class, device) for _ in range(2))
-    placed = [
-        {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-        for batch in listed
-    ]
-
-    def loaded(model: PreTrainedModel, owners: Iterable[Any]) -> Any:
-        return shelf.loaded(model, owners, device, torch.float32)
+    placed = _placed(listed, device)
 
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
     kept = Kept(work / "blocks", fingerprint_of(shelf.tensors(), listed, options, key_of(config)))
-    walk = Walk(Pair(teacher, student, device, loaded), config, placed, options, progress or Silent(), kept, work)
+    walk = Walk(_pair(shelf, auto_class, device), config, placed, options, progress or Silent(), kept, work)
     reports = walk.run()
-    clock_of(student).stage = stage
+    clock_of(walk.pair.student).stage = stage
     _write(shelf, walk, kept, out)
     shutil.rmtree(work)
     return reports
+
+
+def prefix_search_from_disk(
+    folder: Path | str,
+    config: SpikingConfig,
+    batches: Iterable[Mapping[str, Any]],
+    progress: Progress | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    auto_class: Any = AutoModelForCausalLM,
+) -> PrefixSearch | None:
+    """Search a prefix for the ANN in ``folder`` as `find_prefix` does, its blocks read anew for each pass; None where the model
+    can have none.
+
+    Args:
+        folder: The ANN, in the safetensors format.
+        config: Levels and rotation, which decide how well values are rounded.
+        batches: Keyword arguments of the model.
+        progress: Who is told what is found.
+        device: Where blocks run.
+        auto_class: The class that loads the folder.
+    """
+    listed, device = checked_batches(batches), torch.device(device)
+    pair = _pair(Shelf(folder), auto_class, device)
+    segment, places = only_segment(pair.teacher, config)
+    if not decoders([(segment, places)]):
+        return None
+    with in_turn(pair, segment):
+        return find_prefix(pair.teacher, segment, places, _placed(listed, device), config, progress)
+
+
+def _pair(shelf: Shelf, auto_class: Any, device: torch.device) -> Pair:
+    """Two models of ``shelf`` without memory for weights."""
+
+    def loaded(model: PreTrainedModel, owners: Iterable[nn.Module]) -> AbstractContextManager[None]:
+        return shelf.loaded(model, owners, device, torch.float32)
+
+    teacher, student = (skeleton(shelf, auto_class, device) for _ in range(2))
+    return Pair(teacher, student, device, loaded)
+
+
+def _placed(batches: Iterable[Mapping[str, Any]], device: torch.device) -> list[dict[str, Any]]:
+    return [
+        {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        for batch in batches
+    ]
 
 
 def _write(shelf: Shelf, walk: Walk, kept: Kept, out: Path) -> None:

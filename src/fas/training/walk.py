@@ -68,6 +68,7 @@ class Walk:
             clock = self._install(stack)
             clock.met = {}
             stack.callback(setattr, clock, "met", None)
+            self.progress.note(self._needs(blocks[0]))
             self.progress.start("Stage 1, a block at a time", len(blocks) * max(1, self.options.steps))
             given, wanted = self._in_front(stack)
             reports = [self._block(index, given, wanted, clock) for index in range(len(blocks))]
@@ -76,6 +77,17 @@ class Walk:
         describe(self.pair.student)
         self.progress.done(f"error of the first block {reports[0].after:.4f}, of the last {reports[-1].after:.4f}")
         return reports
+
+    def _needs(self, block: nn.Module) -> str:
+        """What it will take."""
+        size = sum(parameter.numel() for parameter in block.parameters())
+        rows = sum(next(iter(batch.values())).shape[:2].numel() for batch in self.batches)
+        width = getattr(self.pair.teacher.config.get_text_config(), "hidden_size", 0)
+        place = "memory" if self.folder is None else str(self.folder)
+        return (
+            f"a block has {size:,} parameters: {16 * size / 2**20:.0f} MiB with gradients and Adam's moments; hidden states of "
+            f"{len(self.batches):,} batches: {2 * 4 * rows * width / 2**20:.0f} MiB in {place}"
+        )
 
     def part(self, index: int) -> str:
         """Under which name a finished block is kept and reported."""
@@ -97,7 +109,7 @@ class Walk:
         self.sites = {site.name: site for site in sites}
         for reader in biasless:  # some have been given one, which no checkpoint holds
             if reader.bias is not None and reader.bias.is_meta:
-                reader.bias = nn.Parameter(torch.zeros(len(reader.bias), device=pair.device))
+                reader.bias = nn.Parameter(torch.zeros(reader.bias.shape, device=pair.device))  # type: ignore[arg-type]
         if tokens:
             add_prefix(self.segment, len(tokens), shapes, pair.teacher.dtype)
             stack.callback(remove_prefix, self.segment)
