@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,9 +68,9 @@ class Walk:
             clock = self._install(stack)
             clock.met = {}
             stack.callback(setattr, clock, "met", None)
-            self.progress.note(self._needs(blocks[0]))
-            self.progress.start("Stage 1, a block at a time", len(blocks) * max(1, self.options.steps))
             given, wanted = self._in_front(stack)
+            self.progress.note(self._needs(blocks[0], given))
+            self.progress.start("Stage 1, a block at a time", len(blocks) * max(1, self.options.steps))
             reports = [self._block(index, given, wanted, clock) for index in range(len(blocks))]
             self._behind(given, clock)
             number(list(self.sites.values()), clock.met)
@@ -78,15 +78,14 @@ class Walk:
         self.progress.done(f"error of the first block {reports[0].after:.4f}, of the last {reports[-1].after:.4f}")
         return reports
 
-    def _needs(self, block: nn.Module) -> str:
+    def _needs(self, block: nn.Module, given: Sequence[Stream]) -> str:
         """What it will take."""
         size = sum(parameter.numel() for parameter in block.parameters())
-        rows = sum(next(iter(batch.values())).shape[:2].numel() for batch in self.batches)
-        width = getattr(self.pair.teacher.config.get_text_config(), "hidden_size", 0)
+        states = 2 * len(given) * cast(Tensor, given[0].hidden).nbytes
         place = "memory" if self.folder is None else str(self.folder)
         return (
-            f"a block has {size:,} parameters: {16 * size / 2**20:.0f} MiB with gradients and Adam's moments; hidden states of "
-            f"{len(self.batches):,} batches: {2 * 4 * rows * width / 2**20:.0f} MiB in {place}"
+            f"a block has {size:,} parameters: {20 * size / 2**20:.0f} MiB with gradients, Adam's moments and a copy; hidden states of "
+            f"{len(given):,} batches: {states / 2**20:.0f} MiB in {place}"
         )
 
     def part(self, index: int) -> str:
@@ -170,9 +169,18 @@ class Walk:
             errors = [error_of(run_block(block, index, given[n], clock), wanted[n], self.masks[n]) for n in self.few]
             return float(torch.stack(errors).mean())
 
-        before = judged()
-        train_block(block, index, given, wanted, self.masks, clock, self.options, self.progress)
-        report = BlockReport(name, before, judged() if self.options.steps else before)
+        before = after = judged()
+        if self.options.steps:
+            fitted = {leaf: value.detach().clone() for leaf, value in block.state_dict().items()}
+            train_block(block, index, given, wanted, self.masks, clock, self.options, self.progress)
+            after = judged()
+            if not after < before:  # steps were too large; NaN is no better either
+                self.progress.note(
+                    f"block {index} is no better trained ({before:.5f} → {after:.5f}): it stays as fitted"
+                )
+                block.load_state_dict(fitted)
+                after = before
+        report = BlockReport(name, before, after)
         if not self.options.steps:
             self.progress.advance(1, f"block {index} error {before:.5f}")
         if self.kept is not None:
