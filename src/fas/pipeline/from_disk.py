@@ -91,7 +91,10 @@ def _stage1(
     """Scales and, unless ``stage1`` is none, trained blocks in the folder ``first``."""
     batches = training.for_calibration(options.calibration_sequences, CALIBRATION_BATCH)
     asked = options.configurations()[0]
-    found = prefix_search_from_disk(folder, asked, batches, progress, **where)
+    settled_already = options.prefix != "auto" and None not in (
+        options.rotation, options.center, options.neurons_per_channel
+    )  # fmt: skip
+    found = None if settled_already else prefix_search_from_disk(folder, asked, batches, progress, **where)
     tokens = (found.tokens if found is not None else ()) if options.prefix == "auto" else options.prefix
     options = settled(options, found is not None and found.before.is_massive, tokens)
     config = options.configurations()[0]

@@ -84,8 +84,8 @@ class Walk:
         states = 2 * len(given) * cast(Tensor, given[0].hidden).nbytes
         place = "memory" if self.folder is None else str(self.folder)
         return (
-            f"a block has {size:,} parameters: {20 * size / 2**20:.0f} MiB with gradients, Adam's moments and a copy; hidden states of "
-            f"{len(given):,} batches: {states / 2**20:.0f} MiB in {place}"
+            f"a block has {size:,} parameters: {20 * size / 2**20:.0f} MiB with gradients, Adam's moments and a copy; "
+            f"hidden states of {len(given):,} batches: {states / 2**20:.0f} MiB in {place}"
         )
 
     def part(self, index: int) -> str:
