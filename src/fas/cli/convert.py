@@ -42,6 +42,7 @@ _NeuronsPerChannel = Annotated[
     int | None, _flag("neurons_per_channel", "sigma_delta: neurons that encode a channel together.", _SNN)
 ]
 _CalibrationSequences = Annotated[int | None, _flag("calibration_sequences", "Sequences; else by task.", _STAGE2)]
+_Task = Annotated[str | None, _flag("task", "language-modeling, sst2 … (GLUE), text-classification, vqa, captioning …")]
 _Template = Annotated[str | None, _flag("template", "Zero-shot classes of images: the text of a class.")]
 _AbsorbBias = Annotated[
     bool | None, _flag("absorb_bias", "Mean errors go into the biases behind (beyond the paper).", _STAGE2)
@@ -110,9 +111,7 @@ def command(
     data: Annotated[str | None, _flag("data", _DATA)] = None,
     out: Annotated[Path | None, _flag("out", "Folder to write; an interrupted conversion goes on.")] = None,
     eval_data: Annotated[str | None, _flag("eval_data", "Evaluation text; else the last 10 % of --data.")] = None,
-    task: Annotated[
-        str | None, _flag("task", "language-modeling, sst2 … (GLUE), text-classification, vqa, captioning …")
-    ] = None,
+    task: _Task = None,
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
     label_column: LabelColumn = None,
@@ -181,14 +180,19 @@ def command(
         if dry_run:
             return _show_plan(flags, recipe, as_json)
         options = options_from(flags, _recipe(recipe))
-        from fas.report.table import print_results
-
         results = _run(options, pareto, budgets, progress)
         progress.note(f"written: {options.out}")
-    if options.from_disk and not as_json:
-        print(f"not measured; by fas eval {options.out}, where the model fits into memory")
-    elif world.is_first():
-        print_json(results.to_dict()) if as_json else print_results(results)
+    if world.is_first():
+        print_json(results.to_dict()) if as_json else _print(results, options)
+
+
+def _print(results: Any, options: ConvertOptions) -> None:
+    from fas.report.table import print_results
+
+    if options.from_disk:
+        print(f"nothing is measured from disk; fas eval {options.out} does it, where the model fits into memory")
+    else:
+        print_results(results)
 
 
 def _run(options: ConvertOptions, pareto: bool, budgets: str | None, progress: Any) -> Any:
