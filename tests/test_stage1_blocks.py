@@ -269,6 +269,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     refused(ConfigError, "inside", out="ann/deeper")
     refused(CheckpointError, "no local folder", place=tmp_path / "nowhere")
     refused(CheckpointError, "converted already", place=saved(tiny.snn("gpt2"), tmp_path / "snn"))
+    assert not list(tmp_path.glob("*.work"))
     seeing, batch = [tiny_vl.ann("llava") for _ in range(2)], tiny_vl.batch("llava")
     with pytest.raises(FasError, match=r"several parts \(.*stage1='full'"):
         train_blocks(*seeing, fas.SpikingConfig(), [batch], OPTIONS)
@@ -330,7 +331,9 @@ def test_a_conversion_in_memory_and_from_disk_ends_the_same(place: dict[str, Any
 
 def test_fine_tuning_follows(place: dict[str, Any]) -> None:
     """Then the control is fine-tuned, too, and what stands outside of the blocks moves."""
-    results = run_conversion(options_at(place, "tuned", stage1_finetune_steps=4, stage2=False, eval_sequences=2))
+    results = run_conversion(
+        options_at(place, "tuned", stage1_finetune_steps=4, distill=0.5, stage2=False, eval_sequences=2)
+    )
     assert "fine_tuned_held_out_loss" in results.extra["control"]
     plain, tuned = (load_spiking(str(place["root"] / name))[0].transformer for name in ("memory", "tuned"))
     assert not torch.equal(plain.wte.weight, tuned.wte.weight)

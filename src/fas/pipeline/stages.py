@@ -34,6 +34,8 @@ from fas.tasks.examples import Evaluation, Examples
 from fas.tasks.glue import LANGUAGE_MODELING
 from fas.training import BlockOptions, Stage1Options, fine_tune, train_blocks
 
+SMALL = 20_000_000
+"""Parameters up to which models stand, and need, larger steps (docs/log.md)."""
 LANGUAGE_BATCH = 8
 EPOCHS, LABELLED_BATCH, LABELLED_LR = 3, 32, 5e-5
 """Of labelled texts, as BERT is usually fine-tuned on GLUE (Devlin et al. 2019)."""
@@ -131,26 +133,29 @@ def trains_whole(options: ConvertOptions) -> bool:
 
 
 def block_options(options: ConvertOptions, parameters: int, examples: int) -> BlockOptions:
-    """How a block of a model of so many ``parameters`` is trained on so many ``examples``: as `stage1_options` train all of
-    them."""
-    whole = stage1_options(replace(options, stage1_finetune_steps=0), parameters, examples)
-    steps = 0 if options.stage1 == "none" else whole.steps
+    """How each block of a model of so many ``parameters`` is trained on so many ``examples``."""
+    steps = options.stage1_steps or usual_steps(options, parameters, examples)
     lr = options.lr if options.lr is not None else BLOCK_LR
     scale_lr = options.scale_lr if options.scale_lr is not None else 10 * lr
-    return BlockOptions(steps=steps, lr=lr, scale_lr=scale_lr, seed=options.seed)
+    return BlockOptions(steps if options.stage1 == "blocks" else 0, lr, scale_lr, seed=options.seed)
+
+
+def usual_steps(options: ConvertOptions, parameters: int, examples: int) -> int:
+    """Steps of Stage 1 where ``options`` leave them open: several epochs of labelled texts, else by the model's size."""
+    if options.task != LANGUAGE_MODELING:
+        return -(-EPOCHS * examples // batch_size(options))
+    return 600 if parameters < SMALL else 1000
 
 
 def stage1_options(options: ConvertOptions, parameters: int, examples: int) -> Stage1Options:
     """How Stage 1 trains a model of so many ``parameters`` on so many ``examples``, where ``options`` leave it open."""
     labelled, adapters = options.task != LANGUAGE_MODELING, adapters_of(options)
-    small = parameters < 20_000_000  # small models stand, and need, larger steps (docs/log.md)
+    small = parameters < SMALL
     usual = LORA_LR if adapters else LABELLED_LR if labelled else 2e-5
-    batch = batch_size(options)
-    steps = -(-EPOCHS * examples // batch) if labelled else 600 if small else 1000
     lr = options.lr if options.lr is not None else (2e-4 if small else usual)
     return Stage1Options(
-        steps=options.stage1_finetune_steps or options.stage1_steps or steps,
-        batch_size=batch,
+        steps=options.stage1_finetune_steps or options.stage1_steps or usual_steps(options, parameters, examples),
+        batch_size=batch_size(options),
         lr=lr,
         scale_lr=options.scale_lr if options.scale_lr is not None else 10 * lr,
         distill=0.5 if options.distill is None else options.distill,

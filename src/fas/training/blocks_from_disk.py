@@ -72,12 +72,12 @@ def train_blocks_folder(
     if out.resolve().is_relative_to(Path(folder).resolve()):
         raise ConfigError(f"{out} lies inside {folder}, whose files it will hold; give a folder outside")
     shelf = Shelf(folder)
-    placed = _placed(listed, device)
-
+    pair, placed = _pair(shelf, auto_class, device), _placed(listed, device)
+    only_segment(pair.teacher, config)  # refused before anything is written
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
     kept = Kept(work / "blocks", fingerprint_of(shelf.tensors(), listed, options, key_of(config)))
-    walk = Walk(_pair(shelf, auto_class, device), config, placed, options, progress or Silent(), kept, work)
+    walk = Walk(pair, config, placed, options, progress or Silent(), kept, work)
     reports = walk.run()
     clock_of(walk.pair.student).stage = stage
     _write(shelf, walk, kept, out)
