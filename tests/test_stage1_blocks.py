@@ -406,7 +406,7 @@ def child(folder: Path) -> None:
     """What the killed process runs."""
     torch.set_num_threads(1)
     print("ready", flush=True)
-    train_blocks_folder(folder / "ann", folder / "out", CONFIG, BATCHES, BlockOptions(steps=40))
+    train_blocks_folder(folder / "ann", folder / "out", CONFIG, BATCHES, BlockOptions(steps=20))
 
 
 @pytest.mark.slow
