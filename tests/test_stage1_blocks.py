@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
@@ -18,7 +17,7 @@ import pytest
 import tiny
 import tiny_vl
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 import fas
@@ -372,24 +371,24 @@ def test_from_disk_without_stage_1_and_2_only_scales_are_fitted(place: dict[str,
 
 
 LIMITED = """
-import resource, sys, torch
+import sys, torch
 import fas
 from fas.training import BlockOptions, train_blocks_folder
 torch.set_num_threads(1)
 batches = [{"input_ids": torch.randint(3, 60, (2, 16), generator=torch.Generator().manual_seed(s))} for s in range(3)]
 config = fas.SpikingConfig(coverage="linear", levels=4, timesteps=2, prefix=())
 train_blocks_folder(sys.argv[1], sys.argv[2], config, batches, BlockOptions(steps=2))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))  # ru_maxrss outlives exec
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss counts KiB on Linux only")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="VmHWM is Linux's")
 def test_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
-    """Of 6, 12 and 24 layers of 3 M parameters; 12 MB of weights a layer."""
+    """Of 6, 12 and 24 layers of 1.8 M parameters; 7 MB of weights a layer."""
     peaks = {}
     for layers in (6, 12, 24):
-        ann = tiny.ann("gpt2", n_layer=layers, n_embd=512, n_head=8)
+        ann = tiny.ann("gpt2", n_layer=layers, n_embd=384, n_head=8)
         folder = saved(ann, tmp_path / f"ann-{layers}")
         del ann
         out = str(tmp_path / f"out-{layers}")
@@ -400,7 +399,7 @@ def test_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
         peaks[layers] = int(found.stdout.split()[-1]) / 1024
         shutil.rmtree(out)
     print(peaks)
-    assert peaks[24] < peaks[6] + 12, peaks  # of 18 layers more, less than the weights of one
+    assert max(peaks.values()) < peaks[6] + 7, peaks  # of 18 layers more, less than the weights of one
 
 
 def child(folder: Path) -> None:
@@ -419,12 +418,18 @@ def test_killed_ten_times_it_ends_with_the_same_bits(tmp_path: Path) -> None:
     while kills < 10:
         found, _ = run_through(tmp_path, chance.uniform(0.05, 0.6) * seconds)
         kills += found is None
-        assert found in (None, whole)
-    assert run_through(tmp_path, None)[0] == whole
+        assert found is None or same(found, whole)
+    found, _ = run_through(tmp_path, None)
+    assert found is not None
+    assert same(found, whole)
 
 
-def run_through(folder: Path, patience: float | None) -> tuple[dict[str, bytes] | None, float]:
-    """The files that came out, which are put away, and how long it took; None if patience (seconds) ended."""
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def run_through(folder: Path, patience: float | None) -> tuple[dict[str, torch.Tensor] | None, float]:
+    """The weights that came out, which are put away, and how long it took; None if patience (seconds) ended."""
     start = time.monotonic()
     process = multiprocessing.get_context("fork").Process(target=child, args=(folder,))
     process.start()
@@ -435,7 +440,11 @@ def run_through(folder: Path, patience: float | None) -> tuple[dict[str, bytes] 
         return None, 0
     assert process.exitcode == 0
     seconds = time.monotonic() - start
-    found = {file.name: file.read_bytes() for file in (folder / "out").iterdir()}
-    assert "transformer.3.safetensors" in json.loads(found["model.safetensors.index.json"])["weight_map"].values()
+    found = {
+        name: value
+        for file in (folder / "out").glob("*.safetensors")
+        for name, value in load(file.read_bytes()).items()
+    }
+    assert "transformer.h.3.sites.ffn_input.log_scale" in found
     shutil.rmtree(folder / "out")
     return found, seconds
