@@ -314,6 +314,19 @@ def test_training_free_plans_no_training(place: dict[str, str]) -> None:
     assert names == ["scales", "evaluation", "evaluation, layerwise", "evaluation, sigma-delta, T=4"]
 
 
+def test_of_blocks_one_has_optimizer_states(place: dict[str, str]) -> None:
+    """Of the two layers of the model half; the control is the ANN. Fine-tuning behind plans both as always."""
+    whole = {s.name: s for s in plan(place, stage2=False).stages}
+    blocks = {s.name: s for s in plan(place, stage1="blocks", stage2=False).stages}
+    assert [name for name in blocks if name not in whole] == ["Stage 1 by blocks"]
+    assert [name for name in whole if name not in blocks] == ["control", "scales", "Stage 1"]
+    part = blocks["Stage 1 by blocks"].memory
+    assert part["AdamW's moments"] == whole["Stage 1"].memory["AdamW's moments"] // 2
+    assert part["gradients"] < whole["Stage 1"].memory["gradients"]
+    tuned = [s.name for s in plan(place, stage1="blocks", stage1_finetune_steps=3, stage2=False).stages]
+    assert tuned[:3] == ["control", "Stage 1 by blocks", "Stage 1"]
+
+
 def test_a_dry_run_writes_nothing(place: dict[str, str], tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     command = ["convert", *(f"--{k}={v}" for k, v in place.items()), "--out", "out", "--length", "16", "--dry-run"]

@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Config,
 import fas
 from fas.calibration import CalibrationOptions, calibrate, calibrate_folder
 from fas.calibration.kept import file_name
-from fas.calibration.shelf import Shelf
 from fas.cli import main
+from fas.conversion.shelf import Shelf
 from fas.errors import CheckpointError, ConfigError, FasError
 from fas.models import find_segments
 from fas.progress import Silent

@@ -156,7 +156,10 @@ def test_without_peft_it_says_so_before_anything_is_computed(
 
 @pytest.mark.parametrize(
     ("more", "message"),
-    [(["--lora-rank", "0"], "lora_rank=0 is not valid"), (["--stage1", "half"], "choose 'full', 'lora' or 'none'")],
+    [
+        (["--lora-rank", "0"], "lora_rank=0 is not valid"),
+        (["--stage1", "half"], "choose 'full', 'lora', 'blocks' or 'none'"),
+    ],
 )
 def test_options_are_checked(place: Any, capsys: pytest.CaptureFixture[str], more: list[str], message: str) -> None:
     assert main(command(place, "refused", *more)) == 2

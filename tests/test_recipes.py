@@ -112,7 +112,8 @@ def test_recipe_runs_on_a_stand_in(name: str, tmp_path: Path) -> None:
     assert [(row.coding, row.timesteps) for row in rows] == [
         (target.coding, target.timesteps) for target in options.configurations()
     ]
-    assert all(row.coverage == recipe.options["coverage"] and row.levels == options.levels for row in rows)
+    levels = options.configurations()[0].levels
+    assert all(row.coverage == recipe.options["coverage"] and row.levels == levels for row in rows)
     assert all(row.spikes_per_neuron and row.spikes_per_neuron > 0 for row in rows)
     assert (tmp_path / "out" / "results.json").exists()
 

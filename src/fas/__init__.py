@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from fas.runtime.accelerated import accelerated
     from fas.runtime.adaptive import Adaptive, adaptive
     from fas.runtime.limit import memory_limit
+    from fas.training import BlockOptions, train_blocks, train_blocks_folder
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Adaptive",
+    "BlockOptions",
     "CalibrationOptions",
     "Diagnosis",
     "FasError",
@@ -35,10 +37,13 @@ __all__ = [
     "ledger",
     "memory_limit",
     "prepare",
+    "train_blocks",
+    "train_blocks_folder",
 ]
 
 _HOMES = {
     "Adaptive": "fas.runtime.adaptive",
+    "BlockOptions": "fas.training.block",
     "CalibrationOptions": "fas.calibration.driver",
     "Diagnosis": "fas.calibration.diagnosis",
     "FasError": "fas.errors",
@@ -53,6 +58,8 @@ _HOMES = {
     "ledger": "fas.accounting.ledger",
     "memory_limit": "fas.runtime.limit",
     "prepare": "fas.conversion.verbs",
+    "train_blocks": "fas.training.blocks",
+    "train_blocks_folder": "fas.training.blocks_from_disk",
 }
 
 register()

@@ -19,11 +19,12 @@ from transformers import PreTrainedModel
 from fas import world
 from fas.calibration.block import LayerReport, calibrate_block
 from fas.calibration.fine import GLOBAL_LR, checkpointed, descend, only_trainable, restore
-from fas.calibration.kept import KeptLayers, fingerprint_of
+from fas.calibration.kept import KeptLayers
 from fas.calibration.options import CalibrationOptions
 from fas.calibration.settling import settle
 from fas.config import SpikingConfig
 from fas.conversion import describe
+from fas.conversion.kept import fingerprint_of
 from fas.errors import CheckpointError, FasError
 from fas.losses import logits_loss, logits_of
 from fas.models import Segment, find_segments

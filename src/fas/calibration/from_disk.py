@@ -22,10 +22,11 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from fas.calibration.block import LayerReport, calibrate_block
 from fas.calibration.driver import described
-from fas.calibration.kept import KeptLayers, file_name, fingerprint_of
+from fas.calibration.kept import KeptLayers, file_name
 from fas.calibration.options import CalibrationOptions
-from fas.calibration.shelf import Shelf, without_weights
 from fas.conversion import describe
+from fas.conversion.kept import fingerprint_of
+from fas.conversion.shelf import Shelf, without_weights
 from fas.errors import CheckpointError, ConfigError, FasError
 from fas.models import Segment, find_segments
 from fas.neurons import Site

@@ -27,10 +27,7 @@ def command(
         typer.Option(help="What is trained, calibrated and measured on, as of fas convert.", show_default=False),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder to write; an interrupted comparison goes on, and others add to it.", show_default=False
-        ),
+        Path | None, typer.Option(help="Folder to write; an interrupted comparison goes on.", show_default=False)
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Model, data and options by name, as of fas convert.", show_default=False)
@@ -47,8 +44,7 @@ def command(
         typer.Option(help="L of the QCFS model that methods start from.", show_default=f"{LEVELS}, or the recipe's"),
     ] = None,
     activation: Annotated[
-        str | None,
-        typer.Option(help="As of fas convert.", show_default="replace; without training keep"),
+        str | None, typer.Option(help="As of fas convert.", show_default="replace; without training keep")
     ] = None,
     rotation: Annotated[
         str | None, typer.Option(help="As of fas convert, for all methods.", show_default="auto")

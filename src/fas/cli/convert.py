@@ -42,6 +42,7 @@ _NeuronsPerChannel = Annotated[
     int | None, _flag("neurons_per_channel", "sigma_delta: neurons that encode a channel together.", _SNN)
 ]
 _CalibrationSequences = Annotated[int | None, _flag("calibration_sequences", "Sequences; else by task.", _STAGE2)]
+_Task = Annotated[str | None, _flag("task", "language-modeling, sst2 … (GLUE), text-classification, vqa, captioning …")]
 _Template = Annotated[str | None, _flag("template", "Zero-shot classes of images: the text of a class.")]
 _AbsorbBias = Annotated[
     bool | None, _flag("absorb_bias", "Mean errors go into the biases behind (beyond the paper).", _STAGE2)
@@ -65,6 +66,15 @@ _Parts = Annotated[
     list[str] | None, _flag("parts", "Of a vision-language model, what spikes: vision,projector,text.", _SNN)
 ]
 _DATA = "Training text, labelled texts, or images with texts or classes: files, a folder, a hub data set, or builtin."
+_Stage1Sequences = Annotated[
+    int | None, _flag("stage1_sequences", "--stage1 blocks: sequences, whose states lie on disk.", _STAGE1)
+]
+_Stage1FinetuneSteps = Annotated[
+    int | None, _flag("stage1_finetune_steps", "--stage1 blocks: steps of the whole model behind.", _STAGE1)
+]
+_FromDisk = Annotated[
+    bool | None, _flag("from_disk", "Hold one block's weights at a time; measures nothing.", None, "--from-disk")
+]
 _LoraRank = Annotated[int | None, _flag("lora_rank", "--stage1 lora: rank of the adapters.", _STAGE1)]
 _LoraAlpha = Annotated[float | None, _flag("lora_alpha", "Their product is times alpha / rank.", _STAGE1)]
 _Fsdp = Annotated[
@@ -101,9 +111,7 @@ def command(
     data: Annotated[str | None, _flag("data", _DATA)] = None,
     out: Annotated[Path | None, _flag("out", "Folder to write; an interrupted conversion goes on.")] = None,
     eval_data: Annotated[str | None, _flag("eval_data", "Evaluation text; else the last 10 % of --data.")] = None,
-    task: Annotated[
-        str | None, _flag("task", "language-modeling, sst2 … (GLUE), text-classification, vqa, captioning …")
-    ] = None,
+    task: _Task = None,
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
     label_column: LabelColumn = None,
@@ -124,8 +132,10 @@ def command(
     parts: _Parts = None,
     targets: _Targets = None,
     ignore: Annotated[list[str] | None, _flag("ignore", "These sites stay analog; named like targets.", _SNN)] = None,
-    stage1: Annotated[str | None, _flag("stage1", "full, lora (adapters), or none: no training.", _STAGE1)] = None,
-    stage1_steps: Annotated[int | None, _flag("stage1_steps", "Optimizer steps; else by model size.", _STAGE1)] = None,
+    stage1: Annotated[str | None, _flag("stage1", "full, lora, blocks (one at a time), or none.", _STAGE1)] = None,
+    stage1_steps: Annotated[int | None, _flag("stage1_steps", "Steps (of each block); else by size.", _STAGE1)] = None,
+    stage1_sequences: _Stage1Sequences = None,
+    stage1_finetune_steps: _Stage1FinetuneSteps = None,
     mlm_data: Annotated[str | None, _flag("mlm_data", "Labelled texts: masked text to begin with.", _STAGE1)] = None,
     mlm_steps: Annotated[int | None, _flag("mlm_steps", "Optimizer steps on that text.", _STAGE1)] = None,
     batch_size: Annotated[int | None, _flag("batch_size", "Sequences in a batch; else by task.", _STAGE1)] = None,
@@ -150,6 +160,7 @@ def command(
     seed: Annotated[int | None, _flag("seed", "Same seed, same result")] = None,
     device: Annotated[str | None, _flag("device", "auto, cpu, cuda or cuda:1.")] = None,
     dtype: Annotated[str | None, _flag("dtype", "float32, bfloat16 or float16; neurons use fp32.")] = None,
+    from_disk: _FromDisk = None,
     dry_run: _DryRun = False,
     pareto: _Pareto = False,
     budgets: _Budgets = None,
@@ -169,19 +180,29 @@ def command(
         if dry_run:
             return _show_plan(flags, recipe, as_json)
         options = options_from(flags, _recipe(recipe))
-        from fas.report.table import print_results
-
         results = _run(options, pareto, budgets, progress)
         progress.note(f"written: {options.out}")
     if world.is_first():
-        print_json(results.to_dict()) if as_json else print_results(results)
+        print_json(results.to_dict()) if as_json else _print(results, options)
+
+
+def _print(results: Any, options: ConvertOptions) -> None:
+    from fas.report.table import print_results
+
+    if options.from_disk:
+        print(f"nothing is measured from disk; fas eval {options.out} does it, where the model fits into memory")
+    else:
+        print_results(results)
 
 
 def _run(options: ConvertOptions, pareto: bool, budgets: str | None, progress: Any) -> Any:
     from fas.pipeline.convert import run_conversion
+    from fas.pipeline.from_disk import convert_from_disk
     from fas.pipeline.pareto import BUDGETS, run_pareto
 
     check_sweep(options, pareto, budgets)
+    if options.from_disk:
+        return convert_from_disk(options, progress)
     if pareto:
         return run_pareto(options, budgets_in(budgets) or BUDGETS, progress)
     return run_conversion(options, progress)
@@ -216,6 +237,8 @@ def check_sweep(options: ConvertOptions, pareto: bool, budgets: str | None) -> N
         raise ConfigError("--budgets belong to --pareto; a single budget is --spikes-per-neuron")
     if pareto and world.launched()[1] > 1:
         raise ConfigError("--pareto runs in one process; start it without torchrun, or one budget after the other")
+    if pareto and (options.from_disk or options.stage1 == "blocks"):
+        raise ConfigError("--pareto trains the whole model under each budget; choose --stage1 full or lora")
     if pareto and options.spikes_per_neuron is not None:
         raise ConfigError("--pareto takes its budgets from --budgets; leave --spikes-per-neuron out")
 
@@ -232,6 +255,8 @@ def _show_plan(flags: dict[str, Any], recipe: str | None, as_json: bool) -> None
     from fas.report.plan_text import as_text
 
     found = _recipe(recipe)
+    if flags["from_disk"]:
+        raise ConfigError("--dry-run plans conversions in memory; --from-disk says what it takes when it starts")
     plan = dry_run(options_from(flags | {"out": flags["out"] or Path(found.name if found else "OUT")}, found), found)
     print_json(plan.to_dict()) if as_json else print(as_text(plan))
 

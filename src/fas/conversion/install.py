@@ -30,18 +30,29 @@ from fas.runtime.reclassed import choose_attention, reclass
 
 
 def install(
-    model: PreTrainedModel, plan: Plan, config: SpikingConfig, stage: Stage, prefix: Mapping[int, Shape] | None = None
+    model: PreTrainedModel,
+    plan: Plan,
+    config: SpikingConfig,
+    stage: Stage,
+    prefix: Mapping[int, Shape] | None = None,
+    device: torch.device | None = None,
 ) -> list[Site]:
     """Add the sites of ``plan`` to ``model`` in place and return them in the order of the plan.
 
-    ``prefix``: by layer the shapes of the constants in front of every sequence, which stay 0 until they are filled.
+    Args:
+        model: The model without sites.
+        plan: Where they are to be.
+        config: What the SNN is to be.
+        stage: Whether sites are QCFS units or neurons.
+        prefix: By layer the shapes of the constants in front of every sequence, which stay 0 until they are filled.
+        device: Where the parameters of sites lie; None: where those of their module lie, which may be nowhere (meta).
     """
     if any(isinstance(module, Site) for module in model.modules()):
         raise FasError(f"{type(model).__name__} has spiking sites already; start from the original model")
     clock = Clock(config=config, stage=stage)
     sites: list[Site] = []
     for segment, placements in plan:
-        sites += [_place(placement, clock, len(sites) + i) for i, placement in enumerate(placements)]
+        sites += [_place(placement, clock, len(sites) + i, device) for i, placement in enumerate(placements)]
         fold_segment(segment, clock, any(p.in_attention for p in placements))
         if stage == "snn":
             silence_dropout(segment.module)
@@ -60,9 +71,10 @@ def decoders(plan: Plan) -> list[Segment]:
     return [segment for segment, _ in plan if segment.family.positions is not None]
 
 
-def _place(placement: Placement, clock: Clock, order: int) -> Site:
+def _place(placement: Placement, clock: Clock, order: int, device: torch.device | None) -> Site:
     spec, home = placement.spec, placement.home
-    device = next((p.device for p in [*home.parameters(), *placement.owner.parameters()]), None)
+    if device is None:
+        device = next((p.device for p in [*home.parameters(), *placement.owner.parameters()]), None)
     held: nn.Module
     if spec.kind == "group":
         group = group_for(str(spec.role), home)

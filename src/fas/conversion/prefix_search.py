@@ -22,7 +22,7 @@ from fas.conversion.massive import NOTABLE, MassiveReport, measure_massive
 from fas.conversion.scales import Samples, mmse_scale, weight_power
 from fas.models import Placement, Segment
 from fas.neurons import qcfs
-from fas.neurons.rotation import Rotation, rotate
+from fas.neurons.rotation import rotate
 from fas.progress import Progress, Silent, counted
 from fas.runtime.prefix import add_prefix, fill_prefix, prefix_states, remove_prefix
 
@@ -122,40 +122,42 @@ class _Judge:
         return list(dict.fromkeys([*listed, *([self.start] if isinstance(self.start, int) else [])]))
 
     def __call__(self, tokens: tuple[int, ...]) -> tuple[MassiveReport, float]:
-        samples = {place.name: Samples() for place in self.notable}
+        found = [_Keep(place, self.config) for place in self.notable]
         with ExitStack() as stack:
             if tokens:
                 give_prefix(self.model, self.segment, tokens)
                 stack.callback(remove_prefix, self.segment)
-            for place in self.notable:
-                keep = _Keep(samples[place.name], place.rotation(self.config))
-                stack.callback(place.consumers[0].register_forward_pre_hook(keep).remove)
+            for keep in found:
+                stack.callback(keep.place.consumers[0].register_forward_pre_hook(keep).remove)
             report = measure_massive(self.model, self.placements, self.batches)
-        errors = [_rounding_error(place, samples[place.name], self.config) for place in self.notable]
-        return report, sum(errors)
+        return report, sum(_rounding_error(keep, self.config) for keep in found)
 
 
 class _Keep:
-    """Forward pre-hook of a reader: keeps all rows that it is given, rotated as its site will see them."""
+    """Forward pre-hook of a reader: keeps all rows that it is given, rotated as its site will see them, and how strongly the
+    readers weigh each channel (their weights may be in memory only now)."""
 
-    def __init__(self, samples: Samples, rotation: Rotation) -> None:
-        self.samples, self.rotation = samples, rotation
+    def __init__(self, place: Placement, config: SpikingConfig) -> None:
+        self.place, self.samples, self.rotation = place, Samples(), place.rotation(config)
+        self.power: Tensor | None = None
 
     def __call__(self, module: Any, args: tuple[Tensor, ...]) -> None:
         rows = rotate(args[0].detach().float(), self.rotation).flatten(0, -2).cpu()
         self.samples.inputs.append(rows)
         self.samples.targets.append(rows)
+        if self.power is None:
+            self.power = weight_power(self.place.consumers).cpu()
 
 
 @torch.no_grad()
-def _rounding_error(place: Placement, samples: Samples, config: SpikingConfig) -> float:
+def _rounding_error(keep: _Keep, config: SpikingConfig) -> float:
     """Squared error of the site's grid, as its readers weigh it, relative to the power of each token: the mean over tokens."""
-    x = torch.cat(samples.inputs)
+    x = torch.cat(keep.samples.inputs)
     scale = mmse_scale(
-        samples, config.levels, signed=True
+        keep.samples, config.levels, signed=True
     )  # also where an unsigned unit will stand in for an activation
-    weight = weight_power(place.consumers)
-    error, power = ((qcfs(x, scale, config.levels, True) - x).square() @ weight), x.square() @ weight
+    assert keep.power is not None
+    error, power = ((qcfs(x, scale, config.levels, True) - x).square() @ keep.power), x.square() @ keep.power
     return float((error / power.clamp(min=1e-30)).mean())
 
 

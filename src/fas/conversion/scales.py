@@ -131,7 +131,7 @@ class _Tap(nn.Module):
 
 @contextmanager
 def _tapped(
-    model: PreTrainedModel, operands: list[Placement], found: dict[str, Samples], keep: int
+    model: PreTrainedModel, operands: Sequence[Placement], found: dict[str, Samples], keep: int
 ) -> Iterator[list[_Tap]]:
     """Attention by FAS's function, with taps for ``operands``; the model is left as it was."""
     taps = [_Tap(found.get(place.name), keep, place.name) for place in operands]
@@ -179,17 +179,13 @@ def sampled(
     groups = in_parts(places, keep * len(listed), room)
     for number, group in enumerate(groups, 1):
         part = f" (part {number} of {len(groups)})" if len(groups) > 1 else ""
-        found = {place.name: Samples() for place in group}
-        _run(
-            model,
-            places,
-            found,
-            config,
-            counted(listed, progress, f"Sampling the inputs of {len(group)} sites{part}"),
-            keep,
-        )
+        with sampling(model, places, config, len(listed), group) as kept:
+            for batch in counted(listed, progress, f"Sampling the inputs of {len(group)} sites{part}"):
+                kept.begin(batch)
+                model(**{key: value for key, value in batch.items() if key != "labels"})
+        require_samples(model, places, kept, len(listed))
         for place in counted(group, progress, f"Fitting the scales of {len(group)} sites{part}"):
-            yield place, found.pop(place.name)
+            yield place, kept.found.pop(place.name)
 
 
 def in_parts(placements: Sequence[Placement], rows: int, room: int | None = None) -> list[list[Placement]]:
@@ -216,49 +212,67 @@ def sample_bytes(place: Placement, rows: int) -> int:
     return rows * channels * torch.float32.itemsize * (2 if place.spec.replaces else 1)
 
 
-@torch.no_grad()
-def _run(
+class Sampling:
+    """Samples of sites, by name, while an ANN runs."""
+
+    def __init__(self, wanted: Sequence[Placement]) -> None:
+        self.found = {place.name: Samples() for place in wanted}
+        self.samplers: list[_Sampler] = []
+        self.taps: list[_Tap] = []
+
+    def begin(self, batch: Mapping[str, Any]) -> None:
+        """Say which batch runs next: rows of padding are not taken."""
+        for hook in self.samplers:
+            hook.mask = batch.get("attention_mask")
+
+    @property
+    def reached(self) -> set[str]:
+        """Names of the sites that have met a value."""
+        return {hook.name for hook in (*self.samplers, *self.taps) if hook.ran}
+
+
+@contextmanager
+def sampling(
     model: PreTrainedModel,
-    places: Sequence[Placement],
-    found: dict[str, Samples],
+    placements: Sequence[Placement],
     config: SpikingConfig,
-    batches: Iterable[Mapping[str, Any]],
-    keep: int,
-) -> None:
-    """Run ``batches`` and fill ``found``, samples by site; raises as `sampled` for any of ``places``."""
-    operands = [place for place in places if place.spec.kind in ("operand", "cross")]
-    samplers: list[_Sampler] = []
-    training, count = model.training, 0
-    with ExitStack() as stack:
-        for place in places:
-            if place in operands:
+    batches: int,
+    wanted: Sequence[Placement] | None = None,
+) -> Iterator[Sampling]:
+    """Inside, runs of an ANN sample what sites will see.
+
+    Args:
+        model: The ANN, or one of which blocks will run.
+        placements: The sites that are watched.
+        config: Says how values are rotated.
+        batches: How many are to come.
+        wanted: Those of the sites whose samples are held; all of them by default.
+    """
+    kept = Sampling(placements if wanted is None else wanted)
+    training = model.training
+    keep = max(1, SAMPLES_PER_SITE // batches)
+    operands = [place for place in placements if place.spec.kind in ("operand", "cross")]
+    with ExitStack() as stack, torch.no_grad():
+        for place in placements:
+            if place in operands or place.spec.kind == "group":
                 continue
             replaces = place.spec.replaces
             source = place.owner.get_submodule(replaces) if replaces else place.consumers[0]
-            hook = _Sampler(found.get(place.name), keep, place, place.rotation(config))
-            samplers.append(hook)
+            hook = _Sampler(kept.found.get(place.name), keep, place, place.rotation(config))
+            kept.samplers.append(hook)
             stack.callback(source.register_forward_hook(hook).remove)
-        taps = stack.enter_context(_tapped(model, operands, found, keep))
+        kept.taps = stack.enter_context(_tapped(model, operands, kept.found, keep))
         stack.callback(model.train, training)
         model.eval()
-        for batch in batches:
-            for hook in samplers:
-                hook.mask = batch.get("attention_mask")
-            model(**{key: value for key, value in batch.items() if key != "labels"})
-            count += 1
-    _require_samples(model, places, {hook.name for hook in (*samplers, *taps) if hook.ran})
-    often = [hook.name for hook in samplers if hook.ran > count]
-    if often:
-        raise UnsupportedModelError(
-            f"{often[0]} would run more than once in a forward, and its neurons would meet two signals; leave it analog with "
-            f"ignore=('{often[0]}',)"
-        )
+        yield kept
 
 
-def _require_samples(model: nn.Module, places: Sequence[Placement], reached: set[str]) -> None:
-    """Raise for sites that no batch ``reached``: by the fault of the model, or of the batches."""
-    idle = [place for place in places if place.name not in reached]
-    running = {id(place.owner) for place in places if place.name in reached}
+def require_samples(model: nn.Module, placements: Sequence[Placement], kept: Sampling, batches: int) -> None:
+    """Raise for sites that none of the ``batches`` reached, by the fault of the model or of the batches, or that ran more than
+    once in each."""
+    places = [place for place in placements if place.spec.kind != "group"]
+    idle = [place for place in places if place.name not in kept.reached]
+    running = {id(place.owner) for place in places if place.name in kept.reached}
     unreached = [place.name for place in idle if place.spec.kind in ("operand", "cross") and id(place.owner) in running]
     if unreached:
         raise UnsupportedModelError(
@@ -269,6 +283,12 @@ def _require_samples(model: nn.Module, places: Sequence[Placement], reached: set
         raise DataError(
             f"the calibration batches do not reach {len(idle)} of {len(places)} sites, first {idle[0].name}; give batches "
             "that use every part of the model (images beside text), or ignore those sites"
+        )
+    often = [hook.name for hook in kept.samplers if hook.ran > batches]
+    if often:
+        raise UnsupportedModelError(
+            f"{often[0]} would run more than once in a forward, and its neurons would meet two signals; leave it analog with "
+            f"ignore=('{often[0]}',)"
         )
 
 

@@ -18,6 +18,7 @@ from fas.conversion.prefix_search import find_prefix, give_prefix
 from fas.conversion.scales import Samples, fitted_scale, mean_error, sampled
 from fas.errors import ConfigError
 from fas.models import Placement, Plan, find_segments, planned
+from fas.neurons import Site
 from fas.progress import Progress, Silent
 from fas.runtime.control import clock_of
 from fas.runtime.folding import silence_dropout
@@ -50,18 +51,8 @@ def prepare(
         undo.pop_all()
     sites = install(model, plan, config, "qcfs", shapes)
     for placement, site in zip(placements, sites, strict=True):
-        if site.kind == "group":  # whose λ is the geometry of its function
-            continue
-        found = fitted[site.name]
-        site.log_scale.data.copy_(found.log_scale)
-        if site.center is not None and found.center is not None:
-            site.center.copy_(found.center)
-        for consumer in placement.consumers if site.kind == "input" else ():
-            rotate_reader(consumer, placement.rotation(config))
-            if site.center is not None:
-                absorb(consumer, site.center)
-            if found.left_out is not None:
-                absorb(consumer, found.left_out)
+        if site.kind != "group":  # whose λ is the geometry of its function
+            _give(placement, site, fitted[site.name], config)
     measure_order(model, sites, batches[0])
     describe(model)
     return model
@@ -90,6 +81,25 @@ def _fitted(place: Placement, samples: Samples, config: SpikingConfig, fit: Fit 
     if place.spec.kind == "input" and place.spec.replaces is not None:
         left_out = mean_error(samples, log_scale.exp(), config.levels, place.spec.signed)
     return _Fitted(log_scale, center, left_out)
+
+
+def _give(placement: Placement, site: Site, found: _Fitted, config: SpikingConfig) -> None:
+    """Give ``site`` its scale and mean, and its readers the weights and biases that go with them."""
+    site.log_scale.data.copy_(found.log_scale)
+    if site.center is not None and found.center is not None:
+        site.center.copy_(found.center)
+    for consumer in placement.consumers if site.kind == "input" else ():
+        rotate_reader(consumer, placement.rotation(config))
+        if site.center is not None:
+            absorb(consumer, site.center)
+        if found.left_out is not None:
+            absorb(consumer, found.left_out)
+
+
+def fit_site(placement: Placement, site: Site, samples: Samples, config: SpikingConfig) -> None:
+    """Fit a ``site`` that was just installed at ``placement`` to ``samples`` of the ANN's values there, and its readers with it."""
+    if site.kind != "group":
+        _give(placement, site, _fitted(placement, samples, config, None), config)
 
 
 def _with_prefix(

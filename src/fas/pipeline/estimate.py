@@ -39,7 +39,7 @@ from fas.pipeline.forwards import (
 )
 from fas.pipeline.measure import layerwise_target
 from fas.pipeline.options import ConvertOptions
-from fas.pipeline.stages import stage1_options
+from fas.pipeline.stages import block_options, stage1_options
 from fas.report.plan import PlannedStage, Speed
 from fas.runtime.alive import Cost
 from fas.runtime.replay import blocks_of
@@ -102,9 +102,10 @@ class Estimate:
 
     def stages(self) -> list[PlannedStage]:
         """In the order in which they run."""
-        trained = self.options.stage1 == "full"
+        trained = self.options.stage1 == "full" or self.options.stage1_finetune_steps > 0
         found = [self.control()] if trained else []
-        found += [self.fitting(), *([self.stage1()] if trained else [])]
+        found += [self.by_blocks() if self.options.stage1 == "blocks" else self.fitting()]
+        found += [self.stage1()] if trained else []
         found += [self.stage2(target) for target in self.targets if self.options.stage2]
         return [*found, self.dense_rows(), *(self.spiking_row(target) for target in self.measured())]
 
@@ -152,6 +153,26 @@ class Estimate:
             "Stage 1", f"{self._steps()} of the QCFS model", self._training_memory(models, step),
             [(self.settings.steps, step)], self.settings.steps * self.training_batch.tokens,
         )  # fmt: skip
+
+    def by_blocks(self) -> PlannedStage:
+        """Stage 1 a block at a time: of what a step of the whole model takes, one block's part."""
+        settings = block_options(self.options, self.parameters, self.work.training)
+        step = self.architecture.cost(lambda build: training_step(build, self.training_batch, self.targets[0], 0.0))
+        run = self.architecture.cost(lambda build: evaluation(build, self.training_batch, scored=False))
+        layers = max(1, self.architecture.layers)
+        memory = {
+            "weights": 2 * self.weights,
+            "AdamW's moments": 2 * self.weights // layers,
+            "gradients": step.kept // layers,
+            "activations": (step.peak - step.kept) // layers,
+        }
+        taken = settings.steps * self.training_batch.batch
+        passes = 2 * min(self.options.stage1_sequences, taken, self.work.training) / self.training_batch.batch
+        tokens = settings.steps * self.training_batch.tokens
+        does = (
+            f"{settings.steps:,} steps of {self.training_batch.batch} {self.work.examples} for each of {layers} blocks"
+        )
+        return self._stage("Stage 1 by blocks", does, memory, [(settings.steps, step), (passes, run)], tokens)
 
     def stage2(self, target: SpikingConfig) -> PlannedStage:
         """Calibration for one coding and time."""

@@ -37,7 +37,7 @@ _HEADS: dict[str, Any] = {
     "ForCausalLM": AutoModelForCausalLM,
     "LMHeadModel": AutoModelForCausalLM,
 }
-_READERS: dict[Any, Any] = {
+READERS: dict[Any, Any] = {
     AutoModelForImageTextToText: AutoProcessor,
     AutoModelForZeroShotImageClassification: AutoProcessor,
     AutoModelForImageClassification: AutoImageProcessor,
@@ -245,7 +245,7 @@ def loaded_with(
     place = resolve(model)
     target = pick_device(device)
     try:
-        tokenizer: Any = reader_of(place, _READERS.get(cls, AutoTokenizer))
+        tokenizer: Any = reader_of(place, READERS.get(cls, AutoTokenizer))
         loaded, found = cls.from_pretrained(place, dtype=dtype or "auto", output_loading_info=True, **more)
         loaded = loaded.to(target).eval()
     except FasError:

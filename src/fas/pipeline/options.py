@@ -16,7 +16,8 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _LEAST = {
     "batch_size": 1, "calibration_sequences": 1, "eval_sequences": 1, "stage1_steps": 1, "mlm_steps": 1, "length": 2, "seed": 0,
     "neurons_per_channel": 1, "fit_steps": 0, "align_steps": 0, "global_steps": 0, "lr": 0, "scale_lr": 0,
-    "spikes_per_neuron": 0, "spike_price": 0, "lora_rank": 1, "lora_alpha": 0, "distill_states": 0,
+    "spikes_per_neuron": 0, "spike_price": 0, "lora_rank": 1, "lora_alpha": 0, "distill_states": 0, "stage1_sequences": 1,
+    "stage1_finetune_steps": 0,
 }  # fmt: skip
 
 USUAL_LEVELS, FINE_LEVELS = 15, 31
@@ -65,8 +66,14 @@ class ConvertOptions:
     """Of a vision-language model: what spikes; () is all."""
     targets: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
-    stage1: Literal["full", "lora", "none"] = "full"
+    stage1: Literal["full", "lora", "blocks", "none"] = "full"
+    """blocks: one block of the network at a time learns to give the ANN's hidden states."""
     stage1_steps: int | None = None
+    """Of blocks: steps of each block."""
+    stage1_sequences: int = 1024
+    """Of blocks: examples whose hidden states lie on disk."""
+    stage1_finetune_steps: int = 0
+    """Of blocks: steps of the whole model that follow."""
     batch_size: int | None = None
     """Of Stage 1, all processes together; None: 8 blocks of text, or 32 labelled texts."""
     length: int | None = None
@@ -97,13 +104,17 @@ class ConvertOptions:
     eval_sequences: int | None = None
     before_stage2: bool = False
     """Also measure the SNN before Stage 2."""
+    from_disk: bool = False
+    """Hold one block's weights at a time, in both stages; nothing is measured."""
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.stage1 not in ("full", "lora", "none"):
-            raise ConfigError(f"stage1={self.stage1!r} is not valid: choose 'full', 'lora' or 'none' (training-free)")
+        if self.stage1 not in ("full", "lora", "blocks", "none"):
+            raise ConfigError(
+                f"stage1={self.stage1!r} is not valid: choose 'full', 'lora', 'blocks' or 'none' (training-free)"
+            )
         if self.dtype not in _DTYPES:
             raise ConfigError(f"dtype={self.dtype!r} is not valid: choose one of {', '.join(_DTYPES)}")
         if self.distill is not None and not 0 <= self.distill <= 1:
@@ -122,7 +133,7 @@ class ConvertOptions:
                 raise ConfigError(f"{given[0]} belongs to labelled texts; choose --task, such as text-classification")
         else:
             self.text_task()
-        for name in ("stage2", "absorb_bias", "fsdp", "center"):
+        for name in ("stage2", "absorb_bias", "fsdp", "center", "from_disk"):
             if not isinstance(getattr(self, name), bool) and (name != "center" or self.center is not None):
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not valid: choose true or false")
         for name, least in _LEAST.items():
@@ -149,7 +160,38 @@ class ConvertOptions:
                 f"steps {list(self.steps)} fit no target: they need coding sigma_delta and timesteps "
                 f"{len(self.steps) / each:g}"
             )
+        self._check_blocks()
         self.configurations()  # validates every combination
+
+    def _check_blocks(self) -> None:
+        """Raise `ConfigError` for what Stage 1 a block at a time, or from disk, leaves without effect."""
+        if self.stage1_finetune_steps and self.stage1 != "blocks":
+            raise ConfigError(
+                f"stage1_finetune_steps={self.stage1_finetune_steps} follow stage1='blocks', and it is {self.stage1!r}"
+            )
+        whole = ["mlm_data", "fsdp"]
+        if not self.stage1_finetune_steps:
+            whole += ["distill", "distill_states", "spikes_per_neuron"]
+        given = [name for name in whole if getattr(self, name)]
+        if self.stage1 == "blocks" and given:
+            raise ConfigError(
+                f"{given[0]} is for training of the whole model, and stage1='blocks' trains one block at a time"
+                + ("; leave it out" if given[0] in ("mlm_data", "fsdp") else "; add stage1_finetune_steps")
+            )
+        if not self.from_disk:
+            return
+        if self.stage1 not in ("blocks", "none") or self.stage1_finetune_steps:
+            raise ConfigError(
+                "from disk there is one block's weights at a time; choose stage1='blocks', without fine-tuning"
+            )
+        if len(self.codings) * len(self.timesteps) > 1:
+            raise ConfigError(
+                "from disk one coding and one number of timesteps are calibrated at a time; add others by "
+                "fas calibrate --from-disk"
+            )
+        measured = [name for name in ("before_stage2", "global_steps", "eval_sequences") if getattr(self, name)]
+        if measured:
+            raise ConfigError(f"{measured[0]} needs the whole model in memory, and from disk it is not; leave it out")
 
     def text_task(self) -> TextTask:
         """The task on labelled texts, with the user's columns."""

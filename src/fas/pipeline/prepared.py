@@ -22,6 +22,7 @@ from fas.progress import Progress, Silent
 from fas.report.results import versions
 from fas.tasks.examples import Examples
 from fas.training import batch_for, require_peft
+from fas.training.pair import only_segment
 
 
 @dataclass
@@ -58,12 +59,16 @@ def prepared(options: ConvertOptions, progress: Progress | None = None) -> Prepa
         require_peft()
     ann, source = source_of(options, progress or Silent())
     planned(ann, options.configurations()[0])  # an unsupported model is refused before anything is trained
-    if source.new_head and options.stage1 == "none":
+    if source.new_head and options.stage1 in ("none", "blocks"):
         raise ConfigError(
-            f"{options.model} has no head for {options.task} yet, so stage1='none' would convert a random one; fine-tune it "
-            "first, or choose stage1='full'"
+            f"{options.model} has no head for {options.task} yet, so stage1={options.stage1!r} would convert a random one; "
+            "fine-tune it first, or choose stage1='full'"
         )
-    if options.stage1 != "none":
+    if options.stage1 == "blocks":
+        if world.size() > 1:
+            raise ConfigError("stage1='blocks' is trained by one process; start it without torchrun")
+        only_segment(ann, options.configurations()[0])
+    elif options.stage1 != "none":
         batch_for(batch_size(options), len(source.training))
     if options.fsdp and world.size() == 1:
         raise ConfigError("fsdp shares Stage 1 among several processes; start with torchrun, or leave --fsdp out")

@@ -24,20 +24,24 @@ from fas.config import SpikingConfig
 from fas.conversion import convert, prepare
 from fas.pipeline.masked import begin_with_text
 from fas.pipeline.options import ConvertOptions
-from fas.pipeline.run import Run, adapters_of
+from fas.pipeline.run import Run, adapters_of, batches_on
 from fas.pipeline.workspace import Workspace
 from fas.report.results import Row
 from fas.runtime.control import sites_of
 from fas.runtime.replay import number_of_layers
-from fas.tasks.examples import Evaluation
+from fas.tasks.examples import Evaluation, Examples
 from fas.tasks.glue import LANGUAGE_MODELING
-from fas.training import Stage1Options, fine_tune
+from fas.training import BlockOptions, Stage1Options, fine_tune, train_blocks
 
+SMALL = 20_000_000
+"""Parameters up to which models stand, and need, larger steps (docs/log.md)."""
 LANGUAGE_BATCH = 8
 EPOCHS, LABELLED_BATCH, LABELLED_LR = 3, 32, 5e-5
 """Of labelled texts, as BERT is usually fine-tuned on GLUE (Devlin et al. 2019)."""
 LORA_LR = 2e-4
 """Of adapters, as for GPT-2 (Hu et al. 2021): they start at nothing and stand larger steps than weights."""
+BLOCK_LR = 2e-4
+"""Of a block, whose target is at hand."""
 
 
 def train_control(run: Run, ann: PreTrainedModel) -> dict[str, Any]:
@@ -49,7 +53,7 @@ def train_control(run: Run, ann: PreTrainedModel) -> dict[str, Any]:
     before = held_out.evaluate(ann, run.at_once, run.progress, "ANN on held-out data")
     decision: dict[str, Any] = {"chosen": "ann", "ann_held_out_loss": before.loss, **_held_out("ann", before)}
     best = ann
-    if options.stage1 != "none":
+    if trains_whole(options):
         tuned = run.source.fresh()
         begin_with_text(run, tuned, spiking=False)
         settings = stage1_options(options, ann.num_parameters(), len(training))
@@ -87,9 +91,12 @@ def train_qcfs(run: Run, ann: PreTrainedModel, decision: dict[str, Any]) -> None
     options, source = run.options, run.source
     set_seed(options.seed)
     model = source.fresh()
-    prepare(model, options.configurations()[0], run.calibration_batches(run.at_once), progress=run.progress)
+    if options.stage1 == "blocks":
+        train_by_blocks(run, model, ann)
+    else:
+        prepare(model, options.configurations()[0], run.calibration_batches(run.at_once), progress=run.progress)
     begin_with_text(run, model, spiking=True)
-    if options.stage1 != "none":
+    if trains_whole(options):
         settings = stage1_options(options, ann.num_parameters(), len(run.source.training))
         if options.distill is None:
             settings = replace(settings, distill=0.5 if decision["chosen"] == "fine-tuned" else 1.0)
@@ -97,19 +104,57 @@ def train_qcfs(run: Run, ann: PreTrainedModel, decision: dict[str, Any]) -> None
         run.progress.note(f"Stage 1: {settings.distill:g} of the loss is distance to the {name}, the rest the task's")
         fine_tune(model, source.training, settings, teacher, run.progress, "Stage 1: fine-tuning the QCFS model")
     run.workspace.store("qcfs", model.save_pretrained)
+    shutil.rmtree(run.workspace.path(BLOCKS), ignore_errors=True)
+
+
+BLOCKS = "qcfs-blocks"
+"""Where finished blocks and hidden states lie until the QCFS model is whole."""
+
+
+def train_by_blocks(run: Run, model: PreTrainedModel, ann: PreTrainedModel) -> None:
+    """Stage 1 of the original ``model``, a block at a time; what is kept of it stays until the QCFS model is stored."""
+    options, training = run.options, run.source.training
+    settings = block_options(options, ann.num_parameters(), len(training))
+    batches = batches_on(run.device, block_batches(training, options, settings))
+    train_blocks(model, ann, options.configurations()[0], batches, settings, run.progress, run.workspace.path(BLOCKS))
+
+
+def block_batches(training: Examples, options: ConvertOptions, settings: BlockOptions) -> list[dict[str, Tensor]]:
+    """What blocks are trained on: from all over, no more than the steps take and hidden states are kept of."""
+    size = batch_size(options)
+    taken = max(options.calibration_sequences or training.CALIBRATION, settings.steps * size)
+    return training.some(min(options.stage1_sequences, taken)).unpadded(size)
+
+
+def trains_whole(options: ConvertOptions) -> bool:
+    """Whether the whole model is trained at once, and so is the control."""
+    return options.stage1 in ("full", "lora") or options.stage1_finetune_steps > 0
+
+
+def block_options(options: ConvertOptions, parameters: int, examples: int) -> BlockOptions:
+    """How each block of a model of so many ``parameters`` is trained on so many ``examples``."""
+    steps = options.stage1_steps or usual_steps(options, parameters, examples)
+    lr = options.lr if options.lr is not None else BLOCK_LR
+    scale_lr = options.scale_lr if options.scale_lr is not None else 10 * lr
+    return BlockOptions(steps if options.stage1 == "blocks" else 0, lr, scale_lr, seed=options.seed)
+
+
+def usual_steps(options: ConvertOptions, parameters: int, examples: int) -> int:
+    """Steps of Stage 1 where ``options`` leave them open: several epochs of labelled texts, else by the model's size."""
+    if options.task != LANGUAGE_MODELING:
+        return -(-EPOCHS * examples // batch_size(options))
+    return 600 if parameters < SMALL else 1000
 
 
 def stage1_options(options: ConvertOptions, parameters: int, examples: int) -> Stage1Options:
     """How Stage 1 trains a model of so many ``parameters`` on so many ``examples``, where ``options`` leave it open."""
     labelled, adapters = options.task != LANGUAGE_MODELING, adapters_of(options)
-    small = parameters < 20_000_000  # small models stand, and need, larger steps (docs/log.md)
+    small = parameters < SMALL
     usual = LORA_LR if adapters else LABELLED_LR if labelled else 2e-5
-    batch = batch_size(options)
-    steps = -(-EPOCHS * examples // batch) if labelled else 600 if small else 1000
     lr = options.lr if options.lr is not None else (2e-4 if small else usual)
     return Stage1Options(
-        steps=options.stage1_steps or steps,
-        batch_size=batch,
+        steps=options.stage1_finetune_steps or options.stage1_steps or usual_steps(options, parameters, examples),
+        batch_size=batch_size(options),
         lr=lr,
         scale_lr=options.scale_lr if options.scale_lr is not None else 10 * lr,
         distill=0.5 if options.distill is None else options.distill,

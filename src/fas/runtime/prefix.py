@@ -147,10 +147,14 @@ def add_prefix(segment: Segment, tokens: int, shapes: Mapping[int, Shape], dtype
     choose.handle = segment.module.register_forward_pre_hook(choose)
     for number, module in attention_modules(segment).items():
         if number in shapes:
-            device = next(module.parameters()).device
-            module.add_module("prefix", Prefix(tokens, shapes[number], dtype, device))
+            module.add_module("prefix", Prefix(tokens, shapes[number], dtype, _device_of(module, segment.module)))
     if segment.family.positions == "learned":
         _move_positions(segment, tokens)
+
+
+def _device_of(*modules: nn.Module) -> torch.device | None:
+    """Where the weights of the first of ``modules`` lie that are in memory."""
+    return next((p.device for module in modules for p in module.parameters() if not p.is_meta), None)
 
 
 def shapes_of(model: nn.Module) -> dict[int, Shape]:

@@ -6,7 +6,7 @@ Only the hidden states of one block are held, of the spiking stream (T·B rows) 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class Stream:
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     ahead: Tensor | None = None
     """What the next block makes of ``hidden`` with the neurons that it had when it was last tried."""
+    tupled: bool = False
+    """Whether blocks hand their hidden states on in a tuple."""
 
     def step(self) -> None:
         """Move to ``ahead``."""
@@ -265,4 +267,25 @@ def run_block(block: nn.Module, index: int, stream: Stream, clock: Clock) -> Ten
     args, kwargs = stream.arguments[index]
     with inside_segment(clock):
         output = block(stream.hidden, *args, **kwargs)
+    stream.tupled = isinstance(output, tuple)
     return output[0] if isinstance(output, tuple) else output
+
+
+@torch.no_grad()
+def run_behind(model: nn.Module, segment: Segment, batch: Mapping[str, Any], stream: Stream) -> None:
+    """Run ``model`` on ``batch`` to the end of ``segment``, as if its blocks had given the ``stream``'s hidden states."""
+    given = (stream.hidden,) if stream.tupled else stream.hidden
+
+    def passed_over(*_: Any, **__: Any) -> Any:
+        return given
+
+    def ended(*_: Any) -> None:
+        raise _AllRecorded
+
+    with ExitStack() as stack:
+        for block in blocks_of(segment):
+            stack.callback(restore_forward, block, block.__dict__.get("forward"))
+            block.forward = passed_over
+        stack.callback(segment.module.register_forward_hook(ended).remove)
+        with suppress(_AllRecorded):
+            model(**batch, **without_cache(model))

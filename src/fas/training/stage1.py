@@ -24,6 +24,7 @@ from fas.neurons import NeuronParameters, Site
 from fas.progress import Progress, Silent
 from fas.training.budget import SpikeBudget
 from fas.training.lora import Lora, adapted
+from fas.training.optimizer import adamw
 from fas.training.sharded import fsdp_arguments, shard_on_cpus, sharded_copy
 from fas.training.states import block_outputs, states_loss
 
@@ -71,10 +72,6 @@ class TrainingSet(Protocol):
         ...
 
 
-_OF_SITES = ("log_scale", "log_threshold", "v_init")
-"""Parameters of sites: relative to their scale, so their learning rate is not that of weights."""
-
-
 class Stage1Trainer(Trainer):
     """A Trainer with its own learning rate for scales and, with a teacher, distillation beside the task loss."""
 
@@ -101,13 +98,7 @@ class Stage1Trainer(Trainer):
         """AdamW with the scales in a group of their own, without weight decay."""
         if self.optimizer is None:
             assert self.model is not None
-            named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-            scales = [p for name, p in named if name.endswith(_OF_SITES)]
-            weights = [p for name, p in named if not name.endswith(_OF_SITES)]
-            groups = [{"params": weights, "lr": self.options.lr, "weight_decay": self.options.weight_decay}]
-            if scales:
-                groups.append({"params": scales, "lr": self.options.scale_lr, "weight_decay": 0.0})
-            self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+            self.optimizer = adamw(self.model, self.options)
         return self.optimizer
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:

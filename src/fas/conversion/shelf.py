@@ -49,6 +49,8 @@ class Shelf:
         self.places: dict[str, _Place] = {}
         for file in self.files:
             self.places |= _places(file)
+        self.stored: dict[str, str] = {}
+        """Under which name the files hold a weight of a model, where it is not its own."""
 
     def read(self, name: str) -> Tensor:
         """One tensor, in memory of its own."""
@@ -62,13 +64,41 @@ class Shelf:
                 raise CheckpointError(f"{place.file} ends before {name}; it is damaged")
         return values
 
+    def name_of(self, name: str) -> str:
+        """Under which name the files hold the weight ``name``; raises `CheckpointError` if they do not."""
+        found = self.stored.get(name, name)
+        if found not in self.places:
+            raise CheckpointError(
+                f"{self.folder} holds no weight {name}: it was saved under other names, so it cannot be read a block at a time "
+                "from disk; take it in memory"
+            )
+        return found
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All of them, one at a time."""
         return ((name, self.read(name)) for name in sorted(self.places))
 
+    def learn_names(self, model: PreTrainedModel) -> None:
+        """Find the weights of ``model`` that are stored under another name: checkpoints of an inner model leave its name out,
+        and tied weights are stored once."""
+        named: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            named.setdefault(id(parameter), []).append(name)
+        for names in named.values():
+            inner = f"{model.base_model_prefix}."
+            known = [n for name in names for n in (name, name.removeprefix(inner)) if n in self.places]
+            self.stored |= {name: known[0] for name in names if known and name not in self.places}
+
     @contextmanager
-    def loaded(self, model: nn.Module, owners: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
-        """Inside, the parameters of ``owners`` (modules of ``model``, not those in them) are on ``device``.
+    def loaded(
+        self,
+        model: nn.Module,
+        owners: Iterable[nn.Module],
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+    ) -> Iterator[None]:
+        """Inside, the parameters of ``owners`` (modules of ``model``, not those in them) are on ``device``, in ``dtype`` (None:
+        that of the files).
 
         Raises `CheckpointError` for a weight that no file holds.
         """
@@ -83,12 +113,9 @@ class Shelf:
                         set_module_tensor_to_device(owner, leaf, device, value=self.read(name))
                     if not tensor.is_meta:
                         continue
-                    if name not in self.places:
-                        raise CheckpointError(
-                            f"{self.folder} holds no weight {name}: it was saved under other names, so it cannot be "
-                            "calibrated from disk; calibrate it in memory"
-                        )
-                    value = self.read(name)
+                    value = self.read(self.name_of(name))
+                    if dtype is not None and value.is_floating_point():
+                        value = value.to(dtype)
                     set_module_tensor_to_device(owner, leaf, device, value=value, dtype=value.dtype)
                     taken.append((owner, leaf))
             yield
@@ -128,6 +155,27 @@ def without_weights(folder: Path | str, auto_class: Any, device: torch.device) -
             model, checkpoint_files=[str(file) for file in weight_files(Path(folder))]
         )
     model.requires_grad_(False)
+    return _with_buffers_on(model, device)
+
+
+def skeleton(shelf: Shelf, auto_class: Any, device: torch.device) -> PreTrainedModel:
+    """The ANN in the folder of ``shelf`` in fp32, its buffers on ``device``, and no memory for weights.
+
+    Raises `CheckpointError` if the folder holds a quantized or converted model.
+    """
+    config = AutoConfig.from_pretrained(shelf.folder)
+    if getattr(config, "quantization_config", None) is not None:
+        raise CheckpointError(
+            f"{shelf.folder} is quantized or converted already; Stage 1 starts from the original model"
+        )
+    with init_empty_weights(include_buffers=False):
+        model = auto_class.from_config(config, dtype=torch.float32)
+    model.tie_weights()
+    shelf.learn_names(model)
+    return _with_buffers_on(model, device)
+
+
+def _with_buffers_on(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     for module in model.modules():
         for name, value in module._buffers.items():
             if value is not None and not value.is_meta:
