@@ -97,7 +97,7 @@ def _give(placement: Placement, site: Site, found: _Fitted, config: SpikingConfi
 
 
 def fit_site(placement: Placement, site: Site, samples: Samples, config: SpikingConfig) -> None:
-    """Fit a ``site`` that was just installed at ``placement`` to ``samples`` of the ANN's values there, and its readers with it."""
+    """Fit a ``site`` that was just installed at ``placement``, and its readers, to ``samples`` of the ANN there."""
     if site.kind != "group":
         _give(placement, site, _fitted(placement, samples, config, None), config)
 
