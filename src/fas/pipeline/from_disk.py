@@ -92,7 +92,7 @@ def _stage1(
     batches = training.for_calibration(options.calibration_sequences, CALIBRATION_BATCH)
     asked = options.configurations()[0]
     settled_already = options.prefix != "auto" and None not in (
-        options.rotation, options.center, options.neurons_per_channel
+        options.rotation, options.center, options.neurons_per_channel, options.levels
     )  # fmt: skip
     found = None if settled_already else prefix_search_from_disk(folder, asked, batches, progress, **where)
     tokens = (found.tokens if found is not None else ()) if options.prefix == "auto" else options.prefix
