@@ -65,7 +65,7 @@ class CompareOptions:
         return replace(
             self.base,
             codings=("sigma_delta",),
-            timesteps=(self.base.levels or USUAL_LEVELS,),
+            timesteps=(USUAL_LEVELS if self.base.levels is None else self.base.levels,),
             steps=None,
             rows="mean",
             neurons_per_channel=1,

@@ -209,7 +209,7 @@ class ConvertOptions:
         return [
             SpikingConfig(
                 coverage=self.coverage,
-                levels=self.levels or USUAL_LEVELS,
+                levels=USUAL_LEVELS if self.levels is None else self.levels,
                 coding=coding,
                 timesteps=timesteps,
                 neurons_per_channel=each,

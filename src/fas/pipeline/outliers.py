@@ -63,7 +63,7 @@ def settled(options: ConvertOptions, massive: bool, prefix: tuple[int, ...]) -> 
         rotation=options.rotation or ("heads" if massive else "hadamard"),
         center=massive if options.center is None else options.center,
         neurons_per_channel=neurons,
-        levels=options.levels or (FINE_LEVELS if massive and neurons > 1 else USUAL_LEVELS),
+        levels=(FINE_LEVELS if massive and neurons > 1 else USUAL_LEVELS) if options.levels is None else options.levels,
     )
 
 
