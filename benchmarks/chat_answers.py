@@ -60,7 +60,7 @@ def main() -> None:
     }
     head = {"model": args.model, "seed": 0, "versions": versions(), "command": this_command(), "new_tokens": MOST}
     args.out.write_text(json.dumps({**head, **about, "answers": rows}, indent=1, ensure_ascii=False) + "\n")
-    args.out.with_suffix(".md").write_text(table(rows))
+    print(f"\nFor docs/real-models.md:\n\n{table(rows)}")
 
 
 def answer(model: Any, tokenizer: Any, prompt: str) -> str:
