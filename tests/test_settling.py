@@ -126,6 +126,14 @@ def test_the_command_settles_deep_networks(
     assert ("Schedules by depth" in heard.titles) == deep
 
 
+@pytest.mark.parametrize("deep", [True, False])
+def test_without_options_the_depth_decides(deep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "DEEP", 1 if deep else 2)
+    heard = Heard()
+    fas.calibrate(snn(), [BATCH], progress=heard)
+    assert ("Schedules by depth" in heard.titles) == deep
+
+
 def test_from_disk_a_deep_network_is_searched_layer_by_layer(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
