@@ -28,7 +28,7 @@ from fas.conversion.prefix_search import find_prefix, give_prefix
 from fas.models import planned
 from fas.pipeline.load import load_ann
 from fas.pipeline.measure import dense_row, qcfs_row, spiking_row
-from fas.pipeline.outliers import listed, text_of
+from fas.pipeline.outliers import FINE_LEVELS, listed, text_of
 from fas.progress import Progress
 from fas.report.results import Results, Row
 from fas.tasks.language_modeling import Blocks, encode_blocks
@@ -182,7 +182,7 @@ def detokenised(text: str) -> str:
 
 def dense(bench: Bench, ann: Any, tokenizer: Any) -> Config:
     """How the model is converted; the ANN, and the ANN with the prefix that is found, are measured."""
-    config = SpikingConfig(levels=max(ROWS), timesteps=8, activation="keep", rotation="heads", center=True)
+    config = SpikingConfig(levels=FINE_LEVELS, timesteps=8, activation="keep", rotation="heads", center=True)
     if bench.has("ann+prefix"):
         return config.replaced(prefix=tuple(bench.results.extra["massive_activations"]["prefix"]))
     begun = time.time()
