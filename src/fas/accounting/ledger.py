@@ -22,6 +22,7 @@ from fas.accounting.prices import energy_models
 from fas.accounting.watch import watching
 from fas.errors import DataError
 from fas.neurons import Clock
+from fas.offloading import refuse_offloaded
 from fas.runtime.adaptive import refuse_inside
 from fas.runtime.control import clock_of, sites_of
 from fas.runtime.spikes import SpikeCount, counting
@@ -180,6 +181,7 @@ def ledger(
     """
     models = energy_models(energy_model)
     clock = _clock(model)
+    refuse_offloaded(model, "fas.ledger")
     if clock is not None:
         refuse_inside(clock, "the ledger")
     bits = _bits(model, clock)

@@ -21,6 +21,7 @@ from fas.errors import FasError
 from fas.losses import alignment, logits_loss, logits_of
 from fas.models import find_segments
 from fas.neurons import Site, qcfs
+from fas.offloading import refuse_offloaded
 from fas.runtime.control import as_qcfs, clock_of, sites_of, without_cache
 from fas.runtime.folding import over_time, readout, said
 from fas.runtime.replay import blocks_of, checked
@@ -90,6 +91,7 @@ def diagnose(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> Di
     listed, clock, training = checked(batches), clock_of(model), model.training
     if not clock.folds:
         raise FasError("there is no temporal error to diagnose: convert the model and choose schedule='synchronous'")
+    refuse_offloaded(model, "fas.diagnose")
     model.eval()
     try:
         layers = _layers(model)

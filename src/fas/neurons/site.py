@@ -19,6 +19,18 @@ from fas.neurons.qcfs import codes, grid, qcfs
 from fas.neurons.rotation import NO_ROTATION, Rotation, rotate
 from fas.neurons.settled import restless
 from fas.neurons.sigma_delta import sigma_delta
+from fas.offloading import at_hand
+
+
+class Neuron(NamedTuple):
+    """θ, v₀, a₀ and the constant behind, each ``[C]``; k and δ of each step ``[PT]``."""
+
+    threshold: Tensor
+    v_init: Tensor
+    a_init: Tensor
+    constant: Tensor
+    steps: Tensor
+    dead_zone: Tensor
 
 
 class NeuronParameters(nn.Module):
@@ -46,6 +58,10 @@ class NeuronParameters(nn.Module):
     def threshold(self) -> Tensor:
         """θ, positive by construction."""
         return self.log_threshold.exp()
+
+    def forward(self) -> Neuron:
+        """All of them: whoever needs them calls, so that what is hooked to a forward (offloading, sharding) sees it."""
+        return Neuron(self.threshold, self.v_init, self.a_init, self.constant, self.steps, self.dead_zone)
 
 
 class Site(nn.Module):
@@ -87,7 +103,8 @@ class Site(nn.Module):
     @property
     def scale(self) -> Tensor:
         """λ ``[C]``, positive by construction."""
-        return self.log_scale.exp().expand(self.width)
+        scale: Tensor = at_hand(self, "log_scale")
+        return scale.exp().expand(self.width)
 
     @property
     def calibrates(self) -> bool:
@@ -103,6 +120,11 @@ class Site(nn.Module):
         """The neuron parameters calibrated for ``config``'s coding and time, or None."""
         key = config.neuron_key
         return self.neurons[key] if key in self.neurons else None  # type: ignore[return-value]
+
+    def neuron_for(self, config: SpikingConfig) -> Neuron | None:
+        """What was calibrated for ``config``'s coding and time, or None."""
+        stored = self.parameters_for(config)
+        return None if stored is None else stored()
 
     def add_parameters(self, key: str) -> NeuronParameters:
         """New neuron parameters under ``key``, starting from the uncalibrated values (θ = λ, v₀ = ½)."""
@@ -129,7 +151,7 @@ class Site(nn.Module):
         if self.rotation == NO_ROTATION and self.center is None:
             return x
         rows = rotate(_wide(x), self.rotation)
-        return (rows if self.center is None else rows - self.center).to(x.dtype)
+        return (rows if self.center is None else rows - at_hand(self, "center")).to(x.dtype)
 
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
         """Encode ``x`` ``[B, …, C]`` (QCFS, layerwise) or ``[T·B, …, C]`` (folded); arithmetic in fp32 or wider.
@@ -261,7 +283,7 @@ class Site(nn.Module):
 
     def neuron_values(self, config: SpikingConfig) -> tuple[Tensor, Tensor, Tensor]:
         """(θ, v₀, a₀), each ``[C]``: calibrated for ``config``, else θ = λ, v₀ = ½, a₀ = 0."""
-        stored = self.parameters_for(config)
+        stored = self.neuron_for(config)
         if stored is not None:
             return stored.threshold, stored.v_init, stored.a_init
         scale = self.scale
@@ -269,23 +291,23 @@ class Site(nn.Module):
 
     def constant_for(self, config: SpikingConfig) -> Tensor | None:
         """What the layers behind add as bias ``[C]``: calibrated for ``config``, else None."""
-        stored = self.parameters_for(config)
+        stored = self.neuron_for(config)
         return None if stored is None or not bool(stored.constant.any()) else stored.constant
 
     def adds_constant(self, config: SpikingConfig) -> bool:
         """Whether the layers behind add something that is no spike: where tracking starts, or an absorbed error."""
-        stored = self.parameters_for(config) if self.clock.folds else None
+        stored = self.neuron_for(config) if self.clock.folds else None
         return stored is not None and bool(stored.a_init.any() | stored.constant.any())
 
     def steps_for(self, config: SpikingConfig) -> Sequence[int]:
         """k_1 … k_PT of this site: calibrated for ``config``, else the configuration's."""
-        if (stored := self.parameters_for(config)) is not None:
+        if (stored := self.neuron_for(config)) is not None:
             return [int(k) for k in stored.steps.tolist()]
         return self.starting_steps(config.step_schedule, config.neurons_per_channel)
 
     def dead_zone_for(self, config: SpikingConfig) -> Sequence[float]:
         """δ_1 … δ_PT of this site, in units of its steps: calibrated for ``config``, else none."""
-        stored = self.parameters_for(config)
+        stored = self.neuron_for(config)
         return () if stored is None else stored.dead_zone.tolist()
 
     def starting_steps(self, steps: Sequence[int], neurons: int) -> Sequence[int]:

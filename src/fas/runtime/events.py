@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from fas.errors import FasError
 from fas.neurons import Site
+from fas.offloading import refuse_offloaded
 from fas.runtime import event_attention
 from fas.runtime.adaptive import refuse_inside
 from fas.runtime.control import clock_of, sites_of
@@ -242,6 +243,7 @@ class EventExecutor:
         if not clock.folds:
             raise FasError("there are no timesteps to execute: convert the model and choose schedule='synchronous'")
         refuse_inside(clock, "the event executor")
+        refuse_offloaded(model, "the event executor")
         self.model = copy.deepcopy(model).eval()
         self.config, self.time = clock.config, _Time()
         choose_attention(self.model, event_attention.NAME)

@@ -16,7 +16,7 @@ depend on the clock, so that the same seed writes the same text.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,11 +48,10 @@ class Product:
         self.module, self.site, self.bits, self.clock = module, site, bits, clock
         self.packed: dict[Any, _Whole] = {}
         self.few: dict[Any, _Few] = {}
-        self.config: Any = None
-        self.time: Any = None
+        self.time: tuple[Any, Any] = (None, None)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or not kernels.takes(x) or x.dtype != self.module.weight.dtype:
+        if torch.is_grad_enabled() or not kernels.takes(x) or not self._fits(x):
             return type(self.module).forward(self.module, x)
         if (rows := x.numel() // x.shape[-1]) <= FEW:
             return self._few()(x, rows)
@@ -64,6 +63,12 @@ class Product:
             return forward(self.module, x)
         once = forward(self.module, x[: len(x) // timesteps])  # in front of the first neuron all timesteps are alike
         return once.repeat(timesteps, *[1] * (once.ndim - 1))
+
+    def _fits(self, x: Tensor) -> bool:
+        """Whether the layer could read ``x``: weights of its dtype beside it, inputs as many."""
+        weight, bias = cast(Tensor, self.module.weight), cast(Tensor | None, self.module.bias)
+        same = weight.dtype == x.dtype and weight.device == x.device and (bias is None or bias.device == x.device)
+        return same and x.shape[-1] == weight.shape[0 if isinstance(self.module, Conv1D) else 1]
 
     def _whole(self, dtype: torch.dtype) -> bool:
         """Whether operands are whole multiples of a unit, few enough for a byte, or for the digits of bfloat16."""
@@ -94,20 +99,31 @@ class Product:
     def _fresh(self, kept: dict[Any, Any], make: Callable[[], Any], path: Path | None = None) -> Any:
         """What was packed for the present configuration, weight and path."""
         weight = self.module.weight
-        if self.site is not None and (config := self.site.clock.config) is not self.config:
-            self.config, self.time = config, (config.neuron_key, config.schedule)
-        found = kept.get(self.time)
-        if found is None or found.weight is not weight or found.version != weight._version or found.path is not path:
-            found = kept[self.time] = make()
+        known = self.time
+        if self.site is not None and (config := self.site.clock.config) is not known[0]:
+            known = self.time = config, (config.neuron_key, config.schedule)  # at once: others may be reading
+        found = kept.get(known[1])
+        if found is None or found.path is not path or not found.state.holds(weight):
+            found = kept[known[1]] = make()
         return found
+
+
+class _State:
+    """Which values a weight had when it was packed."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight, self.version, self.place = weight, weight._version, weight.data_ptr()
+
+    def holds(self, weight: Tensor) -> bool:
+        """Whether ``weight`` still has them: it is the same, was not written to, and has no other memory (``.data``)."""
+        return weight is self.weight and weight._version == self.version and weight.data_ptr() == self.place
 
 
 class _Few:
     """Few rows: only inputs that are not silent."""
 
     def __init__(self, module: nn.Module, site: Site | None, bits: int) -> None:
-        self.module, self.weight, self.version = module, module.weight, module.weight._version
-        self.path = None
+        self.module, self.state, self.path = module, _State(cast(Tensor, module.weight)), None
         rows, bias = by_input(module), None if module.bias is None else module.bias.detach().float()
         base = None if site is None or not site.clock.folds else site.constant_for(site.clock.config)
         if base is not None:
@@ -148,7 +164,7 @@ class _Whole:
     """Weights ``[N, K]`` with the unit of each input folded in, as whole numbers of ``size`` bytes."""
 
     def __init__(self, module: nn.Module, site: Site, size: int, path: Path) -> None:
-        self.weight, self.version, self.path = module.weight, module.weight._version, path
+        self.state, self.path = _State(cast(Tensor, module.weight)), path
         self.unit, self.constant, self.times = unit, constant, _ = _worth(site)
         self.unit = self.unit.contiguous()
         weight = by_input(module).T.double()
