@@ -63,9 +63,9 @@ def _implementation(chosen: str) -> Any:
         if parts is None:
             ordinary = ordinary_attention(module, chosen) or spiking_attention
             return ordinary(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
-        (*operands, hidden), more = parts
+        one_query, key, value, hidden, fresh, front = parts
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return attend(*operands, hidden, scale, *more).unsqueeze(1), None
+        return attend(one_query, key, value, hidden, scale, fresh, front).unsqueeze(1), None
 
     return attention
 
@@ -77,8 +77,8 @@ def _parts(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: T
     if isinstance(key, HeldStill) and isinstance(value, HeldStill):
         key, value, fresh = key.past, value.past, (key.fresh, value.fresh)
     front = None if (prefix := prefix_of(module)) is None else prefix()
-    read = (query[:, :, 0], key, value, hidden)
-    return (read, (fresh, front)) if attends(*read, fresh, front) else None
+    parts = query[:, :, 0], key, value, hidden, fresh, front
+    return parts if attends(*parts) else None
 
 
 def _hidden(mask: Tensor, tokens: int) -> Tensor:
