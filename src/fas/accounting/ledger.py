@@ -18,7 +18,7 @@ from fas.accounting.encodings import silent
 from fas.accounting.energy import EnergyTable, ann_work, bits_of, energy_table, snn_work
 from fas.accounting.neurobench import SynapticOperations, metrics
 from fas.accounting.parts import PartEntry, by_part, parts_of
-from fas.accounting.prices import energy_models
+from fas.accounting.prices import EnergyModels, energy_models
 from fas.accounting.watch import watching
 from fas.errors import DataError
 from fas.neurons import Clock
@@ -184,6 +184,19 @@ def ledger(
     refuse_offloaded(model, "fas.ledger")
     if clock is not None:
         refuse_inside(clock, "the ledger")
+        with clock.changing("fas.ledger"):
+            return _ledger(model, batch, clock, decode, neurobench, models)
+    return _ledger(model, batch, clock, decode, neurobench, models)
+
+
+def _ledger(
+    model: PreTrainedModel,
+    batch: Mapping[str, Any],
+    clock: Clock | None,
+    decode: bool,
+    neurobench: bool,
+    models: EnergyModels,
+) -> Ledger:
     bits = _bits(model, clock)
     was_training = model.training
     model.eval()

@@ -136,8 +136,9 @@ def convert(model: Model) -> Model:
     Without `calibrate` the neurons start from θ = λ and v₀ = ½. Raises `FasError` if the model was not prepared.
     """
     clock = clock_of(model)
-    clock.stage = "snn"
-    for segment in find_segments(model):
-        silence_dropout(segment.module)
-    describe(model)
+    with clock.changing("fas.convert"):
+        clock.stage = "snn"
+        for segment in find_segments(model):
+            silence_dropout(segment.module)
+        describe(model)
     return model

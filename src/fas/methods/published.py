@@ -72,7 +72,8 @@ def calibrate_as_published(
     training = model.training
     model.eval()
     try:
-        losses = _descend(model, sites, sequences, options, progress)
+        with clock.changing("the published Stage 2"):
+            losses = _descend(model, sites, sequences, options, progress)
     except BaseException:
         for site, before in zip(sites, earlier, strict=True):
             del site.neurons[clock.config.neuron_key]

@@ -32,6 +32,11 @@ class Neuron(NamedTuple):
     steps: Tensor
     dead_zone: Tensor
 
+    @property
+    def behind(self) -> Tensor | None:
+        """The constant, if there is one."""
+        return self.constant if bool(self.constant.any()) else None
+
 
 class NeuronParameters(nn.Module):
     """What Stage 2 calibrates for one coding and time: per channel, fp32, positive where it must be.
@@ -98,7 +103,6 @@ class Site(nn.Module):
         self.register_buffer("center", mean)  # the biases behind add it
         self.center: Tensor | None
         self.neurons = nn.ModuleDict()
-        self._memo: list[Any] | None = None
 
     @property
     def scale(self) -> Tensor:
@@ -138,13 +142,19 @@ class Site(nn.Module):
         """The encoding of ``x``, computed once for all consumers that are handed the same tensor."""
         if self.consumers == 1:
             return self(self.rotated(x))
-        if self._memo is None or self._memo[0] is not x:
-            self._memo = [x, self(self.rotated(x)), self.consumers]
-        memo = self._memo
-        memo[2] -= 1
-        if memo[2] == 0:
-            self._memo = None
-        return memo[1]
+        memo = self.clock.now.memo
+        kept = memo.get(self.name)
+        if kept is None or kept[0] is not x:
+            kept = memo[self.name] = [x, self(self.rotated(x)), self.consumers]
+        kept[2] -= 1
+        if kept[2] == 0:
+            del memo[self.name]
+        return kept[1]  # type: ignore[no-any-return]
+
+    @property
+    def _memo(self) -> list[Any] | None:
+        """What the running call of this thread keeps for further consumers: input, encoding, and for how many."""
+        return self.clock.now.memo.get(self.name)
 
     def rotated(self, x: Tensor) -> Tensor:
         """``x`` as the neurons see it (analog, fp32 or wider): rotated, and less the mean, where the site has those."""
@@ -164,9 +174,10 @@ class Site(nn.Module):
             return self._quantize(wide, visible).to(x.dtype)
         self.require_segment()
         rows = self.over_time(wide)
-        out, spikes = self._fire(rows)
-        if (constant := self._settings(wide.dtype).constant) is not None:
-            out = out + constant
+        known = self._settings(wide.dtype)
+        out, spikes = self._fire(rows, known)
+        if known.constant is not None:
+            out = out + known.constant
         if clock.early is not None:
             clock.early.see(self, rows.detach(), spikes.detach(), visible)
         if clock.probe is not None:
@@ -186,14 +197,17 @@ class Site(nn.Module):
         )
 
     def meet(self) -> None:
-        """Say that the site runs now, if somebody wants to know."""
+        """Say that the site runs now, if somebody wants to know; it may run again for a backward pass."""
+        if self.clock.now.expected is not None:
+            self.clock.check_recomputed()
         if self.clock.met is not None:
             self.clock.met[self.name] = None
 
     def require_segment(self) -> None:
         """Raise `FasError` where time is not folded (a checkpoint's recomputation is inside); rows differ from now on."""
-        self.clock.still = False
-        if self.clock.depth == 0 and torch._C._current_graph_task_id() == -1:
+        now = self.clock.now
+        now.still = False
+        if now.depth == 0 and torch._C._current_graph_task_id() == -1:
             raise FasError(
                 f"site {self.name} was reached outside a folded segment; call the model, or a whole segment of it, "
                 "instead of an inner layer"
@@ -208,7 +222,7 @@ class Site(nn.Module):
         """Hand ``spikes`` ``[T, B, …, C]`` to the probe, which must be there; of P neurons a channel ``[P·T, B, …, C]`` as
         ``[T, B, …, C·P]``."""
         assert self.clock.probe is not None
-        self.clock.visible = visible
+        self.clock.now.visible = visible
         if self.clock.folds and len(spikes) > (timesteps := self.clock.config.timesteps):
             spikes = spikes.unflatten(0, (timesteps, -1)).movedim(1, -1).flatten(-2)
         self.clock.probe(self.name, spikes.detach())
@@ -230,13 +244,13 @@ class Site(nn.Module):
     def _own(self, x: Tensor) -> tuple[Tensor, Tensor]:
         assert self.clock.neuron is not None
         value, spikes, worth = self.clock.neuron(self, x)
-        self.clock.worth = None if self.clock.probe is None else worth
+        self.clock.now.worth = None if self.clock.probe is None else worth
         return value, spikes
 
-    def _fire(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _fire(self, rows: Tensor, known: _Settings) -> tuple[Tensor, Tensor]:
         if self.clock.neuron is not None and self.calibrates:
             return self._own(rows)
-        config, known = self.clock.config, self._settings(rows.dtype)
+        config = self.clock.config
         if known.prepared is not None and self.clock.probe is None and self.clock.early is None and kernels.takes(rows):
             return known.prepared(rows), rows.new_empty(0)
         threshold, v_init, a_init = known.values
@@ -252,11 +266,11 @@ class Site(nn.Module):
         config, frozen = self.clock.config, self.clock.frozen
         if frozen is not None and (found := frozen.get((self.name, dtype))) is not None and found[0] is config:
             return found[1]  # type: ignore[no-any-return]
-        wide = torch.promote_types(dtype, torch.float32)
-        threshold, v_init, a_init = (value.to(wide) for value in self.neuron_values(config))
-        steps: Sequence[int] = self.steps_for(config) if config.coding == "sigma_delta" else ()
-        zones: Sequence[float] = self.dead_zone_for(config) if config.coding == "sigma_delta" else ()
-        made = _Settings((threshold, v_init, a_init), steps, zones, self.constant_for(config))
+        wide, stored = torch.promote_types(dtype, torch.float32), self.neuron_for(config)
+        threshold, v_init, a_init = (value.to(wide) for value in self._values(stored))
+        steps: Sequence[int] = self._steps(stored, config) if config.coding == "sigma_delta" else ()
+        zones: Sequence[float] = stored.dead_zone.tolist() if stored and config.coding == "sigma_delta" else ()
+        made = _Settings((threshold, v_init, a_init), steps, zones, None if stored is None else stored.behind)
         if frozen is not None and not torch.is_grad_enabled():
             made = made._replace(prepared=self._prepared(made))
             frozen[self.name, dtype] = config, made
@@ -283,7 +297,9 @@ class Site(nn.Module):
 
     def neuron_values(self, config: SpikingConfig) -> tuple[Tensor, Tensor, Tensor]:
         """(θ, v₀, a₀), each ``[C]``: calibrated for ``config``, else θ = λ, v₀ = ½, a₀ = 0."""
-        stored = self.neuron_for(config)
+        return self._values(self.neuron_for(config))
+
+    def _values(self, stored: Neuron | None) -> tuple[Tensor, Tensor, Tensor]:
         if stored is not None:
             return stored.threshold, stored.v_init, stored.a_init
         scale = self.scale
@@ -292,7 +308,7 @@ class Site(nn.Module):
     def constant_for(self, config: SpikingConfig) -> Tensor | None:
         """What the layers behind add as bias ``[C]``: calibrated for ``config``, else None."""
         stored = self.neuron_for(config)
-        return None if stored is None or not bool(stored.constant.any()) else stored.constant
+        return None if stored is None else stored.behind
 
     def adds_constant(self, config: SpikingConfig) -> bool:
         """Whether the layers behind add something that is no spike: where tracking starts, or an absorbed error."""
@@ -301,7 +317,10 @@ class Site(nn.Module):
 
     def steps_for(self, config: SpikingConfig) -> Sequence[int]:
         """k_1 … k_PT of this site: calibrated for ``config``, else the configuration's."""
-        if (stored := self.neuron_for(config)) is not None:
+        return self._steps(self.neuron_for(config), config)
+
+    def _steps(self, stored: Neuron | None, config: SpikingConfig) -> Sequence[int]:
+        if stored is not None:
             return [int(k) for k in stored.steps.tolist()]
         return self.starting_steps(config.step_schedule, config.neurons_per_channel)
 
@@ -323,9 +342,6 @@ class Site(nn.Module):
 
         super()._apply(keep_dtype, recurse)
         return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_memo": None}
 
     def extra_repr(self) -> str:
         return f"{self.name}, width={self.width}, signed={self.signed}, consumers={self.consumers}"

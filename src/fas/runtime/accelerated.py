@@ -32,12 +32,12 @@ def accelerated(model: nn.Module, bits: int = 0) -> Iterator[nn.Module]:
       with 16 bits, and what is no number becomes one.
 
     Convolutions, attention that spikes, models on a GPU and layers in training stay as they are. Weights may change inside,
-    neurons may not. Raises `FasError` for a model without sites, or with ``bits`` and a grid of more than 127 levels, and
-    `ConfigError` for other ``bits``.
+    neurons may not. It holds for the calls of all threads, and begins and ends when none runs. Raises `FasError` for a
+    model without sites, or with ``bits`` and a grid of more than 127 levels, and `ConfigError` for other ``bits``.
     """
     refuse_bits(model, bits)
     clock = clock_of(model)
-    with ExitStack() as stack:
+    with clock.changing("fas.accelerated"), ExitStack() as stack:
         stack.callback(setattr, clock, "frozen", clock.frozen)
         clock.frozen = {}
         for module, site, folded in _linear(model):
@@ -46,7 +46,12 @@ def accelerated(model: nn.Module, bits: int = 0) -> Iterator[nn.Module]:
             stack.callback(module.__dict__.pop, "forward", None)
             module.forward = Product(module, site, bits, clock)  # type: ignore[method-assign]
         stack.enter_context(attention_in_place(model))
+        undo = stack.pop_all()
+    try:
         yield model
+    finally:
+        with clock.changing("leaving fas.accelerated", waits=True), undo:
+            pass
 
 
 def integer_paths(model: nn.Module) -> str:

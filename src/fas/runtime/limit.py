@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import update_wrapper
 from itertools import pairwise
 from typing import Any
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fas.errors import ConfigError, FasError
 from fas.models.family import REGISTRY
-from fas.neurons import Site
+from fas.neurons import Clock, Site
 from fas.runtime import mean_loss, rows
 from fas.runtime.folding import FoldHook
 from fas.runtime.need import Need, Needs
@@ -31,15 +31,14 @@ logger = logging.getLogger(__name__)
 class Limited:
     """Stands in the place of a model's forward."""
 
-    def __init__(self, model: nn.Module, limit: int) -> None:
+    def __init__(self, model: nn.Module, limit: int, clock: Clock | None) -> None:
         self.model, self.limit, self.forward = model, limit, model.forward
         update_wrapper(self, self.forward)  # generate looks at the signature
         self.names = [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
         families = [REGISTRY[name] for module in model.modules() if (name := type(module).__name__) in REGISTRY]
         self.axes = {name: axis for family in families for name, axis in family.batch_axis.items()}
         self.packs = any(family.packed for family in families)
-        self.clock = next((module.clock for module in model.modules() if isinstance(module, Site)), None)
-        self.needs = Needs(self.clock)
+        self.clock, self.needs = clock, Needs(clock)
         self.said: set[str] = set()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -130,11 +129,14 @@ def memory_limit(model: nn.Module, limit: int | str) -> Iterator[nn.Module]:
             "memory of a model with a head, or give it smaller batches"
         )
     own, plain = "forward" in vars(model), model.forward
-    model.forward = Limited(model, size)  # type: ignore[method-assign]
+    clock = next((module.clock for module in model.modules() if isinstance(module, Site)), None)
+    with nullcontext() if clock is None else clock.changing("fas.memory_limit"):
+        model.forward = Limited(model, size, clock)  # type: ignore[method-assign]
     try:
         yield model
     finally:
-        if own:
-            model.forward = plain  # type: ignore[method-assign]
-        else:
-            del model.forward
+        with nullcontext() if clock is None else clock.changing("leaving fas.memory_limit", waits=True):
+            if own:
+                model.forward = plain  # type: ignore[method-assign]
+            else:
+                del model.forward

@@ -24,36 +24,41 @@ SHARE = 1 << 16
 STREAMED = 1 << 24
 """Bytes of results from which on they go past the cache."""
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
+PLAIN = (Tensor, torch.nn.Parameter)
+"""Classes whose tensors are no more than their values."""
 
 
 def takes(rows: Tensor, *constants: Tensor) -> bool:
     """Whether the kernels can do it: plain tensors on a CPU in dtypes and shapes of theirs, and nobody traces operations."""
     if torch.compiler.is_compiling() or not is_plain(rows) or rows.dtype not in KINDS:
         return False
-    if rows.numel() == 0 or rows.ndim == 0 or is_in_torch_dispatch_mode():
+    if not rows.shape or rows.numel() == 0 or is_in_torch_dispatch_mode():
         return False
-    return all(is_plain(value) and is_constant(value, rows) for value in constants) and library() is not None
+    for value in constants:
+        if not (is_plain(value) and is_constant(value, rows)):
+            return False
+    return library() is not None
 
 
 def is_plain(value: Tensor) -> bool:
     """Whether ``value`` is what lies in a CPU's memory where it points: no subclass, no other layout, no sign that is due."""
-    own = type(value) in (Tensor, torch.nn.Parameter) and value.device.type == "cpu"
-    return own and value.layout == torch.strided and not value.is_neg()
+    return type(value) in PLAIN and value.is_cpu and value.layout is torch.strided and not value.is_neg()
 
 
 def is_constant(value: Tensor, rows: Tensor) -> bool:
     """Whether ``value`` is one float, or one for each channel of ``rows`` ``[…, C]``."""
-    return value.dtype == torch.float32 and value.ndim <= 1 and value.numel() in (1, rows.shape[-1])
+    shape = value.shape
+    return value.dtype is torch.float32 and (not shape or (len(shape) == 1 and shape[0] in (1, rows.shape[-1])))
 
 
 def addressed(name: str, value: Tensor, dtypes: Container[torch.dtype], *sizes: int) -> Tensor:
-    """``value`` side by side in memory, which compiled code may be pointed to: at least ``sizes`` values, as its axes.
+    """``value`` of the axes ``sizes``, side by side in memory, so that compiled code may be pointed to it.
 
     Raises `FasError` for another device, dtype or shape: compiled code would read what lies elsewhere.
     """
-    if is_plain(value) and value.dtype in dtypes and tuple(value.shape) == sizes:
-        return value.detach().contiguous()
-    kind = "" if type(value) in (Tensor, torch.nn.Parameter) else f" of {type(value).__name__}"
+    if is_plain(value) and value.dtype in dtypes and value.shape == sizes:
+        return value if value.is_contiguous() else value.detach().contiguous()
+    kind = "" if type(value) in PLAIN else f" of {type(value).__name__}"
     raise FasError(
         f"a compiled kernel got {name}{kind} {list(value.shape)} in {value.dtype} on {value.device} where it reads "
         f"{list(sizes)} on a CPU; give all tensors one device, or set {SWITCH}=0 to run in PyTorch"
@@ -240,12 +245,8 @@ class _Call:
 
 
 def _one_a_channel(value: Tensor, width: int) -> Tensor:
-    wanted = value.numel() if value.numel() in (1, width) else width
-    return (
-        addressed("a constant", value, (torch.float32,), *([] if value.ndim == 0 else [wanted]))
-        .expand(width)
-        .contiguous()
-    )
+    sizes = value.shape if value.shape in ((), (1,)) else (width,)
+    return addressed("a constant", value, (torch.float32,), *sizes).detach().expand(width).contiguous()
 
 
 def _out(rows: Tensor, out: Tensor | None) -> Tensor:
