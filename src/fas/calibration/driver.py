@@ -31,7 +31,7 @@ from fas.models import Segment, find_segments
 from fas.neurons import Clock, NeuronParameters, Site
 from fas.offloading import refuse_offloaded
 from fas.progress import Progress, Silent
-from fas.runtime.control import as_qcfs, clock_of, sites_of, without_cache
+from fas.runtime.control import as_qcfs, clock_of, refuse_frozen, sites_of, without_cache
 from fas.runtime.replay import batches_of, blocks_of, both_streams, checked, number_of_layers
 
 
@@ -72,6 +72,7 @@ def _calibrate(
     if not clock.folds:
         raise FasError("Stage 2 calibrates time: convert the model first and choose schedule='synchronous'")
     refuse_offloaded(model, "fas.calibrate")
+    refuse_frozen(clock, "fas.calibrate")
     key = clock.config.neuron_key
     sites = [site for site in sites_of(model).values() if site.calibrates]
     training = model.training

@@ -80,7 +80,9 @@ class Clock:
         """A method's own neuron in the place of the coding's (`fas.methods`), of (site, values ``[T, B, …, C]``, or
         ``[B, …, C]`` where time is not folded). It is not saved."""
         self.frozen: dict[Any, Any] | None = None
-        """While no neuron changes (`fas.runtime.products`): what sites have worked out from their parameters."""
+        """While no neuron should change (`fas.runtime.products`): what sites have worked out from their parameters."""
+        self.rewritten = 0
+        """How often somebody has written to neurons nevertheless: what was worked out from them is made anew."""
         self.early: Any = None
         """While sequences stop by themselves: the `fas.runtime.adaptive.Adaptive` that decides when."""
         self.now, self.turns = Now(), Turns()

@@ -264,8 +264,11 @@ class Site(nn.Module):
     def _settings(self, dtype: torch.dtype) -> _Settings:
         """What `_fire` needs to know, in fp32 or wider; worked out once while the clock is frozen."""
         config, frozen = self.clock.config, self.clock.frozen
-        if frozen is not None and (found := frozen.get((self.name, dtype))) is not None and found[0] is config:
-            return found[1]  # type: ignore[no-any-return]
+        state = None if frozen is None else (config, self._written(config))
+        if frozen is not None and (found := frozen.get((self.name, dtype))) is not None:
+            if found[0] == state:
+                return found[1]  # type: ignore[no-any-return]
+            self.clock.rewritten += found[0][1] != state[1]  # type: ignore[index]
         wide, stored = torch.promote_types(dtype, torch.float32), self.neuron_for(config)
         threshold, v_init, a_init = (value.to(wide) for value in self._values(stored))
         steps: Sequence[int] = self._steps(stored, config) if config.coding == "sigma_delta" else ()
@@ -273,8 +276,16 @@ class Site(nn.Module):
         made = _Settings((threshold, v_init, a_init), steps, zones, None if stored is None else stored.behind)
         if frozen is not None and not torch.is_grad_enabled():
             made = made._replace(prepared=self._prepared(made))
-            frozen[self.name, dtype] = config, made
+            frozen[self.name, dtype] = state, made
         return made
+
+    def _written(self, config: SpikingConfig) -> tuple[int, int]:
+        """How often what `_settings` reads has been written to, and where it lies."""
+        stored = self.parameters_for(config)
+        if stored is None:
+            return self.log_scale._version, id(self.log_scale)
+        values = (*stored._parameters.values(), *stored._buffers.values())
+        return sum(value._version for value in values if value is not None), id(stored)
 
     def _prepared(self, known: _Settings) -> kernels.Prepared | None:
         config, (threshold, v_init, a_init) = self.clock.config, known.values

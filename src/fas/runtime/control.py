@@ -75,6 +75,12 @@ class SetTimesteps:
             )
 
 
+def refuse_frozen(clock: Clock, what: str) -> None:
+    """Raise `FasError` where ``what`` would change neurons that `fas.accelerated` takes as they are."""
+    if clock.frozen is not None:
+        raise FasError(f"{what} changes neurons, which fas.accelerated takes as they are; leave that context first")
+
+
 def without_cache(model: nn.Module) -> dict[str, bool]:
     """Argument that keeps a generative model from filling a cache; encoders have none to fill."""
     return {"use_cache": False} if getattr(model, "can_generate", bool)() else {}

@@ -48,7 +48,7 @@ class Product:
         self.module, self.site, self.bits, self.clock = module, site, bits, clock
         self.packed: dict[Any, _Whole] = {}
         self.few: dict[Any, _Few] = {}
-        self.time: tuple[Any, Any] = (None, None)
+        self.time: tuple[Any, Any] = (None, (0,))
 
     def __call__(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or not kernels.takes(x) or not self._fits(x):
@@ -99,9 +99,10 @@ class Product:
     def _fresh(self, kept: dict[Any, Any], make: Callable[[], Any], path: Path | None = None) -> Any:
         """What was packed for the present configuration, weight and path."""
         weight = self.module.weight
-        known = self.time
-        if self.site is not None and (config := self.site.clock.config) is not known[0]:
-            known = self.time = config, (config.neuron_key, config.schedule)  # at once: others may be reading
+        known, clock = self.time, self.clock
+        if self.site is not None and (clock.config is not known[0] or clock.rewritten != known[1][0]):
+            time = clock.rewritten, clock.config.neuron_key, clock.config.schedule
+            known = self.time = clock.config, time  # at once: others may be reading
         found = kept.get(known[1])
         if found is None or found.path is not path or not found.state.holds(weight):
             found = kept[known[1]] = make()
