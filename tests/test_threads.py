@@ -213,6 +213,7 @@ def test_an_interrupted_call_stands_in_nobodys_way(short: None, kind: type[BaseE
         handle = layer.register_forward_pre_hook(interrupt)
         run()
         handle.remove()
+        model.set_timesteps(4)
         _in_thread(lambda: model.set_timesteps(2))
         model.set_timesteps(4)
         with torch.no_grad():
@@ -262,6 +263,43 @@ def test_two_threads_do_not_both_stop_sequences() -> None:
     model = tiny.snn("llama")
     with fas.adaptive(model), ThreadPoolExecutor(1) as pool, pytest.raises(FasError, match="on already"):
         pool.submit(fas.adaptive(model).__enter__).result()
+
+
+@pytest.mark.parametrize("context", [
+    fas.accelerated, lambda model: fas.accelerated(model, 24), fas.adaptive, lambda model: fas.memory_limit(model, "1 MiB"),
+    lambda model: fas.memory_limit(model, "200 KiB"),
+])  # fmt: skip
+def test_contexts_that_end_in_another_order_leave_the_model_as_it_was(context: Any) -> None:
+    """A thread begins one, another thread a second one, and the first thread ends first."""
+    model, ids = tiny.snn("llama"), tiny.tokens(6, 5)
+    with torch.no_grad():
+        wanted = model(input_ids=ids).logits
+    before = {module: dict(vars(module)) for module in model.modules()}
+    first, second = context(model), fas.memory_limit(model, "100 KiB") if context is fas.adaptive else context(model)
+    with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as other:
+        first.__enter__()
+        pool.submit(second.__enter__).result()
+        left = other.submit(first.__exit__, None, None, None)
+        with torch.no_grad():
+            between = model(input_ids=ids).logits
+        pool.submit(second.__exit__, None, None, None).result()
+        left.result()
+    assert torch.allclose(between, wanted, atol=1e-2), "integers of 24 bits are rounded"
+    clock = clock_of(model)
+    assert (clock.frozen, clock.early, clock.shared, clock.turns.layers) == (None, None, None, [])
+    for module, values in before.items():
+        assert vars(module).keys() == values.keys()
+        assert vars(module).get("forward") is values.get("forward")
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, wanted)
+
+
+def test_a_second_accelerated_context_with_other_bits_is_refused() -> None:
+    model = tiny.snn("llama")
+    with fas.accelerated(model, 8), pytest.raises(FasError, match=r"on already for this model, with bits=8; leave"):
+        fas.accelerated(model).__enter__()
+    with fas.accelerated(model):
+        pass
 
 
 def test_events_of_threads_are_those_of_one() -> None:

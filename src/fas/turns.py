@@ -11,38 +11,34 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import NamedTuple
+from typing import TypeVar
 
 from fas.errors import FasError
+
+T = TypeVar("T")
 
 PATIENCE = 10.0
 """Seconds that a thread waits for its turn."""
 LOOK = 0.2
-"""Seconds after which it looks whether a call that it waits for is alive: an interrupt may have ended it."""
+"""Seconds after which it looks whether the thread that it waits for is alive."""
 
 
-def is_running(frame: FrameType | None, thread: int) -> bool:
-    """Whether ``frame`` is on the stack of ``thread`` (None: nobody knows, so yes)."""
-    if frame is None:
-        return True
-    found = sys._getframe() if thread == threading.get_ident() else sys._current_frames().get(thread)
+def is_running(frame: FrameType) -> bool:
+    """Whether ``frame`` is on the stack of this thread; to walk another thread's is not safe in CPython 3.11."""
+    found: FrameType | None = sys._getframe()
     while found is not None and found is not frame:
         found = found.f_back
     return found is not None
-
-
-class _Call(NamedTuple):
-    frame: FrameType | None
-    alone: bool
 
 
 class Turns:
     """The calls that run now, by thread, and who changes the model."""
 
     def __init__(self) -> None:
-        self.calls: dict[int, _Call] = {}
+        self.calls: dict[int, bool] = {}
+        """The threads that call the model, and whether no other one may meanwhile."""
         self.owner: int | None = None
         self.what = ""
         """What the owner does, in words."""
@@ -53,17 +49,20 @@ class Turns:
         """Threads that wait for a call."""
         self.admitted: set[int] = set()
         """Those of them that go before the next change."""
+        self.layers: list[tuple[int, object]] = []
+        """The thread of each context that is on; what the last one changed is undone first."""
         self.free = threading.Condition()
 
     def __reduce__(self) -> tuple[type[Turns], tuple[()]]:
         return Turns, ()  # a copy of a model has calls of its own
 
-    def begin(self, frame: FrameType | None, alone: bool = False) -> None:
-        """This thread starts a call, whose outermost ``frame`` tells that it runs; ``alone``: not beside others.
+    def begin(self, alone: bool = False) -> None:
+        """This thread starts a call; ``alone``: not beside others.
 
         Raises `FasError` where another thread has changed the model for longer than `PATIENCE`.
         """
         me = threading.get_ident()
+        threading.current_thread()  # makes one that Python did not start known to `threading.enumerate`
         if alone:
             self._take("a call of a model that runs one at a time", me, lambda: None)
         with self.free:
@@ -75,36 +74,51 @@ class Turns:
                     self.callers.discard(me)
                     self.admitted.discard(me)
                     self.free.notify_all()
-            self.calls[me] = _Call(frame, alone)
+            self.calls[me] = alone
 
     def end(self) -> None:
         """This thread's call has ended."""
         with self.free:
-            call = self.calls.pop(threading.get_ident(), None)
-            if call is not None and call.alone:
+            if self.calls.pop(threading.get_ident(), False):
                 self._give_back()
             if self.changers:
                 self.free.notify_all()
 
     @contextmanager
-    def changing(self, what: str, waits: bool = False) -> Iterator[None]:
+    def layered(self, what: str, begin: Callable[[ExitStack], T]) -> Iterator[T]:
+        """A context ``what`` that holds for the calls of all threads: ``begin`` changes the model, its stack undoes that in the
+        end, when no call runs, and after the contexts that other threads have begun inside."""
+        key = object()
+        with self.changing(what), ExitStack() as stack:
+            found = begin(stack)
+            self.layers.append((threading.get_ident(), key))
+            undo = stack.pop_all()
+        try:
+            yield found
+        finally:
+            with self.changing(f"leaving {what}", waits=True, last=key), undo:
+                self.layers = [layer for layer in self.layers if layer[1] is not key]
+
+    @contextmanager
+    def changing(self, what: str, waits: bool = False, last: object = None) -> Iterator[None]:
         """Inside, no other thread calls the model or changes it; ``what`` does so, in words.
 
-        Raises `FasError` where others have not ended within `PATIENCE` (``waits``: however long it takes).
+        Raises `FasError` where others have not ended within `PATIENCE` (``waits``: however long it takes). ``last``: the layer
+        inside which no other thread may have one.
         """
-        self._take(what, threading.get_ident(), lambda: None if waits else self._late_for_change(what))
+        self._take(what, threading.get_ident(), lambda: None if waits else self._late_for_change(what), last)
         try:
             yield
         finally:
             with self.free:
                 self._give_back()
 
-    def _take(self, what: str, me: int, late: Callable[[], str | None]) -> None:
+    def _take(self, what: str, me: int, late: Callable[[], str | None], last: object = None) -> None:
         with self.free:
             if self.owner != me:
                 self.changers += 1
                 try:
-                    self._wait(lambda: self._is_quiet(me), late)
+                    self._wait(lambda: self._is_quiet(me, last), late)
                 finally:
                     self.changers -= 1
                     self.free.notify_all()
@@ -123,18 +137,21 @@ class Turns:
             return self.owner == me
         return not self.changers or me in self.admitted
 
-    def _is_quiet(self, me: int) -> bool:
-        """Whether a change may begin."""
+    def _is_quiet(self, me: int, last: object) -> bool:
+        """Whether a change may begin: no call runs, and inside the layer ``last`` no other thread has one."""
+        for thread, layer in reversed(self.layers if last is not None else ()):
+            if layer is last:
+                break
+            if thread != me:
+                return False
         return self.owner is None and not self.admitted and all(thread == me for thread in self.calls)
 
     def _forget_the_dead(self, me: int) -> None:
-        """Forget what an interrupt, or the end of a thread, has ended without a word."""
-        for thread, call in list(self.calls.items()):
-            if thread != me and not is_running(call.frame, thread):
-                del self.calls[thread]
-                if call.alone:
-                    self._give_back()
-        if self.owner is not None and self.owner not in sys._current_frames():
+        """Forget what threads were doing that have ended without a word."""
+        alive = {thread.ident for thread in threading.enumerate()} | {me}
+        self.calls = {thread: alone for thread, alone in self.calls.items() if thread in alive}
+        self.layers = [layer for layer in self.layers if layer[0] in alive]
+        if self.owner is not None and self.owner not in alive:
             self.held = 1
             self._give_back()
 
@@ -149,7 +166,7 @@ class Turns:
             self.free.wait(LOOK)
 
     def _late_for_call(self) -> str | None:
-        if self.owner is None or ((call := self.calls.get(self.owner)) is not None and call.alone):
+        if self.owner is None or self.calls.get(self.owner, False):
             return None  # others are before it, each of whom gets ready or gives up
         return (
             f"the model is changed by another thread ({self.what}), for which this call has waited {PATIENCE:.0f} s; call it "

@@ -85,15 +85,17 @@ class Clock:
         """How often somebody has written to neurons nevertheless: what was worked out from them is made anew."""
         self.early: Any = None
         """While sequences stop by themselves: the `fas.runtime.adaptive.Adaptive` that decides when."""
+        self.shared: Any = None
+        """What `fas.runtime.accelerated` has installed, for all who are inside."""
         self.now, self.turns = Now(), Turns()
         self.now.depth = depth
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("now", "turns")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("now", "turns", "shared")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.now, self.turns = Now(), Turns()
+        self.now, self.turns, self.shared = Now(), Turns(), None
 
     @property
     def folds(self) -> bool:
@@ -148,7 +150,7 @@ class Clock:
         """``of``, the model or a part of it, starts to run in this thread, in ``frame``; `FasError` as `Turns.begin`."""
         now = self.now
         if not self.is_called:
-            self.turns.begin(frame, alone or self.neuron is not None)  # which may remember what it likes
+            self.turns.begin(alone or self.neuron is not None)  # which may remember what it likes
         now.calls.append((of, frame))
 
     def leave(self, of: Any) -> None:
@@ -164,7 +166,7 @@ class Clock:
     def is_called(self) -> bool:
         """Whether this thread is inside a call; one that an interrupt has ended without a word is forgotten."""
         now = self.now
-        if now.calls and not is_running(now.calls[0][1], threading.get_ident()):
+        if now.calls and not is_running(now.calls[0][1]):
             now.forget()
             self.turns.end()
         return bool(now.calls)

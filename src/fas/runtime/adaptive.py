@@ -230,20 +230,20 @@ def adaptive(model: nn.Module, *, settled: bool = True, confidence: float | None
     nowhere. Raises `ConfigError` where there is no time, for rate with ``settled``, and for ``confidence`` with a key/value
     cache, which would hold timesteps that never ran.
     """
-    clock, head = clock_of(model), ExitStack()
-    with clock.changing("fas.adaptive"):
+    clock = clock_of(model)
+
+    def begin(undo: ExitStack) -> Adaptive:
         found = Adaptive(model, settled, confidence)
         if clock.early is not None:
             raise ConfigError("fas.adaptive is on already for this model; leave the outer context first")
         if confidence is not None:
-            head.enter_context(heads_over_time(model, found))
+            undo.enter_context(heads_over_time(model, found))
         clock.early = found
-    try:
+        undo.callback(setattr, clock, "early", None)
+        return found
+
+    with clock.turns.layered("fas.adaptive", begin) as found:
         yield found
-    finally:
-        with clock.changing("leaving fas.adaptive", waits=True):
-            clock.early = None
-            head.close()
 
 
 def refuse_inside(clock: Clock, what: str) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import update_wrapper
 from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from fas.runtime import mean_loss, rows
 from fas.runtime.folding import FoldHook
 from fas.runtime.need import Need, Needs
 from fas.runtime.sizes import bytes_in, in_words
+from fas.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -128,15 +130,23 @@ def memory_limit(model: nn.Module, limit: int | str) -> Iterator[nn.Module]:
             f"{type(model).__name__} is a bare segment, which folds time before its batch could be taken apart; limit the "
             "memory of a model with a head, or give it smaller batches"
         )
-    own, plain = "forward" in vars(model), model.forward
     clock = next((module.clock for module in model.modules() if isinstance(module, Site)), None)
-    with nullcontext() if clock is None else clock.changing("fas.memory_limit"):
+    turns = _TURNS.setdefault(model, Turns()) if clock is None else clock.turns
+
+    def begin(undo: ExitStack) -> None:
+        undo.callback(_restore, model, vars(model).get("forward"))
         model.forward = Limited(model, size, clock)  # type: ignore[method-assign]
-    try:
+
+    with turns.layered("fas.memory_limit", begin):
         yield model
-    finally:
-        with nullcontext() if clock is None else clock.changing("leaving fas.memory_limit", waits=True):
-            if own:
-                model.forward = plain  # type: ignore[method-assign]
-            else:
-                del model.forward
+
+
+_TURNS: WeakKeyDictionary[nn.Module, Turns] = WeakKeyDictionary()
+"""Of models without a clock."""
+
+
+def _restore(model: nn.Module, forward: Any) -> None:
+    if forward is None:
+        del model.forward
+    else:
+        model.forward = forward  # type: ignore[method-assign]
