@@ -116,12 +116,16 @@ class Turns:
     def _take(self, what: str, me: int, late: Callable[[], str | None], last: object = None) -> None:
         with self.free:
             if self.owner != me:
-                self.changers += 1
-                try:
-                    self._wait(lambda: self._is_quiet(me, last), late)
-                finally:
-                    self.changers -= 1
-                    self.free.notify_all()
+                while not self._is_quiet(me, last):
+                    self._wait(
+                        lambda: self._is_last(me, last), late
+                    )  # calls go on until other threads leave their layers
+                    self.changers += 1
+                    try:
+                        self._wait(lambda: self._is_quiet(me, last) or not self._is_last(me, last), late)
+                    finally:
+                        self.changers -= 1
+                        self.free.notify_all()
                 self.owner, self.what = me, what
             self.held += 1
 
@@ -138,13 +142,18 @@ class Turns:
         return not self.changers or me in self.admitted
 
     def _is_quiet(self, me: int, last: object) -> bool:
-        """Whether a change may begin: no call runs, and inside the layer ``last`` no other thread has one."""
+        """Whether a change may begin."""
+        free = self.owner is None and not self.admitted and self._is_last(me, last)
+        return free and all(thread == me for thread in self.calls)
+
+    def _is_last(self, me: int, last: object) -> bool:
+        """Whether no other thread has a layer inside the layer ``last``."""
         for thread, layer in reversed(self.layers if last is not None else ()):
             if layer is last:
                 break
             if thread != me:
                 return False
-        return self.owner is None and not self.admitted and all(thread == me for thread in self.calls)
+        return True
 
     def _forget_the_dead(self, me: int) -> None:
         """Forget what threads were doing that have ended without a word."""
