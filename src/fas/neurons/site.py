@@ -264,11 +264,10 @@ class Site(nn.Module):
     def _settings(self, dtype: torch.dtype) -> _Settings:
         """What `_fire` needs to know, in fp32 or wider; worked out once while the clock is frozen."""
         config, frozen = self.clock.config, self.clock.frozen
-        state = None if frozen is None else (config, self._written(config))
-        if frozen is not None and (found := frozen.get((self.name, dtype))) is not None:
-            if found[0] == state:
-                return found[1]  # type: ignore[no-any-return]
-            self.clock.rewritten += found[0][1] != state[1]  # type: ignore[index]
+        if frozen is not None and (found := frozen.get((self.name, dtype))) is not None and found.config is config:
+            if found.is_fresh():
+                return found.made  # type: ignore[no-any-return]
+            self.clock.rewritten += 1
         wide, stored = torch.promote_types(dtype, torch.float32), self.neuron_for(config)
         threshold, v_init, a_init = (value.to(wide) for value in self._values(stored))
         steps: Sequence[int] = self._steps(stored, config) if config.coding == "sigma_delta" else ()
@@ -276,16 +275,15 @@ class Site(nn.Module):
         made = _Settings((threshold, v_init, a_init), steps, zones, None if stored is None else stored.behind)
         if frozen is not None and not torch.is_grad_enabled():
             made = made._replace(prepared=self._prepared(made))
-            frozen[self.name, dtype] = state, made
+            frozen[self.name, dtype] = _Frozen(config, made, self._read(config))
         return made
 
-    def _written(self, config: SpikingConfig) -> tuple[int, int]:
-        """How often what `_settings` reads has been written to, and where it lies."""
+    def _read(self, config: SpikingConfig) -> list[Tensor]:
+        """The parameters of which `_settings` are made."""
         stored = self.parameters_for(config)
         if stored is None:
-            return self.log_scale._version, id(self.log_scale)
-        values = (*stored._parameters.values(), *stored._buffers.values())
-        return sum(value._version for value in values if value is not None), id(stored)
+            return [self.log_scale]
+        return [value for value in (*stored._parameters.values(), *stored._buffers.values()) if value is not None]
 
     def _prepared(self, known: _Settings) -> kernels.Prepared | None:
         config, (threshold, v_init, a_init) = self.clock.config, known.values
@@ -367,6 +365,23 @@ class _Settings(NamedTuple):
     constant: Tensor | None
     prepared: kernels.Prepared | None = None
     """The same as one call, while the clock is frozen."""
+
+
+class _Frozen:
+    """Settings that were worked out once, and what they were made of."""
+
+    __slots__ = ("config", "made", "values", "version")
+
+    def __init__(self, config: SpikingConfig, made: _Settings, values: list[Tensor]) -> None:
+        self.config, self.made, self.values = config, made, values
+        self.version = sum(value._version for value in values)
+
+    def is_fresh(self) -> bool:
+        """Whether nobody has written to the parameters since."""
+        version = 0
+        for value in self.values:
+            version += value._version
+        return version == self.version
 
 
 def _wide(x: Tensor) -> Tensor:
