@@ -177,6 +177,8 @@ def test_an_accelerated_layer_sees_what_its_weights_have_become() -> None:
         first = layer.forward(x)
         layer.weight.data = layer.weight.data * 2
         assert torch.allclose(layer.forward(x) - layer.bias, 2 * (first - layer.bias), atol=1e-5)
+        layer.bias.data = layer.bias.data + 1
+        assert torch.allclose(layer.forward(x) - layer.bias, 2 * (first - layer.bias + 1), atol=1e-5)
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
             layer.forward(x[:, :-1])
         layer.bias = torch.nn.Parameter(layer.bias.to("meta"))

@@ -149,7 +149,8 @@ class Clock:
     def enter(self, of: Any, frame: FrameType, alone: bool = False) -> None:
         """``of``, the model or a part of it, starts to run in this thread, in ``frame``; `FasError` as `Turns.begin`."""
         now = self.now
-        if not self.is_called:
+        again = any(one is of for one, _ in now.calls)  # within itself, or after an interrupt
+        if not now.calls or (again and not self.is_called):
             self.turns.begin(alone or self.neuron is not None)  # which may remember what it likes
         now.calls.append((of, frame))
 

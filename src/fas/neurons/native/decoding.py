@@ -58,7 +58,9 @@ class Gather:
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x`` ``[…, K]`` (float32 or bfloat16) to ``[…, N]`` in its dtype; sums are of float32."""
-        x = addressed("x", x, KINDS, *x.shape[:-1], self.inputs)
+        if not (is_plain(x) and x.dtype in KINDS and x.shape[-1] == self.inputs):
+            addressed("x", x, KINDS, *x.shape[:-1], self.inputs)  # says what is wrong
+        x = x.contiguous()
         out = x.new_empty(*x.shape[:-1], self.outputs)
         threads = max(1, min(torch.get_num_threads(), self.worth))
         head = (KINDS[x.dtype], x.data_ptr(), x.numel() // self.inputs)

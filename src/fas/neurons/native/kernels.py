@@ -124,7 +124,10 @@ class Prepared:
         self.fixed = (*[value.data_ptr() for value in self.kept], *plan)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        rows = addressed("rows", rows, KINDS, self.timesteps, *rows.shape[1:-1], self.width)
+        shape = rows.shape
+        if not (is_plain(rows) and rows.dtype in KINDS and shape[0] == self.timesteps and shape[-1] == self.width):
+            addressed("rows", rows, KINDS, self.timesteps, *shape[1:-1], self.width)  # says what is wrong
+        rows = rows.contiguous()
         out, size = torch.empty_like(rows), rows.numel() // len(rows)
         head = (KINDS[rows.dtype], rows.data_ptr(), size, 0, size, self.width)
         threads = max(1, min(torch.get_num_threads(), rows.numel() // SHARE))
@@ -183,7 +186,9 @@ class _Call:
     """One call on rows ``[T, size]``: what is common to all kernels, and the threads that share its columns."""
 
     def __init__(self, rows: Tensor, grad: Tensor | None = None, widens: bool = True) -> None:
-        self.rows, self.kind, self.dtype = addressed("rows", rows, KINDS, *rows.shape), KINDS[rows.dtype], rows.dtype
+        if not (is_plain(rows) and rows.dtype in KINDS):
+            addressed("rows", rows, KINDS, *rows.shape)  # says what is wrong
+        self.rows, self.kind, self.dtype = rows.contiguous(), KINDS[rows.dtype], rows.dtype
         self.width = rows.shape[-1]
         self.size = self.rows[0].numel()
         if grad is not None:
@@ -245,13 +250,15 @@ class _Call:
 
 
 def _one_a_channel(value: Tensor, width: int) -> Tensor:
-    sizes = value.shape if value.shape in ((), (1,)) else (width,)
-    return addressed("a constant", value, (torch.float32,), *sizes).detach().expand(width).contiguous()
+    shape = value.shape
+    if not (is_plain(value) and value.dtype is torch.float32 and shape in ((width,), (1,), ())):
+        addressed("a constant", value, (torch.float32,), width)  # says what is wrong
+    return value.detach().expand(width).contiguous()
 
 
 def _out(rows: Tensor, out: Tensor | None) -> Tensor:
     if out is None:
-        return torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
+        return rows.new_empty(rows.shape)
     if not out.is_contiguous():
         raise FasError("a compiled kernel got a result tensor that is not contiguous; give one that is")
     return addressed("a result", out, (rows.dtype,), *rows.shape)
