@@ -28,9 +28,10 @@ from fas.conversion.kept import fingerprint_of
 from fas.errors import CheckpointError, FasError
 from fas.losses import logits_loss, logits_of
 from fas.models import Segment, find_segments
-from fas.neurons import NeuronParameters, Site
+from fas.neurons import Clock, NeuronParameters, Site
+from fas.offloading import refuse_offloaded
 from fas.progress import Progress, Silent
-from fas.runtime.control import as_qcfs, clock_of, sites_of, without_cache
+from fas.runtime.control import as_qcfs, clock_of, refuse_frozen, sites_of, without_cache
 from fas.runtime.replay import batches_of, blocks_of, both_streams, checked, number_of_layers
 
 
@@ -55,9 +56,23 @@ def calibrate(
     """
     options, progress = options or CalibrationOptions.for_depth(number_of_layers(model)), progress or Silent()
     clock, listed = clock_of(model), checked(batches)
+    with clock.changing("fas.calibrate"):
+        return _calibrate(model, clock, listed, options, progress, resume, _folder(activations))
+
+
+def _calibrate(
+    model: PreTrainedModel,
+    clock: Clock,
+    listed: Sequence[Mapping[str, Any]],
+    options: CalibrationOptions,
+    progress: Progress,
+    resume: Path | str | None,
+    place: Path | None,
+) -> list[LayerReport]:
     if not clock.folds:
         raise FasError("Stage 2 calibrates time: convert the model first and choose schedule='synchronous'")
-    place = _folder(activations)
+    refuse_offloaded(model, "fas.calibrate")
+    refuse_frozen(clock, "fas.calibrate")
     key = clock.config.neuron_key
     sites = [site for site in sites_of(model).values() if site.calibrates]
     training = model.training

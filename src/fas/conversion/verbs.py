@@ -19,6 +19,7 @@ from fas.conversion.scales import Samples, fitted_scale, mean_error, sampled
 from fas.errors import ConfigError
 from fas.models import Placement, Plan, find_segments, planned
 from fas.neurons import Site
+from fas.offloading import refuse_offloaded
 from fas.progress import Progress, Silent
 from fas.runtime.control import clock_of
 from fas.runtime.folding import silence_dropout
@@ -42,6 +43,7 @@ def prepare(
     `UnsupportedModelError` for an unknown architecture, `ConfigError` for targets or ignored names that match no site and
     `DataError` without batches, before the model is changed.
     """
+    refuse_offloaded(model, "fas.prepare")
     plan, batches, progress = planned(model, config), list(batches), progress or Silent()
     placements = [place for _, places in plan for place in places]
     with ExitStack() as undo:  # the model stays as it was if the data do not reach its sites
@@ -134,8 +136,9 @@ def convert(model: Model) -> Model:
     Without `calibrate` the neurons start from θ = λ and v₀ = ½. Raises `FasError` if the model was not prepared.
     """
     clock = clock_of(model)
-    clock.stage = "snn"
-    for segment in find_segments(model):
-        silence_dropout(segment.module)
-    describe(model)
+    with clock.changing("fas.convert"):
+        clock.stage = "snn"
+        for segment in find_segments(model):
+            silence_dropout(segment.module)
+        describe(model)
     return model
