@@ -45,7 +45,7 @@ def _renewing(save: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str,
     if isinstance(folder, str | os.PathLike) and os.path.exists(os.path.join(folder, "fas_manifest.json")):
         from fas.conversion.manifest import renew_files
 
-        renew_files(folder)
+        renew_files(os.fspath(folder))
     return saved
 
 

@@ -31,6 +31,7 @@ from fas.models import Segment, find_segments
 from fas.neurons import NeuronParameters, Site
 from fas.progress import Progress, Silent
 from fas.runtime.control import as_qcfs, clock_of, sites_of, without_cache
+from fas.runtime.finite import require_finite
 from fas.runtime.replay import batches_of, blocks_of, both_streams, checked, number_of_layers
 
 
@@ -57,6 +58,7 @@ def calibrate(
     clock, listed = clock_of(model), checked(batches)
     if not clock.folds:
         raise FasError("Stage 2 calibrates time: convert the model first and choose schedule='synchronous'")
+    require_finite(model)
     place = _folder(activations)
     key = clock.config.neuron_key
     sites = [site for site in sites_of(model).values() if site.calibrates]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -102,6 +103,11 @@ def places_in(file: Path) -> dict[str, Place]:
         return places
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is no safetensors file ({_said(error)})") from error
+
+
+def tensors_of(files: Iterable[Path]) -> dict[str, Place]:
+    """Where the tensors of several files lie."""
+    return {name: place for file in files for name, place in places_in(file).items()}
 
 
 def _place(file: Path, name: str, entry: Any, data: int, whole: int) -> Place:

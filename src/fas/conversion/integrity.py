@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.utils import cached_file
 
-from fas.conversion.files import Place, read_json, weight_files
+from fas.conversion.files import Place, read_json, tensors_of, weight_files
 from fas.conversion.manifest import (
     CONFIG,
     NAME,
@@ -21,7 +21,6 @@ from fas.conversion.manifest import (
     form_of,
     is_read,
     leaves_of,
-    tensors_in,
 )
 from fas.errors import CheckpointError
 
@@ -63,6 +62,12 @@ def check_loaded(files: Sequence[str], config: Any) -> None:
         check_tensors(paths, manifest)
 
 
+def check_saved(folder: Path) -> None:
+    """Check a local folder that has a manifest: a converted one, or the control in it."""
+    if (folder / NAME).exists() and (manifest := check_description(folder)) is not None:
+        check_tensors(weight_files(folder), manifest)
+
+
 def _fetch(folder: Path, place: Path, config: Any) -> None:
     """Bring the manifest of a model on the hub into its ``folder`` in the cache, if it has one."""
     if not (folder / NAME).exists():
@@ -74,7 +79,7 @@ def check_tensors(files: Iterable[Path], manifest: Mapping[str, Any]) -> None:
     """Compare the tensors in ``files`` with ``manifest``: all names, types and shapes, and the checksums of all tensors of a
     checkpoint up to `ALL_BYTES`, else of the neurons. Raises `CheckpointError` with the first that differs."""
     listed = list(files)
-    there = tensors_in(listed)
+    there = tensors_of(listed)
     every = sum(place.bytes for place in there.values()) <= ALL_BYTES
 
     def reads(name: str) -> bool:
@@ -101,7 +106,7 @@ def problems_in(folder: Path, advance: Callable[[str], None] = lambda name: None
         advance(name)
         return True
 
-    found += _of_tensors(files, tensors_in(files), manifest, reads)
+    found += _of_tensors(files, tensors_of(files), manifest, reads)
     return found
 
 
@@ -139,9 +144,13 @@ def _of_description(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
     description = config.get("quantization_config")
     digest = description.pop("digest", None) if isinstance(description, dict) else None
     now, saved = leaves_of(config), manifest["config"]
+    if not isinstance(description, dict) and any(key.startswith("quantization_config.") for key in saved):
+        yield f"{folder / CONFIG} has lost its quantization_config, which says how the model spikes; {_ANEW}"
+        saved = {key: value for key, value in saved.items() if not key.startswith("quantization_config")}
+        now.pop("quantization_config", None)
     for key in sorted(now.keys() | saved.keys()):
         if key not in saved:
-            yield f"{folder / CONFIG} has a new entry {key} = {_short(now[key])}; {_remedy(key)}"
+            yield f"{folder / CONFIG} has a new entry, {key} = {_short(now[key])}; remove it, or set it in Python and save anew"
         elif key not in now:
             yield f"{folder / CONFIG} has lost its entry {key}, which was {_short(saved[key])}; {_remedy(key)}"
         elif _text(now[key]) != _text(saved[key]):

@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,16 +127,9 @@ def content(file: Path) -> str:
     """SHA-256 of what ``file`` says: of JSON in whatever order and layout."""
     raw = file.read_bytes()
     if file.suffix == ".json":
-        try:
+        with suppress(ValueError, RecursionError):  # no JSON: the bytes as they are
             raw = json.dumps(json.loads(raw), sort_keys=True).encode()
-        except (ValueError, RecursionError):  # no JSON: the bytes as they are
-            pass
     return hashlib.sha256(raw).hexdigest()
-
-
-def tensors_in(files: Iterable[Path]) -> dict[str, Place]:
-    """Where the tensors of several files lie."""
-    return {name: place for file in files for name, place in places_in(file).items()}
 
 
 def _write_json(file: Path, value: Any) -> None:
