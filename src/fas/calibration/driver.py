@@ -51,14 +51,11 @@ def calibrate(
     killed goes on from there and ends the same, bit for bit. ``activations``: a folder for the hidden states of both streams,
     which stay in memory without one. Returns one report a layer. Raises `DataError` without batches and
     `FasError` if the model is no SNN or is in the layerwise schedule, which has no temporal error to calibrate away;
-    `CheckpointError` if ``resume`` holds layers of another calibration or a folder cannot be written. Several processes must
-    all call it with the same model and batches.
+    `CheckpointError` for weights that are not finite, if ``resume`` holds layers of another calibration or a folder cannot be
+    written. Several processes must all call it with the same model and batches.
     """
     options, progress = options or CalibrationOptions.for_depth(number_of_layers(model)), progress or Silent()
-    clock, listed = clock_of(model), checked(batches)
-    if not clock.folds:
-        raise FasError("Stage 2 calibrates time: convert the model first and choose schedule='synchronous'")
-    require_finite(model)
+    clock, listed = clock_of(model), _checked(model, batches)
     place = _folder(activations)
     key = clock.config.neuron_key
     sites = [site for site in sites_of(model).values() if site.calibrates]
@@ -118,6 +115,15 @@ def calibrate(
     describe(model)
     progress.done(summary)
     return reports
+
+
+def _checked(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """``batches`` of a ``model`` that can be calibrated on them."""
+    listed = checked(batches)
+    if not clock_of(model).folds:
+        raise FasError("Stage 2 calibrates time: convert the model first and choose schedule='synchronous'")
+    require_finite(model)
+    return listed
 
 
 def _better(

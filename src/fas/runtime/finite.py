@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fas.errors import CheckpointError, DataError
 
@@ -34,8 +35,8 @@ def require_finite(model: nn.Module, place: str = "") -> None:
 
 
 def is_finite(value: Tensor) -> bool:
-    """Whether all of ``value`` is finite; true of integers and of tensors without memory."""
-    if value.is_meta or not value.numel() or not value.is_floating_point():
+    """Whether all of ``value`` is finite; true of integers and of tensors without memory (meta, or of a dry run)."""
+    if value.is_meta or isinstance(value, FakeTensor) or not value.numel() or not value.is_floating_point():
         return True
     low, high = torch.aminmax(value.detach())  # NaN goes through both; no tensor of its size is made
     return bool(torch.isfinite(low) & torch.isfinite(high))
