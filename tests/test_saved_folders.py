@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeli
 import fas
 from fas.cli import main
 from fas.conversion import files
+from fas.conversion.manifest import write_manifest
 from fas.errors import CheckpointError, DataError, FasError, UnsupportedModelError
 from fas.models.family import REGISTRY
 from fas.pipeline.load import load_ann, load_spiking
@@ -135,6 +136,18 @@ def test_large_checkpoints_are_checked_at_their_neurons(saved: Path, monkeypatch
         AutoModelForCausalLM.from_pretrained(saved)
 
 
+def test_a_control_is_checked_too(saved: Path) -> None:
+    folders.save_ann(saved / "control")
+    write_manifest(saved / "control")
+    load_ann(str(saved / "control"), "cpu")
+    raw = bytearray((saved / "control" / "model.safetensors").read_bytes())
+    raw[-3] ^= 1
+    (saved / "control" / "model.safetensors").write_bytes(bytes(raw))
+    assert main(["verify", str(saved)]) == 1
+    with pytest.raises(CheckpointError, match=r"control/model\.safetensors is damaged"):
+        load_ann(str(saved / "control"), "cpu")
+
+
 def test_a_qcfs_folder_is_no_snn(tmp_path: Path) -> None:
     tiny.qcfs_model("gpt2").save_pretrained(tmp_path)
     folders.save_tokenizer(tmp_path)
@@ -243,3 +256,12 @@ def test_a_norm_that_is_unknown_is_refused_by_name(monkeypatch: pytest.MonkeyPat
         UnsupportedModelError, match=r"layers\.0\.input_layernorm is a CohereLayerNorm.*coverage='attention'"
     ):
         fas.prepare(model, fas.SpikingConfig(coverage="full"), batch)
+
+
+def test_training_that_diverges_stops_and_says_so() -> None:
+    from fas.tasks.language_modeling import Blocks
+    from fas.training import Stage1Options, fine_tune
+
+    examples = Blocks(tiny.tokens(8, 9))
+    with pytest.raises(FasError, match=r"training diverged: the loss of step \d is (nan|inf)"):
+        fine_tune(tiny.ann("gpt2"), examples, Stage1Options(steps=6, batch_size=2, lr=1e30, warmup=0.0))

@@ -7,6 +7,7 @@ neurons; each step of the global pass, and what is judged, is divided among them
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,13 +26,13 @@ from fas.calibration.settling import settle
 from fas.config import SpikingConfig
 from fas.conversion import describe
 from fas.conversion.kept import fingerprint_of
-from fas.errors import CheckpointError, FasError
-from fas.losses import logits_loss, logits_of
+from fas.errors import CheckpointError, DataError, FasError
+from fas.losses import better, logits_loss, logits_of
 from fas.models import Segment, find_segments
 from fas.neurons import NeuronParameters, Site
 from fas.progress import Progress, Silent
 from fas.runtime.control import as_qcfs, clock_of, sites_of, without_cache
-from fas.runtime.finite import require_finite
+from fas.runtime.finite import finite_activations, require_finite
 from fas.runtime.replay import batches_of, blocks_of, both_streams, checked, number_of_layers
 
 
@@ -46,9 +47,9 @@ def calibrate(
     """Calibrate ``model``'s neurons for its present coding and timesteps (`set_timesteps`), in place.
 
     ``batches`` are keyword arguments of the model (``input_ids`` ``[B, S]`` …), never evaluation data. Without ``options``
-    they are those of `CalibrationOptions.for_depth`. The target is the
-    QCFS model that the SNN was converted from. ``resume``: a folder that keeps every finished layer; a calibration that was
-    killed goes on from there and ends the same, bit for bit. ``activations``: a folder for the hidden states of both streams,
+    they are those of `CalibrationOptions.for_depth`. The target is the QCFS model that the SNN was converted from. ``resume``:
+    a folder that keeps every finished layer; a calibration that was killed goes on from there and ends the same, bit for bit.
+    ``activations``: a folder for the hidden states of both streams,
     which stay in memory without one. Returns one report a layer. Raises `DataError` without batches and
     `FasError` if the model is no SNN or is in the layerwise schedule, which has no temporal error to calibrate away;
     `CheckpointError` for weights that are not finite, if ``resume`` holds layers of another calibration or a folder cannot be
@@ -56,8 +57,7 @@ def calibrate(
     """
     options, progress = options or CalibrationOptions.for_depth(number_of_layers(model)), progress or Silent()
     clock, listed = clock_of(model), _checked(model, batches)
-    place = _folder(activations)
-    key = clock.config.neuron_key
+    place, key = _folder(activations), clock.config.neuron_key
     sites = [site for site in sites_of(model).values() if site.calibrates]
     training = model.training
     model.eval()
@@ -66,7 +66,7 @@ def calibrate(
     fresh = [copy.deepcopy(entry.state_dict()) for entry in parameters]
     try:
         target = _Target(model, listed, options)
-        uncalibrated = target.distance()
+        uncalibrated = target.sound_distance()
 
         if options.settle:
             world.once(lambda: settle(model, listed, progress, parameters))
@@ -86,7 +86,9 @@ def calibrate(
         if world.size() > 1:
             world.same_as_first([value for entry in parameters for value in entry.state_dict().values()])
         by_layer = end = uncalibrated if settled else target.distance()
-        if not settled and not options.spike_price:  # with a price, silence is worth some distance
+        if not settled and not (
+            options.spike_price and by_layer < math.inf
+        ):  # with a price, silence is worth some distance
             end = _better(model, parameters, fresh, target.distance, by_layer, uncalibrated)
         if options.global_steps:
             every_block = [block for segment in find_segments(model) for block in blocks_of(segment)]
@@ -169,7 +171,7 @@ def keep_what_helps(parts: Sequence[_Part], distance: Callable[[], float], least
         found = [copy.deepcopy(entry.state_dict()) for entry, _ in part]
         restore([entry for entry, _ in part], [values for _, values in part])
         without = distance()
-        if without < least:
+        if better(without, least):
             least = without
         else:
             restore([entry for entry, _ in part], found)
@@ -252,6 +254,17 @@ class _Target:
             return torch.zeros((), device=self.model.device, requires_grad=True)
         cut = {name: value[mine] if isinstance(value, Tensor) else value for name, value in batch.items()}
         return self._loss(cut) * ((mine.stop - mine.start) / count)
+
+    def sound_distance(self) -> float:
+        """As `distance`; raises `DataError` with the first module whose output is not finite, where it is not."""
+        found = self.distance()
+        if not math.isfinite(found):
+            with finite_activations(self.model, "the calibration data"):
+                self.distance()
+            raise DataError(
+                "the logits are not finite on the calibration data; start from a sound model, or a wider dtype"
+            )
+        return found
 
     @torch.no_grad()
     def distance(self) -> float:

@@ -118,6 +118,8 @@ def load_ann(
     cls = auto_class_of(config)
     if cls is None or (cls is not AutoModelForCausalLM and not any_task):
         raise FasError(f"{model} is not a causal language model: its architectures are {config.architectures or []}")
+    with reading(model):
+        check_saved(Path(resolve(model)))
     return _load(model, device, dtype, cls)
 
 
