@@ -49,11 +49,11 @@ def calibrate(
     ``batches`` are keyword arguments of the model (``input_ids`` ``[B, S]`` …), never evaluation data. Without ``options``
     they are those of `CalibrationOptions.for_depth`. The target is the QCFS model that the SNN was converted from. ``resume``:
     a folder that keeps every finished layer; a calibration that was killed goes on from there and ends the same, bit for bit.
-    ``activations``: a folder for the hidden states of both streams,
-    which stay in memory without one. Returns one report a layer. Raises `DataError` without batches and
-    `FasError` if the model is no SNN or is in the layerwise schedule, which has no temporal error to calibrate away;
-    `CheckpointError` for weights that are not finite, if ``resume`` holds layers of another calibration or a folder cannot be
-    written. Several processes must all call it with the same model and batches.
+    ``activations``: a folder for the hidden states of both streams, which stay in memory without one. Returns one report a
+    layer. Raises `DataError` without batches, and where activations on them are not finite; `FasError` if the model is no SNN
+    or is in the layerwise schedule, which has no temporal error to calibrate away; `CheckpointError` for weights that are not
+    finite, if ``resume`` holds layers of another calibration or a folder cannot be written. Several processes must all call
+    it with the same model and batches.
     """
     options, progress = options or CalibrationOptions.for_depth(number_of_layers(model)), progress or Silent()
     clock, listed = clock_of(model), _checked(model, batches)
@@ -97,9 +97,8 @@ def calibrate(
                     parameters, target.part_of, len(listed), options.global_steps, target.distance, end,
                     GLOBAL_LR[clock.config.coding], progress, together=True,
                 )  # fmt: skip
-        kind, unit = (
-            ("squared error", "") if getattr(model.config, "problem_type", None) == "regression" else ("KL", " nats")
-        )
+        regression = getattr(model.config, "problem_type", None) == "regression"
+        kind, unit = ("squared error", "") if regression else ("KL", " nats")
         summary = f"logits {kind} {uncalibrated:.4f} uncalibrated → {by_layer:.4f} by layer → {end:.4f}{unit}"
         if settled:
             summary = f"logits {kind} {end:.4f}{unit} by schedules; layers stay, for this is within {options.settled_within:g}"
