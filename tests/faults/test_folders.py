@@ -47,5 +47,5 @@ def test_all_mutants_are_the_same_or_refused(tmp_path: Path) -> None:
     counts, wrong = folder_cases.run(tmp_path)
     assert not wrong
     assert counts.total() >= 1000
-    recorded = json.loads(RESULTS.read_text()).get("mutants", {})
-    assert recorded.get("cases") == counts.total(), "run benchmarks/faults.py folders and commit its counts"
+    recorded = json.loads(RESULTS.read_text())["mutants"]  # what is committed is what this run finds
+    assert (recorded["refused"], recorded["identical"]) == (counts["refused"], counts["identical"])
