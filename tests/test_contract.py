@@ -124,9 +124,11 @@ def test_qcfs_model_and_inner_model_load(family: str, tmp_path: Path) -> None:
 
 
 def damaged(folder: Path, change: Any) -> Path:
-    """A saved, calibrated model after ``change`` of its tensors and its configuration."""
+    """A saved, calibrated model after ``change`` of its tensors and its configuration, without manifest as of FAS 0.1."""
     calibrated(snn("gpt2")).save_pretrained(folder)
+    (folder / "fas_manifest.json").unlink()
     tensors, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]["digest"]
     change(tensors, config["quantization_config"])
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,15 @@ from torch.utils.checkpoint import checkpoint
 
 TOKENS = 64
 """Whose distributions are there together: those of a whole vocabulary are large, so the way back computes them again."""
+
+
+def better(new: float, old: float) -> bool:
+    """Whether a loss is smaller than another; one that is no number is worse than any.
+
+    >>> better(1.0, 2.0), better(float("nan"), 2.0), better(2.0, float("nan"))
+    (True, False, True)
+    """
+    return new < old or (math.isnan(old) and not math.isnan(new))
 
 
 def logits_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

@@ -6,6 +6,7 @@ light entries are registered as soon as transformers' registry exists, and they 
 
 from __future__ import annotations
 
+import os
 import sys
 from types import ModuleType
 from typing import Any
@@ -37,8 +38,39 @@ def _fill(registry: ModuleType) -> None:
     registry.AUTO_QUANTIZER_MAPPING["fas"] = _quantizer  # type: ignore[attr-defined]
 
 
+def _renewing(save: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Around ``save_pretrained`` of a tokenizer: the manifest of a folder that has one takes down the new files."""
+    saved = save(*args, **kwargs)
+    folder = args[0] if args else kwargs.get("save_directory")
+    if isinstance(folder, str | os.PathLike) and os.path.exists(os.path.join(folder, "fas_manifest.json")):
+        from fas.conversion.manifest import renew_files
+
+        renew_files(os.fspath(folder))
+    return saved
+
+
+def _wrap(module: ModuleType) -> None:
+    wrapt.wrap_function_wrapper(module, _SAVERS[module.__name__], _renewing)
+
+
+_SAVERS = {
+    "transformers.tokenization_utils_base": "PreTrainedTokenizerBase.save_pretrained",
+    "transformers.processing_utils": "ProcessorMixin.save_pretrained",
+    "transformers.image_processing_base": "ImageProcessingMixin.save_pretrained",
+    "transformers.generation.configuration_utils": "GenerationConfig.save_pretrained",
+}
+"""Module and method that write what stands beside the weights of a folder."""
+
+
+_wrapped: set[str] = set()
+
+
 def register() -> None:
     """Register now, or when transformers is imported; doing it again changes nothing."""
+    if not _wrapped:
+        _wrapped.update(_SAVERS)
+        for name in _SAVERS:
+            wrapt.register_post_import_hook(_wrap, name)  # at once where it is imported already
     if _REGISTRY in sys.modules:
         _fill(sys.modules[_REGISTRY])
     else:

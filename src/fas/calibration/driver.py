@@ -7,6 +7,7 @@ neurons; each step of the global pass, and what is judged, is divided among them
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,13 +26,14 @@ from fas.calibration.settling import settle
 from fas.config import SpikingConfig
 from fas.conversion import describe
 from fas.conversion.kept import fingerprint_of
-from fas.errors import CheckpointError, FasError
-from fas.losses import logits_loss, logits_of
+from fas.errors import CheckpointError, DataError, FasError
+from fas.losses import better, logits_loss, logits_of
 from fas.models import Segment, find_segments
 from fas.neurons import Clock, NeuronParameters, Site
 from fas.offloading import refuse_offloaded
 from fas.progress import Progress, Silent
 from fas.runtime.control import as_qcfs, clock_of, refuse_frozen, sites_of, without_cache
+from fas.runtime.finite import finite_activations, require_finite
 from fas.runtime.replay import batches_of, blocks_of, both_streams, checked, number_of_layers
 
 
@@ -46,16 +48,16 @@ def calibrate(
     """Calibrate ``model``'s neurons for its present coding and timesteps (`set_timesteps`), in place.
 
     ``batches`` are keyword arguments of the model (``input_ids`` ``[B, S]`` …), never evaluation data. Without ``options``
-    they are those of `CalibrationOptions.for_depth`. The target is the
-    QCFS model that the SNN was converted from. ``resume``: a folder that keeps every finished layer; a calibration that was
-    killed goes on from there and ends the same, bit for bit. ``activations``: a folder for the hidden states of both streams,
-    which stay in memory without one. Returns one report a layer. Raises `DataError` without batches and
-    `FasError` if the model is no SNN or is in the layerwise schedule, which has no temporal error to calibrate away;
-    `CheckpointError` if ``resume`` holds layers of another calibration or a folder cannot be written. Several processes must
-    all call it with the same model and batches.
+    they are those of `CalibrationOptions.for_depth`. The target is the QCFS model that the SNN was converted from. ``resume``:
+    a folder that keeps every finished layer; a calibration that was killed goes on from there and ends the same, bit for bit.
+    ``activations``: a folder for the hidden states of both streams, which stay in memory without one. Returns one report a
+    layer. Raises `DataError` without batches, and where activations on them are not finite; `FasError` if the model is no SNN
+    or is in the layerwise schedule, which has no temporal error to calibrate away; `CheckpointError` for weights that are not
+    finite, if ``resume`` holds layers of another calibration or a folder cannot be written. Several processes must all call
+    it with the same model and batches.
     """
     options, progress = options or CalibrationOptions.for_depth(number_of_layers(model)), progress or Silent()
-    clock, listed = clock_of(model), checked(batches)
+    clock, listed = clock_of(model), _checked(model, batches)
     with clock.changing("fas.calibrate"):
         return _calibrate(model, clock, listed, options, progress, resume, _folder(activations))
 
@@ -69,9 +71,6 @@ def _calibrate(
     resume: Path | str | None,
     place: Path | None,
 ) -> list[LayerReport]:
-    if not clock.folds:
-        raise FasError("Stage 2 calibrates time: convert the model first and choose schedule='synchronous'")
-    refuse_offloaded(model, "fas.calibrate")
     refuse_frozen(clock, "fas.calibrate")
     key = clock.config.neuron_key
     sites = [site for site in sites_of(model).values() if site.calibrates]
@@ -82,7 +81,7 @@ def _calibrate(
     fresh = [copy.deepcopy(entry.state_dict()) for entry in parameters]
     try:
         target = _Target(model, listed, options)
-        uncalibrated = target.distance()
+        uncalibrated = target.sound_distance()
 
         if options.settle:
             world.once(lambda: settle(model, listed, progress, parameters))
@@ -102,7 +101,8 @@ def _calibrate(
         if world.size() > 1:
             world.same_as_first([value for entry in parameters for value in entry.state_dict().values()])
         by_layer = end = uncalibrated if settled else target.distance()
-        if not settled and not options.spike_price:  # with a price, silence is worth some distance
+        priced = options.spike_price and by_layer < math.inf  # with a price, silence is worth some distance
+        if not settled and not priced:
             end = _better(model, parameters, fresh, target.distance, by_layer, uncalibrated)
         if options.global_steps:
             every_block = [block for segment in find_segments(model) for block in blocks_of(segment)]
@@ -111,14 +111,7 @@ def _calibrate(
                     parameters, target.part_of, len(listed), options.global_steps, target.distance, end,
                     GLOBAL_LR[clock.config.coding], progress, together=True,
                 )  # fmt: skip
-        kind, unit = (
-            ("squared error", "") if getattr(model.config, "problem_type", None) == "regression" else ("KL", " nats")
-        )
-        summary = f"logits {kind} {uncalibrated:.4f} uncalibrated → {by_layer:.4f} by layer → {end:.4f}{unit}"
-        if settled:
-            summary = f"logits {kind} {end:.4f}{unit} by schedules; layers stay, for this is within {options.settled_within:g}"
-        elif not end < uncalibrated and not options.spike_price:
-            summary += "; no better, so the uncalibrated neurons stay"
+        summary = _summary(model, options, settled, uncalibrated, by_layer, end)
     except BaseException:
         for site, before in zip(sites, earlier, strict=True):  # nothing half-calibrated stays, nothing finished is lost
             if before is None:
@@ -131,6 +124,30 @@ def _calibrate(
     describe(model)
     progress.done(summary)
     return reports
+
+
+def _checked(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """``batches`` of a ``model`` that can be calibrated on them."""
+    listed = checked(batches)
+    if not clock_of(model).folds:
+        raise FasError("Stage 2 calibrates time: convert the model first and choose schedule='synchronous'")
+    refuse_offloaded(model, "fas.calibrate")
+    require_finite(model)
+    return listed
+
+
+def _summary(
+    model: PreTrainedModel, options: CalibrationOptions, settled: bool, uncalibrated: float, by_layer: float, end: float
+) -> str:
+    """What Stage 2 did to the distance between the logits of the SNN and of the QCFS model."""
+    regression = getattr(model.config, "problem_type", None) == "regression"
+    kind, unit = ("squared error", "") if regression else ("KL", " nats")
+    if settled:
+        return f"logits {kind} {end:.4f}{unit} by schedules; layers stay, for this is within {options.settled_within:g}"
+    summary = f"logits {kind} {uncalibrated:.4f} uncalibrated → {by_layer:.4f} by layer → {end:.4f}{unit}"
+    if not end < uncalibrated and not options.spike_price:
+        summary += "; no better, so the uncalibrated neurons stay"
+    return summary
 
 
 def _better(
@@ -176,7 +193,7 @@ def keep_what_helps(parts: Sequence[_Part], distance: Callable[[], float], least
         found = [copy.deepcopy(entry.state_dict()) for entry, _ in part]
         restore([entry for entry, _ in part], [values for _, values in part])
         without = distance()
-        if without < least:
+        if better(without, least):
             least = without
         else:
             restore([entry for entry, _ in part], found)
@@ -259,6 +276,17 @@ class _Target:
             return torch.zeros((), device=self.model.device, requires_grad=True)
         cut = {name: value[mine] if isinstance(value, Tensor) else value for name, value in batch.items()}
         return self._loss(cut) * ((mine.stop - mine.start) / count)
+
+    def sound_distance(self) -> float:
+        """As `distance`; raises `DataError` with the first module whose output is not finite, where it is not."""
+        found = self.distance()
+        if not math.isfinite(found):
+            with finite_activations(self.model, "the calibration data"):
+                self.distance()
+            raise DataError(
+                "the logits are not finite on the calibration data; start from a sound model, or a wider dtype"
+            )
+        return found
 
     @torch.no_grad()
     def distance(self) -> float:

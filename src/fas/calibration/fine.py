@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fas import world
+from fas.losses import better
 from fas.neurons import NeuronParameters
 from fas.progress import Progress
 from fas.runtime.replay import no_caches, restore_forward
@@ -115,7 +116,7 @@ def descend(
             progress.advance(1, f"loss {float(loss.detach()):.5f}")
         if step % batches == 0 or step == steps:
             now = judged()
-            if now < least:
+            if better(now, least):
                 least, best = now, present()
     restore(parameters, best)
     return least

@@ -26,6 +26,7 @@ from fas.calibration.kept import KeptLayers, file_name
 from fas.calibration.options import CalibrationOptions
 from fas.conversion import describe
 from fas.conversion.kept import fingerprint_of
+from fas.conversion.manifest import write_manifest
 from fas.conversion.shelf import Shelf, without_weights
 from fas.errors import CheckpointError, ConfigError, FasError
 from fas.models import Segment, find_segments
@@ -179,6 +180,7 @@ def _write(shelf: Shelf, model: PreTrainedModel, key: str, values: dict[str, Ten
         index = {"metadata": {"total_size": total}, "weight_map": mapped | dict.fromkeys(values, added)}
         (staged / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
         model.config.save_pretrained(staged)
+        write_manifest(staged)
         staged.rename(out)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{out} could not be written ({error}); the calibrated layers are kept") from error

@@ -10,7 +10,21 @@ from typing import Annotated
 import typer
 
 from fas import __version__, world
-from fas.cli import ablate, bench, calibrate, compare, convert, demo, energy, eval, generate, inspect, recipes, tune
+from fas.cli import (
+    ablate,
+    bench,
+    calibrate,
+    compare,
+    convert,
+    demo,
+    energy,
+    eval,
+    generate,
+    inspect,
+    recipes,
+    tune,
+    verify,
+)
 from fas.cli.session import one_line
 from fas.errors import FasError
 
@@ -25,7 +39,21 @@ app = typer.Typer(
 )
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
-for _module in (demo, convert, calibrate, tune, eval, generate, energy, ablate, compare, bench, inspect, recipes):
+for _module in (
+    demo,
+    convert,
+    calibrate,
+    tune,
+    eval,
+    generate,
+    energy,
+    ablate,
+    compare,
+    bench,
+    inspect,
+    verify,
+    recipes,
+):
     app.command(_module.NAME, epilog=f"Example: {_module.EXAMPLE}")(_module.command)
 
 
@@ -45,7 +73,8 @@ def _options(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 after bad input (one line on standard error), 130 if interrupted.
+    """Run one command and return its exit code: 0, 2 after bad input (one line on standard error), 1 where
+    `verify` finds damage or after an error that nobody foresaw, 130 if interrupted.
 
     ``FAS_DEBUG=1`` in the environment shows the traceback of an error instead.
     """
@@ -58,10 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if text and world.first_to_fail():  # without a command the help was printed, and that is all
             print(f"fas: error: {one_line(text)}", file=sys.stderr)
         return 2
-    except Exception:
-        if world.first_to_fail():
+    except Exception as error:
+        if os.environ.get("FAS_DEBUG") == "1":
             raise
-        return 1  # another process has said why
+        if world.first_to_fail():  # else another process has said why
+            said = one_line(f"{type(error).__name__} {error}")
+            print(f"fas: error: unforeseen: {said[:400]}; FAS_DEBUG=1 shows where", file=sys.stderr)
+        return 1
     world.leave()
     if code == _INTERRUPTED:
         print("fas: interrupted; the same command goes on from what it had finished", file=sys.stderr)

@@ -25,9 +25,13 @@ class FasQuantizationConfig(QuantizationConfigMixin):
         neurons: list[str] | None = None,
         order: list[str] | None = None,
         prefix: dict[str, list[int]] | None = None,
+        digest: str | None = None,
         **unknown: Any,
     ) -> None:
+        # ``digest`` is that of the folder's manifest (`fas.conversion.manifest`), which saving writes anew
         self.quant_method: Any = "fas"  # transformers has a closed enum; registered names are plain strings
+        _check_types(spiking=(spiking, dict), sites=(sites, dict), neurons=(neurons, list), order=(order, list))
+        _check_types(prefix=(prefix, dict), digest=(digest, str))
         self.spiking = dict(spiking or {})
         self.stage = stage
         self.sites = dict(sites or {})
@@ -64,6 +68,15 @@ class FasQuantizationConfig(QuantizationConfigMixin):
 
     def to_diff_dict(self) -> dict[str, Any]:
         return self.to_dict()
+
+
+def _check_types(**entries: tuple[Any, type]) -> None:
+    for name, (value, kind) in entries.items():
+        if value is not None and not isinstance(value, kind):
+            raise CheckpointError(
+                f"the checkpoint's description has {name} = {str(value)[:60]!r}, where a {kind.__name__} is expected; put the "
+                "original config.json back"
+            )
 
 
 def describe(model: nn.Module) -> None:

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fas.config import SpikingConfig
 from fas.conversion.description import describe
+from fas.conversion.manifest import SavePretrained
 from fas.errors import FasError
 from fas.models import Placement, Plan, Segment
 from fas.models.functions import ACTIVATIONS, LEVELS, OTHER_LEVELS, group_for, norm_of
@@ -63,6 +64,7 @@ def install(
     for segment in decoders(plan) if prefix else ():
         add_prefix(segment, len(config.prefix), prefix or {}, model.dtype)
     mark_calls(model, [segment.module for segment, _ in plan], clock)
+    model.save_pretrained = SavePretrained(model)  # type: ignore[assignment]
     model.set_timesteps = SetTimesteps(sites, model, describe)  # type: ignore[assignment]
     describe(model)
     return sites

@@ -13,6 +13,8 @@ from transformers.quantizers.base import HfQuantizer
 
 from fas.conversion.description import FasQuantizationConfig
 from fas.conversion.install import install
+from fas.conversion.integrity import check_loaded
+from fas.conversion.manifest import REFUSAL
 from fas.conversion.order import number
 from fas.errors import CheckpointError
 from fas.models import listed
@@ -43,7 +45,18 @@ class FasQuantizer(HfQuantizer):
     def __init__(self, quantization_config: FasQuantizationConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
 
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Let the weights be found: what transformers alone is told in their place is removed."""
+        config.__dict__.pop(REFUSAL, None)
+        return config
+
+    def update_tp_plan(self, config: Any) -> Any:
+        """The same, where transformers is older than 5.20."""
+        return self.update_attn_implementation(config)
+
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        if files := kwargs.get("checkpoint_files"):
+            check_loaded(files, model.config)
         description = cast(FasQuantizationConfig, self.quantization_config)
         config = description.spiking_config()
         plan = listed(model, config, description.sites)

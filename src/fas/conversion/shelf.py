@@ -1,40 +1,22 @@
-"""Weights that stay in their files: a model without them, and its modules with them one at a time.
-
-Files are read at the offsets that safetensors documents, not mapped: a mapping of the whole file counts as memory where
-that is limited.
-"""
+"""Weights that stay in their files: a model without them, and its modules with them one at a time."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from fas.conversion.description import FasQuantizationConfig
+from fas.conversion.files import Place, places_in, weight_files
 from fas.conversion.quantizer import FasQuantizer
 from fas.errors import CheckpointError
-
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-
-
-class _Place(NamedTuple):
-    file: Path
-    start: int
-    bytes: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
 
 
 class Shelf:
@@ -46,9 +28,9 @@ class Shelf:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self.files = weight_files(self.folder)
-        self.places: dict[str, _Place] = {}
+        self.places: dict[str, Place] = {}
         for file in self.files:
-            self.places |= _places(file)
+            self.places |= places_in(file)
         self.stored: dict[str, str] = {}
         """Under which name the files hold a weight of a model, where it is not its own."""
 
@@ -124,21 +106,6 @@ class Shelf:
                 set_module_tensor_to_device(owner, leaf, "meta")
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint; raises `CheckpointError` if there is none."""
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no local folder; from disk, weights are read from one")
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    if (folder / SAFE_WEIGHTS_NAME).exists():
-        return [folder / SAFE_WEIGHTS_NAME]
-    if not index.exists():
-        raise CheckpointError(f"{folder} holds no {SAFE_WEIGHTS_NAME} and no {SAFE_WEIGHTS_INDEX_NAME}")
-    try:
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{index} is no index of weights ({error})") from error
-
-
 def without_weights(folder: Path | str, auto_class: Any, device: torch.device) -> PreTrainedModel:
     """The converted model in ``folder`` with its sites, its buffers on ``device``, and no memory for weights.
 
@@ -188,27 +155,3 @@ def _own(module: nn.Module) -> dict[str, Tensor]:
     kept = {name for name, value in module._buffers.items() if value is not None}
     kept -= module._non_persistent_buffers_set
     return stored | {name: module._buffers[name] for name in kept}  # type: ignore[dict-item]
-
-
-def _places(file: Path) -> dict[str, _Place]:
-    try:
-        with file.open("rb") as opened:
-            size = int.from_bytes(opened.read(8), "little")
-            if size > file.stat().st_size:
-                raise ValueError(f"it says that its header has {size} bytes")
-            header = json.loads(opened.read(size))
-        return {
-            name: _Place(
-                file,
-                8 + size + entry["data_offsets"][0],
-                entry["data_offsets"][1] - entry["data_offsets"][0],
-                _DTYPES[entry["dtype"]],
-                tuple(entry["shape"]),
-            )
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-    except KeyError as error:
-        raise CheckpointError(f"{file} holds weights of a type that is not read here: {error}") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is no safetensors file ({error})") from error

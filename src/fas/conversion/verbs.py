@@ -22,6 +22,7 @@ from fas.neurons import Site
 from fas.offloading import refuse_offloaded
 from fas.progress import Progress, Silent
 from fas.runtime.control import clock_of
+from fas.runtime.finite import finite_activations, require_finite
 from fas.runtime.folding import silence_dropout
 from fas.runtime.prefix import Shape, remove_prefix, shapes_of
 
@@ -40,13 +41,15 @@ def prepare(
 
     ``batches`` are keyword arguments of the model (``input_ids`` ``[B, S]`` …) on which the initial scale of every site
     is fitted per channel by least squared error, or by ``fit``: λ ``[C]`` from a site's placement and samples. Raises
-    `UnsupportedModelError` for an unknown architecture, `ConfigError` for targets or ignored names that match no site and
+    `CheckpointError` for weights, and `DataError` for activations that are not finite, `UnsupportedModelError` for an unknown
+    architecture, `ConfigError` for targets or ignored names that match no site and
     `DataError` without batches, before the model is changed.
     """
     refuse_offloaded(model, "fas.prepare")
     plan, batches, progress = planned(model, config), list(batches), progress or Silent()
     placements = [place for _, places in plan for place in places]
-    with ExitStack() as undo:  # the model stays as it was if the data do not reach its sites
+    require_finite(model)
+    with ExitStack() as undo, finite_activations(model, "the calibration data"):  # else the model stays as it was
         config, shapes = _with_prefix(model, plan, config, batches, undo, progress)
         samples = sampled(model, placements, config, batches, progress)
         fitted = {place.name: _fitted(place, some, config, fit) for place, some in samples}
@@ -136,6 +139,7 @@ def convert(model: Model) -> Model:
     Without `calibrate` the neurons start from θ = λ and v₀ = ½. Raises `FasError` if the model was not prepared.
     """
     clock = clock_of(model)
+    require_finite(model)
     with clock.changing("fas.convert"):
         clock.stage = "snn"
         for segment in find_segments(model):

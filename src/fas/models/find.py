@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from fas.config import SpikingConfig
 from fas.errors import UnsupportedModelError
 from fas.models.family import COMMON_ANALOG, REGISTRY, Family, SiteSpec, supported
-from fas.models.functions import activation_of, group_for, norm_of
+from fas.models.functions import activation_of, group_for, known_norm_of
 from fas.neurons.rotation import NO_ROTATION, Rotation, block_of
 from fas.operators.population import NEURONS
 
@@ -131,7 +131,7 @@ def _functions(segment: Segment, left_out: set[int]) -> Iterator[Placement]:
         specs: list[tuple[SiteSpec, int]] = []
         if name.rsplit(".", 1)[-1] in segment.family.twice:
             continue
-        if norm_of(module) is not None:
+        if known_norm_of(name, module) is not None:
             channels = cast(Tensor, module.weight).shape[-1]
             spec = SiteSpec("norm_input", ("",), "full", kind="norm", role="input")
             specs = [(spec, 2 * NEURONS * channels), _group("rsqrt", module)]

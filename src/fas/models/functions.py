@@ -42,6 +42,17 @@ def norm_of(module: nn.Module) -> Norm | None:
     return None
 
 
+def known_norm_of(name: str, module: nn.Module) -> Norm | None:
+    """As `norm_of`; raises `UnsupportedModelError` for a norm, by its class's name, that no group computes."""
+    norm, kind = norm_of(module), type(module).__name__
+    if norm is None and "Norm" in kind and not kind.startswith("Spiking") and not any(True for _ in module.children()):
+        raise UnsupportedModelError(
+            f"{name} is a {kind}, a norm that no groups of neurons compute (they do LayerNorm and RMSNorm); choose "
+            "coverage='attention'"
+        )
+    return norm
+
+
 def epsilon(module: nn.Module) -> float:
     """The ε of a norm, whatever its family calls it."""
     return float(getattr(module, "variance_epsilon", None) or module.eps)  # type: ignore[arg-type]

@@ -15,7 +15,8 @@ from fas import world
 from fas.calibration import CalibrationOptions, LayerReport, calibrate, calibrate_folder
 from fas.calibration.kept import file_name
 from fas.config import SpikingConfig
-from fas.conversion.shelf import weight_files, without_weights
+from fas.conversion.files import weight_files
+from fas.conversion.shelf import without_weights
 from fas.errors import CheckpointError, ConfigError
 from fas.pipeline.asked import as_converted, results_of
 from fas.pipeline.load import auto_class_of, load_spiking, pick_device, reader_of, spiking_config_of

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from fas.conversion.manifest import write_manifest
 from fas.pipeline.measure import dense_row, layerwise_target, qcfs_row, spiking_row
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.outliers import outliers_of, prefixed_ann, with_outliers_treated
@@ -120,4 +121,5 @@ def _assemble(run: Run, results: Results, folder: Path) -> None:
     control = run.load("control").to(getattr(torch, run.options.dtype))
     control.save_pretrained(folder / "control")
     run.source.tokenizer.save_pretrained(folder / "control")
+    write_manifest(folder / "control")
     results.write(folder / "results.json")

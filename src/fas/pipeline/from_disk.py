@@ -15,7 +15,8 @@ from transformers import AutoTokenizer, set_seed
 from fas import world
 from fas.calibration import CalibrationOptions, calibrate_folder
 from fas.config import SpikingConfig
-from fas.conversion.shelf import Shelf, weight_files
+from fas.conversion.files import weight_files
+from fas.conversion.shelf import Shelf
 from fas.errors import CheckpointError, ConfigError
 from fas.pipeline.load import (
     READERS,

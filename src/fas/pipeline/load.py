@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -23,14 +23,20 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from fas import world
+from fas.conversion.files import indexed
+from fas.conversion.integrity import check_saved
+from fas.conversion.reading import configuration, reading
 from fas.errors import CheckpointError, ConfigError, FasError
 from fas.neurons import Site
 from fas.pipeline.gguf import folder_of, gguf_file_of
+from fas.runtime.finite import require_finite
 from fas.runtime.memory import keep_freed_memory
 from fas.tasks.builtin import model_path, vision_path
 
+logger = logging.getLogger(__name__)
 _HEADS: dict[str, Any] = {
     "ForSequenceClassification": AutoModelForSequenceClassification,
     "ForImageClassification": AutoModelForImageClassification,
@@ -112,6 +118,8 @@ def load_ann(
     cls = auto_class_of(config)
     if cls is None or (cls is not AutoModelForCausalLM and not any_task):
         raise FasError(f"{model} is not a causal language model: its architectures are {config.architectures or []}")
+    with reading(model):
+        check_saved(Path(resolve(model)))
     return _load(model, device, dtype, cls)
 
 
@@ -160,6 +168,7 @@ def auto_class_of(config: Any) -> Any:
 
 def load_saved(place: Path | str, device: torch.device) -> PreTrainedModel:
     """A model that FAS saved, in fp32, as what it was saved as."""
+    check_saved(Path(place))
     cls = auto_class_of(AutoConfig.from_pretrained(place))
     return cls.from_pretrained(place, dtype=torch.float32).to(device).eval()
 
@@ -175,6 +184,11 @@ def load_spiking(
         hint = "; fas generate takes it with --image" if cls is AutoModelForImageTextToText else ""
         raise FasError(f"{model} is no causal language model but {', '.join(names or ['of an unknown class'])}{hint}")
     loaded, tokenizer = _load(model, device, dtype, cls)
+    if (stage := loaded.config.quantization_config.stage) != "snn":
+        raise CheckpointError(
+            f"{model} is a {stage.upper()} model, which has no spikes yet; make the SNN of it in Python: fas.convert(model), "
+            "then save_pretrained"
+        )
     if not any(isinstance(module, Site) for module in loaded.modules()):
         raise CheckpointError(f"{model} says that it is converted, but loaded without neurons; upgrade fas-snn")
     return loaded, tokenizer
@@ -206,12 +220,7 @@ def config_of(model: str) -> Any:
     looks_local = path.exists() or place.startswith((".", "/", "~")) or place.count("/") != 1
     if looks_local and not (path / "config.json").exists():
         raise FasError(f"{model} is no folder with a config.json (and no hub id, which reads owner/name)")
-    try:
-        return AutoConfig.from_pretrained(place)
-    except FasError:
-        raise
-    except (OSError, ValueError) as error:
-        raise FasError(f"{model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    return configuration(model, place)
 
 
 def _load(
@@ -220,13 +229,29 @@ def _load(
     loaded, tokenizer, missing = loaded_with(model, device, dtype, cls, {})
     if missing:  # transformers would go on with random weights
         raise CheckpointError(f"{model} lacks {len(missing)} weights, first {min(missing)}")
+    words, rows = len(getattr(tokenizer, "tokenizer", tokenizer)) if tokenizer else 0, _vocabulary(loaded)
+    if rows is not None and words > rows:
+        raise CheckpointError(
+            f"{model} has a tokenizer of {words} words and a model of {rows}: they do not belong together; put the model's own "
+            "tokenizer beside it, or resize_token_embeddings and save"
+        )
     return loaded, tokenizer
+
+
+def _vocabulary(model: PreTrainedModel) -> int | None:
+    """Rows of the embedding of tokens; None where there is none."""
+    try:
+        weight = model.get_input_embeddings().weight
+    except (AttributeError, NotImplementedError):
+        return None
+    return len(weight) if weight.ndim == 2 and hasattr(model.config.get_text_config(), "vocab_size") else None
 
 
 def reader_of(place: str | Path, cls: Any = AutoTokenizer) -> Any:
     """The tokenizer (or processor ``cls``) of a checkpoint. Raises `CheckpointError` where it has no words: of a folder without
     tokenizer transformers makes one that knows special tokens only, and reads every text as unknown."""
-    reader = cls.from_pretrained(place)
+    with reading(place):
+        reader = cls.from_pretrained(place, trust_remote_code=False)
     tokenizer = getattr(reader, "tokenizer", reader)
     if tokenizer is not None and hasattr(tokenizer, "all_special_tokens"):
         words = len(tokenizer) - len(set(tokenizer.all_special_tokens))
@@ -244,12 +269,41 @@ def loaded_with(
     """Model, tokenizer (or the processor of images and text), and the names of weights that the checkpoint lacks."""
     place = resolve(model)
     target = pick_device(device)
-    try:
+    with reading(model):
+        _check_index(place)
         tokenizer: Any = reader_of(place, READERS.get(cls, AutoTokenizer))
         loaded, found = cls.from_pretrained(place, dtype=dtype or "auto", output_loading_info=True, **more)
         loaded = loaded.to(target).eval()
-    except FasError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise FasError(f"{model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    _refuse_leftovers(model, loaded, sorted(found["unexpected_keys"]))
+    require_finite(loaded, model)
     return loaded, tokenizer, list(found["missing_keys"])
+
+
+def _check_index(place: str) -> None:
+    """Refuse a local index of weights that leaves its folder, or is none."""
+    index = Path(place) / SAFE_WEIGHTS_INDEX_NAME
+    if index.exists() and not (Path(place) / SAFE_WEIGHTS_NAME).exists():
+        indexed(index)
+
+
+def _refuse_leftovers(model: str, loaded: PreTrainedModel, names: list[str]) -> None:
+    """Refuse weights that the model has no place for although it has their module, or that are of a layer; others are of a
+    head for another task, and are left out with a note."""
+    modules = dict(loaded.named_modules())
+    inside = [
+        name
+        for name in names
+        if not name.endswith(_COMPUTED)
+        and (name.rpartition(".")[0] in modules or any(part.isdigit() for part in name.split(".")))
+    ]
+    if inside:
+        raise CheckpointError(
+            f"{model} holds {len(inside)} weights that its config.json has no place for, first {inside[0]}: the model would "
+            "compute something else without them; mend config.json (number of layers, biases)"
+        )
+    if names:
+        logger.info("%s holds %d weights of another head, which are left out, first %s", model, len(names), names[0])
+
+
+_COMPUTED = ("inv_freq", "masked_bias", "position_ids", ".attn.bias")
+"""Endings of buffers that older versions of transformers stored and models compute."""

@@ -22,6 +22,7 @@ from fas import world
 from fas.calibration import CalibrationOptions, LayerReport, calibrate
 from fas.config import SpikingConfig
 from fas.conversion import convert, prepare
+from fas.losses import better
 from fas.pipeline.masked import begin_with_text
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.run import Run, adapters_of, batches_on
@@ -60,7 +61,7 @@ def train_control(run: Run, ann: PreTrainedModel) -> dict[str, Any]:
         fine_tune(tuned, training, settings, None, run.progress, "control: fine-tuning the ANN")
         after = held_out.evaluate(tuned, run.at_once, run.progress, "fine-tuned ANN on held-out data")
         decision |= {"fine_tuned_held_out_loss": after.loss, **_held_out("fine_tuned", after)}
-        if after.badness < before.badness or run.source.new_head:
+        if better(after.badness, before.badness) or run.source.new_head:
             best, decision["chosen"] = tuned, "fine-tuned"
     run.progress.note(f"control = {decision['chosen']} (better on held-out data)")
     workspace.store("control", best.save_pretrained)

@@ -6,15 +6,17 @@ import re
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fas.config import SpikingConfig
+from fas.conversion.reading import configuration, reading
 from fas.errors import FasError, UnsupportedModelError
 from fas.models import Placement, Segment, planned
 
@@ -123,12 +125,15 @@ def inspected(
 def configuration_of(name: str, place: str, here: bool = False) -> tuple[PreTrainedConfig, dict[str, Any]]:
     """Of the model in ``place`` (folder or hub id), called ``name``, and of a converted one how it was converted; raises
     `FasError` where there is none, or another quantization. ``here``: the hub is not asked, its cache is."""
+    local = Path(place).exists()
     try:
-        config = AutoConfig.from_pretrained(place, local_files_only=here)
-    except FasError:
+        config = configuration(name, place, here)
+    except FasError as error:
+        if not local and isinstance(error.__cause__, OSError):
+            raise FasError(f"{name} is neither a folder with a model's config.json nor a model on the hub") from error
+        if local and not (Path(place) / "config.json").exists():
+            raise FasError(f"{name} is no folder with a model's config.json, and no model on the hub") from error
         raise
-    except (OSError, ValueError) as error:
-        raise FasError(f"{name} is neither a folder with a model's config.json nor a model on the hub") from error
     description = getattr(config, "quantization_config", None)
     if description is None:
         return config, {}
@@ -144,9 +149,11 @@ def _skeleton(name: str, config: PreTrainedConfig) -> PreTrainedModel:
     architecture = (config.architectures or [""])[0]
     build = getattr(transformers, architecture, None)
     try:
-        with torch.device("meta"):
+        with reading(name), torch.device("meta"):
             return build(config) if build is not None else AutoModelForCausalLM.from_config(config)
-    except ValueError:
+    except FasError as error:
+        if not isinstance(error.__cause__, ValueError):
+            raise
         raise FasError(
             f"{name} names no architecture that transformers has: {architecture or config.model_type!r}"
         ) from None

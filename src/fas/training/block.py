@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
+from fas.errors import FasError
 from fas.neurons import Clock
 from fas.progress import Progress
 from fas.runtime.replay import Stream, run_block
@@ -73,6 +74,10 @@ def train_block(
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     for number in islice(_drawn(len(inputs), options.seed, index), options.steps):
         loss = error_of(run_block(block, index, inputs[number], clock), targets[number], masks[number])
+        if not bool(torch.isfinite(loss.detach())):
+            raise FasError(
+                f"training of block {index} diverged: its error is {float(loss.detach())}; choose a smaller learning rate"
+            )
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, LARGEST_GRADIENT)

@@ -22,6 +22,7 @@ from fas.config import SpikingConfig
 from fas.conversion.description import describe
 from fas.conversion.install import decoders
 from fas.conversion.kept import Kept, fingerprint_of
+from fas.conversion.manifest import write_manifest
 from fas.conversion.prefix_search import PrefixSearch, find_prefix
 from fas.conversion.shelf import Shelf, skeleton
 from fas.errors import CheckpointError, ConfigError
@@ -157,6 +158,7 @@ def _write(shelf: Shelf, walk: Walk, kept: Kept, out: Path) -> None:
         index = {"metadata": {"total_size": total}, "weight_map": mapped}
         (staged / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
         model.config.save_pretrained(staged)
+        write_manifest(staged)
         staged.rename(out)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{out} could not be written ({error}); the trained blocks are kept") from error

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from fas import world
-from fas.errors import ConfigError
+from fas.errors import ConfigError, FasError
 from fas.losses import logits_loss, logits_of
 from fas.neurons import NeuronParameters, Site
 from fas.progress import Progress, Silent
@@ -130,6 +130,11 @@ class Stage1Trainer(Trainer):
             loss = loss + weight * logits_loss(logits, target, self.options.temperature)
             if states:
                 loss = loss + states * states_loss(mine, wanted, inputs.get("attention_mask"))
+        if model.training and not bool(torch.isfinite(loss.detach())):
+            raise FasError(
+                f"training diverged: the loss of step {self.state.global_step + 1} is {float(loss.detach())}; choose a smaller "
+                "learning rate (--lr, --scale-lr)"
+            )
         return (loss, outputs) if return_outputs else loss
 
 
