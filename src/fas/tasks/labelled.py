@@ -167,7 +167,7 @@ class _Place:
         if source is None:
             raise DataError(f"the task {self.task.name} has no data of its own; give --data")
         self.tables = from_hub(source, "table")
-        self.parts = by_split(list(self.tables))
+        self.parts = by_split(list(self.tables), source)
         own = self.task.validation
         if own in self.tables and len(self.parts.get(VALIDATION, ())) > 1:
             for other in self.parts[VALIDATION]:

@@ -224,7 +224,7 @@ class Place:
             name, _, asked = source.partition("@")
             one = asked or split
             self.tables = {one: from_hub(name, "file", one)} if one else from_hub(name, "file")
-            self.parts = {None: [one]} if one else by_split(list(self.tables))
+            self.parts = {None: [one]} if one else by_split(list(self.tables), source, f"; name one, as {source}@NAME")
 
     def documents(self, items: Sequence[Found | str], use: str) -> list[str]:
         """Those of some of its ``parts``, which are told as read for ``use``."""

@@ -125,7 +125,7 @@ class _Place:
             )
         else:
             self.tables = from_hub(data, "folder or table")
-            self.parts = by_split(list(self.tables))
+            self.parts = by_split(list(self.tables), data)
 
     def rows(self, items: Sequence[Found | str], use: str) -> list[Seen]:
         """Those of some of its ``parts``, which are told as read for ``use``."""

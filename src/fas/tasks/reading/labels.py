@@ -13,6 +13,9 @@ from fas.tasks.reading.tables import Place, Table, short, whole
 LARGEST = 1e18
 """Of a score: the square of a larger error is not finite in fp32."""
 _WHOLE, _NUMBER = re.compile(r"[+-]?[0-9]+"), re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_DIGITS = 18
+_MOST = 10**_DIGITS
+"""A whole number from here on is no class but something else, such as an identifier."""
 WORD, WHOLE, NUMBER, TRUTH = "a word", "a whole number", "a number with a point", "true or false"
 
 
@@ -25,7 +28,7 @@ def kind_of_label(value: Any) -> str | None:
     if isinstance(value, bool):
         return TRUTH
     if isinstance(value, int):
-        return WHOLE
+        return WHOLE if abs(value) < _MOST else None
     if isinstance(value, float):
         return NUMBER if math.isfinite(value) else None
     if not isinstance(value, str) or value.strip().lower() in ("", "nan"):
@@ -33,7 +36,9 @@ def kind_of_label(value: Any) -> str | None:
     text = value.strip()
     if text.lower() in ("true", "false"):
         return TRUTH
-    return WHOLE if _WHOLE.fullmatch(text) else NUMBER if _NUMBER.fullmatch(text) else WORD
+    if _WHOLE.fullmatch(text):
+        return WHOLE if len(text) <= _DIGITS else None
+    return NUMBER if _NUMBER.fullmatch(text) else WORD
 
 
 def score_of(value: Any) -> float | None:

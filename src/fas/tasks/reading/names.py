@@ -77,7 +77,7 @@ def splits_of(name: str) -> set[str]:
     >>> splits_of("train-00000-of-00001.parquet"), splits_of("captions_val2017.json"), splits_of("devotion.txt")
     ({'train'}, {'validation'}, set())
     """
-    return {_SPLITS[word] for word in map(str.lower, _WORD.findall(stem_of(name))) if word in _SPLITS}
+    return {_SPLITS[word] for word in map(str.lower, _WORD.findall(name)) if word in _SPLITS}
 
 
 def set_aside(name: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from fas.errors import DataError
 from fas.tasks.reading.contents import checked, text_of
 from fas.tasks.reading.journal import Reading
-from fas.tasks.reading.names import shown
+from fas.tasks.reading.names import PACKED, shown
 
 Place = str | int
 """A column by name, or by number in a file without header."""
@@ -118,6 +118,8 @@ def read_table(
 
 def stored(path: Path, form: str) -> Any:
     """The `datasets.Dataset` in a Parquet or Arrow file, with the kinds of columns that it was written with."""
+    if path.suffix.lower() in PACKED:
+        raise DataError(f"{shown(path)} is called a compressed {form} table; unpack it, {form} compresses by itself")
     checked(path)
     import pyarrow as pa
     from datasets import Dataset

@@ -81,12 +81,14 @@ def evaluated(
     return list(parts.get(found, ()))
 
 
-def by_split(names: Sequence[str]) -> dict[str | None, list[str]]:
-    """``names`` of splits of the hub by what they say.
+def by_split(names: Sequence[str], source: str, hint: str = "") -> dict[str | None, list[str]]:
+    """``names`` of splits of the hub's ``source`` by what they say. Raises `DataError`, with ``hint``, where none says anything.
 
-    >>> by_split(["train", "test", "unsupervised"])
+    >>> by_split(["train", "test", "unsupervised"], "owner/name")
     {'train': ['train'], 'test': ['test'], None: ['unsupervised']}
     """
+    if not any(len(splits_of(name)) == 1 for name in names):
+        raise DataError(f"{source} has no split called train, but {', '.join(names) or 'none at all'}{hint}")
     parts: dict[str | None, list[str]] = {}
     for name in names:
         found = splits_of(name)
