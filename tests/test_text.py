@@ -43,7 +43,8 @@ def test_documents_end_at_lines_that_look_empty(tmp_path, between):
 
 def test_documents_of_wikitext_are_its_articles(tmp_path):
     """Titles of parts of an article have two signs and more; a line that only looks like a title has text around it."""
-    article = " \n = Title {0} = \n \n First {0} . \n Second {0} , \n = no title = \n here . \n \n = = Part = = \n \n Third {0} . \n"
+    first = " \n = Title {0} = \n \n First {0} . \n Second {0} , \n = no title = \n here . \n"
+    article = first + " \n = = Part = = \n \n Third {0} . \n"
     file = tmp_path / "wiki.valid.tokens"
     file.write_text("".join(article.format(number) for number in range(3)))
     found = documents(str(file))

@@ -114,6 +114,18 @@ GLUE: dict[str, TextTask] = {
 
 _TEXT_NAMES = ("text", "sentence", "content", "review", "document")
 _LABEL_NAMES = ("label", "labels", "class", "target")
+LABEL_HEADERS = {
+    *_LABEL_NAMES,
+    "score",
+    "sentiment",
+    "stars",
+    "rating",
+    "category",
+    "gold_label",
+    "quality",
+    "is_duplicate",
+}
+"""What the column of labels is called in a first line."""
 OWN: dict[str, TextTask] = {
     "text-classification": TextTask(
         "text-classification",

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from fas.errors import DataError
-from fas.tasks.glue import Layout, Place, TextTask
+from fas.tasks.glue import LABEL_HEADERS, Layout, Place, TextTask
 from fas.tasks.hub import from_hub
 from fas.tasks.reading.contents import kind_of
 from fas.tasks.reading.journal import Reading
-from fas.tasks.reading.labels import check_classes, check_scores, kind_of_label, score_of
+from fas.tasks.reading.labels import all_characters, check_classes, check_scores, kind_of_label, score_of
 from fas.tasks.reading.names import LABELLED, TEST, VALIDATION, form_of, shown
 from fas.tasks.reading.places import Found, files_in
 from fas.tasks.reading.tables import Table, even, read_table, short, text_at
-from fas.tasks.reading.uses import BY_TEST, BY_VALIDATION, Uses, by_split, by_use, evaluated
+from fas.tasks.reading.uses import BY_TEST, BY_VALIDATION, Uses, by_split, by_use, evaluated, note_test
 from fas.tasks.text import EVALUATION_SHARE, HELD_OUT_SHARE
 
 _SHORT_NUMBER = re.compile(r"-?[0-9]{1,18}")
@@ -194,6 +194,7 @@ class _Place:
     def training(self, uses: Uses[Found | str]) -> list[Labelled]:
         """The rows to train on; raises `DataError` where there are none."""
         found = self.rows(uses.trained_on(self.source, self.parts), "training" if uses.divided else "")
+        note_test(self.parts, self.reading)
         if not found:
             raise DataError(f"{shown(self.source)} holds no table of labelled texts{self.reading.but_skipped()}")
         return found
@@ -241,6 +242,7 @@ def _rows(task: TextTask, table: Table) -> list[Labelled]:
         raise DataError(f"{table.source} holds no rows")
     layout = _layout(task, table)
     if not layout.named:
+        _refuse_header(table, layout)
         even(table, layout.columns if layout.more else None)
     table = table.only(layout.places)
     label: Place = layout.label
@@ -277,6 +279,16 @@ def _layout(task: TextTask, table: Table) -> Layout:
     )
 
 
+def _refuse_header(table: Table, layout: Layout) -> None:
+    """Raise `DataError` where the first row of a table whose columns are told by number names them."""
+    label = table.rows[0][layout.label]
+    if str(label).strip().lower() in LABEL_HEADERS:
+        raise DataError(
+            f"{table.source} begins with {table.columns}, which looks like the names of its columns; give --text-column and "
+            "--label-column by these names, or remove the line"
+        )
+
+
 def _is_label(task: TextTask, value: Any) -> bool:
     """Whether ``value`` can be a label of ``task``; any is one where the classes are those of the data."""
     try:
@@ -291,7 +303,7 @@ def class_names(task: TextTask, rows: Sequence[Labelled], source: str) -> tuple[
     if task.labels is not None:
         return task.labels
     kinds = {kind_of_label(row.label): row.label for row in rows}
-    if len(kinds) > 1:
+    if len(kinds) > 1 and not all_characters(row.label for row in rows):
         told = " and ".join(f"{short(label)} ({kind})" for kind, label in kinds.items())
         raise DataError(f"{source} has labels of several kinds, {told}; write all in one way")
     found = {str(row.label).strip() for row in rows}

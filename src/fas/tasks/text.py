@@ -19,7 +19,7 @@ from fas.tasks.reading.journal import Reading
 from fas.tasks.reading.names import TABLES, TEXTS, ending_of, shown
 from fas.tasks.reading.places import Found, files_in
 from fas.tasks.reading.tables import Table
-from fas.tasks.reading.uses import by_split, by_use, evaluated
+from fas.tasks.reading.uses import by_split, by_use, evaluated, note_test
 
 EVALUATION_SHARE = 0.1
 HELD_OUT_SHARE = 0.05
@@ -72,6 +72,7 @@ def load_text(
     place, note = Place(data, tokenizer, reading), ""
     uses = by_use(place.parts, reading, given=eval_data is not None)
     found = place.documents(uses.trained_on(data, place.parts), "training" if uses.divided else "")
+    note_test(place.parts, reading)
     held_out = place.documents(uses.held_out, "held out")
     if eval_data is not None:
         evaluation = _evaluation(eval_data, tokenizer, reading)
@@ -148,8 +149,8 @@ def _disjoint(
     held_out = _without(data, held_out, set(evaluation))
     left = _without(data, training, {*evaluation, *held_out})
     if (removed := len(training) - len(left)) and data != "builtin":
-        what = "document stands" if removed == 1 else "documents stand"
-        reading.note(f"{removed:,} training {what} in the evaluation or held-out text too and are left out")
+        documents = "document is" if removed == 1 else "documents are"
+        reading.note(f"{removed:,} training {documents} not trained on: the evaluation or held-out text has the same")
     return TextData(left, held_out, evaluation, note)
 
 
@@ -235,7 +236,7 @@ class Place:
                 self.reading.add(item, len(some), use)
             else:
                 where = f"{self.source.partition('@')[0]}, split {item}"
-                some = filled(texts_of(Table(where, self.tables[item]), self.tokenizer))
+                some = filled(texts_of(Table(where, self.tables[item]), self.tokenizer), where, self.reading)
                 self.reading.add(where, len(some), use)
             found += some
         return found

@@ -18,7 +18,7 @@ from fas.tasks.reading.journal import Reading
 from fas.tasks.reading.names import TABLES, TEST, VALIDATION, ending_of, set_aside, shown, splits_of
 from fas.tasks.reading.places import Found, files_in
 from fas.tasks.reading.seen import Seen, entries_of, is_table, is_unlabelled, seen_in, seen_of
-from fas.tasks.reading.uses import BY_TEST, BY_VALIDATION, Uses, by_split, by_use, evaluated
+from fas.tasks.reading.uses import BY_TEST, BY_VALIDATION, Uses, by_split, by_use, evaluated, note_test
 from fas.tasks.text import EVALUATION_SHARE, HELD_OUT_SHARE
 
 MOST_HELD_OUT = 2000
@@ -55,7 +55,7 @@ def load_visual(task: str, data: str, eval_data: str | None = None, reading: Rea
     held_out = _without(held_out, evaluation)
     kept = _without(training, [*evaluation, *held_out])
     if removed := len(training) - len(kept):
-        reading.note(f"{removed:,} training rows show images of the evaluation or held-out part and are left out")
+        reading.note(f"{removed:,} training rows are not trained on: the evaluation or held-out part has their images")
     if not held_out:
         kept, held_out = _by_image(kept, HELD_OUT_SHARE)
     if not kept or not held_out or not evaluation:
@@ -142,6 +142,7 @@ class _Place:
 
     def training(self, uses: Uses[Found | str]) -> list[Seen]:
         """The rows to train on."""
+        note_test(self.parts, self.reading)
         return self.rows(uses.trained_on(self.source, self.parts), "training" if uses.divided else "")
 
     def test_is_unlabelled(self) -> bool:

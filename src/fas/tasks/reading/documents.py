@@ -27,13 +27,16 @@ def documents_of(path: Path, reading: Reading, tokenizer: PreTrainedTokenizerBas
             ".tsv, .parquet and .arrow, also compressed (.gz, .bz2, .xz)"
         )
     if form == "text":
-        return filled(plain_documents(path, reading))
-    return filled(texts_of(read_table(path, form, _is_header, reading), tokenizer))
+        return [stripped for document in plain_documents(path, reading) if (stripped := document.strip())]
+    return filled(texts_of(read_table(path, form, _is_header, reading), tokenizer), shown(path), reading)
 
 
-def filled(documents: Sequence[str]) -> list[str]:
-    """Those of ``documents`` that are not blank, without white space around them."""
-    return [stripped for document in documents if (stripped := document.strip())]
+def filled(texts: Sequence[str], source: str, reading: Reading) -> list[str]:
+    """Those of the rows ``texts`` that are not blank, without white space around them; ``reading`` is told of the others."""
+    found = [stripped for text in texts if (stripped := text.strip())]
+    if blank := len(texts) - len(found):
+        reading.note(f"{blank:,} blank {'row is' if blank == 1 else 'rows are'} skipped in {source}")
+    return found
 
 
 def texts_of(table: Table, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
@@ -55,8 +58,8 @@ def _column(table: Table) -> str:
     first = table.rows[0]
     if not table.named:
         raise DataError(
-            f"{table.source} begins with {table.columns}, which names no column of texts; put a line of names there, and "
-            "name the one with the text 'text'"
+            f"{table.source} begins with {table.columns}, and none of these names a column of texts; put a line of names "
+            "there, and name the one with the text 'text'"
         )
     for name in (*COLUMNS, *CHATS):
         if name in first:

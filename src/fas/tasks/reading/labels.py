@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fas.errors import DataError
@@ -53,6 +53,11 @@ def score_of(value: Any) -> float | None:
     return found if abs(found) <= LARGEST else None
 
 
+def all_characters(labels: Iterable[Any]) -> bool:
+    """Whether all are texts of one character: digits are words among letters."""
+    return all(isinstance(label, str) and len(label.strip()) == 1 for label in labels)
+
+
 def check_classes(table: Table, place: Place, named: Sequence[str] = (), alike: bool = False) -> None:
     """Raise `DataError` by row unless all labels in a column are words, or whole numbers, or true and false.
 
@@ -62,7 +67,7 @@ def check_classes(table: Table, place: Place, named: Sequence[str] = (), alike: 
         named: texts that are names of classes, whatever they look like.
         alike: all texts are words, also those that look like numbers; else only those of one character are.
     """
-    alike = alike or all(isinstance(row[place], str) and len(row[place].strip()) == 1 for row in table.rows)
+    alike = alike or all_characters(row[place] for row in table.rows)
     first: tuple[str, Any] | None = None
     for number, row in enumerate(table.rows):
         value = row[place]

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -31,6 +31,7 @@ Parts = dict[str | None, list[Found]]
 """Files by split; None: those whose names say none."""
 SILENT_SECONDS = 3.0
 """A search that takes longer says how far it is."""
+_LONGEST_CARD = 1 << 20
 _FRONT = re.compile(r"\A\ufeff?---\r?\n(.*?)\r?\n---", re.DOTALL)
 
 
@@ -111,16 +112,32 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _one_configuration(folder: Path) -> None:
-    """Raise `DataError` where the card of a hub data set lists several configurations: they are not to be mixed."""
+    """Raise `DataError` where files of several configurations of a hub data set are there, by its card: they are not mixed."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return
     try:
-        front = _FRONT.match((folder / "README.md").read_text(encoding="utf-8"))
+        with card.open(encoding="utf-8") as file:
+            front = _FRONT.match(file.read(_LONGEST_CARD))
         told = yaml.safe_load(front[1]) if front else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
         return
     found = told.get("configs") if isinstance(told, dict) else None
-    names = [one.get("config_name") for one in found or () if isinstance(one, dict)] if isinstance(found, list) else []
+    listed = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    names = [shown(one.get("config_name")) for one in listed if _is_there(folder, one.get("data_files"))]
     if len(names) > 1:
         raise DataError(
-            f"{shown(folder)} holds {len(names)} configurations ({', '.join(shown(name) for name in names[:8])}); give the "
-            "folder or the files of one"
+            f"{shown(folder)} holds {len(names)} configurations ({', '.join(names[:8])}); give the folder or the files of one"
         )
+
+
+def _is_there(folder: Path, files: Any) -> bool:
+    """Whether one of the patterns ``files`` of a card, texts or lists with ``path``, names a file of ``folder``."""
+    if isinstance(files, list):
+        return any(_is_there(folder, one) for one in files)
+    if isinstance(files, dict):
+        return _is_there(folder, files.get("path"))
+    try:
+        return isinstance(files, str) and next(folder.glob(files), None) is not None
+    except (ValueError, NotImplementedError, OSError):
+        return False

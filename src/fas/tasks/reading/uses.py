@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Generic, TypeVar
 
 from fas.errors import DataError
@@ -69,6 +70,13 @@ def by_use(
     return Uses(known.get(TRAIN, []), known.get(held or "", []), known.get(chosen or "", []))
 
 
+def note_test(parts: Mapping[str | None, Sequence[Item]], reading: Reading) -> None:
+    """Note that a file that was named itself is trained on, and is called a test split."""
+    for item in parts.get(None, ()):
+        if splits_of(PurePath(str(item)).name) == {TEST}:
+            reading.note(f"{item} is called a test split, and is trained on as it was given for that")
+
+
 def evaluated(
     parts: Mapping[str | None, Sequence[Item]], reading: Reading, order: Sequence[str] = BY_TEST
 ) -> list[Item]:
@@ -82,7 +90,7 @@ def evaluated(
 
 
 def by_split(names: Sequence[str], source: str, hint: str = "") -> dict[str | None, list[str]]:
-    """``names`` of splits of the hub's ``source`` by what they say. Raises `DataError`, with ``hint``, where none says anything.
+    """``names`` of splits of the hub's ``source`` by what they say. Raises `DataError`, with ``hint``, where none says any.
 
     >>> by_split(["train", "test", "unsupervised"], "owner/name")
     {'train': ['train'], 'test': ['test'], None: ['unsupervised']}

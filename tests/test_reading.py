@@ -1,0 +1,423 @@
+"""One reader for all tasks: which files are read for what, what is refused by row, and that all of it is said."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import folders
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from fas.errors import DataError
+from fas.tasks.choices import settings_of
+from fas.tasks.glue import GLUE, text_task
+from fas.tasks.labelled import class_names, evaluation_rows, load_labelled, read
+from fas.tasks.language_modeling import stream_of
+from fas.tasks.pictures import opened
+from fas.tasks.reading.journal import Reading
+from fas.tasks.text import documents, evaluation_text, load_text
+from fas.tasks.visual import evaluation_seen, load_visual
+
+SHARED = Path(__file__).parents[1] / ".." / "shared/data"
+OWN = text_task("text-classification")
+
+
+def told(name: str, count: int = 20) -> list[str]:
+    return [f"{name} {i} has words" for i in range(count)]
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def labelled(name: str, count: int = 20) -> list[dict[str, Any]]:
+    return [{"text": text, "label": ("a", "b")[i % 2]} for i, text in enumerate(told(name, count))]
+
+
+# which files
+
+
+def test_a_snapshot_of_the_hub_is_read_by_its_splits_without_its_card(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for part in ("train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001", "test-00000-of-00001"):
+        pq.write_table(pa.table({"text": told(part)}), tmp_path / "data" / f"{part}.parquet")
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n\n# Card\n\nOne.\n\nTwo.\n")
+    (tmp_path / ".gitattributes").write_text("*.parquet filter=lfs")
+    (tmp_path / ".cache" / "huggingface").mkdir(parents=True)
+    (tmp_path / ".cache" / "huggingface" / "train.txt").write_text("a\n\nb")
+    reading = Reading()
+    text = load_text(str(tmp_path), reading=reading)
+    assert text.training == told("train-00000-of-00002") + told("train-00001-of-00002")
+    assert text.held_out == told("validation-00000-of-00001")
+    assert text.evaluation == evaluation_text(str(tmp_path)) == told("test-00000-of-00001")
+    assert documents(str(tmp_path)) == text.training
+    assert reading.lines() == [
+        "Data: read 4 files (data/train-00000-of-00002.parquet, data/train-00001-of-00002.parquet; held out: "
+        "data/validation-00000-of-00001.parquet; evaluated: data/test-00000-of-00001.parquet): 80 documents",
+        "skipped: .cache (hidden), .gitattributes (hidden), README.md (card)",
+    ]
+    other = tmp_path / "other.txt"
+    other.write_text("\n\n".join(told("other")))
+    given = load_text(str(tmp_path), str(other), reading=(again := Reading()))
+    assert given.evaluation == told("other")
+    assert "data/test-00000-of-00001.parquet" in again.skipped
+
+
+@pytest.mark.parametrize("names", [("test.txt",), ("valid.txt", "test.txt"), ("x/dev.txt", "notes.txt")])
+def test_without_a_train_split_nothing_is_trained_on_but_tests_are_evaluated(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("\n\n".join(told(name)))
+    for load in (load_text, documents):
+        with pytest.raises(DataError, match=r"has no split called train, but .*; give the file to train on itself"):
+            load(str(tmp_path))
+    used = next(name for name in ("test.txt", "x/dev.txt") if name in names)
+    assert evaluation_text(str(tmp_path)) == told(used)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")
+def test_the_folder_of_wikitext_is_not_mixed_up() -> None:
+    folder = SHARED / "lm/wikitext-2"
+    with pytest.raises(DataError, match=r"test \(test.txt\) and validation \(valid.txt\)"):
+        load_text(str(folder))
+    text = load_text(str(folder / "valid.txt"), str(folder))
+    assert len(text.training + text.held_out) == 60
+    assert len(text.evaluation) == len(documents(str(folder / "test.txt"))) > 59
+
+
+def test_ordinary_files_without_splits_are_all_read_in_order(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "A.TXT").write_text("\n\n".join(told("A")))
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(json.dumps({"text": "c 1"}).encode()))
+    (tmp_path / "d.md.bz2").write_bytes(bz2.compress("d 1\n\nd 2".encode("utf-8-sig")))
+    (tmp_path / "devotion.raw").write_text("e 1")
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe.txt")
+    os.mkfifo(tmp_path / "README.md")
+    reading = Reading()
+    assert sorted(documents(str(tmp_path), reading=reading)) == sorted([*told("A"), "c 1", "d 1", "d 2", "e 1"])
+    assert reading.skipped == {
+        "README.md": "card", "loop": "a link back to a folder that is read", "pipe.txt": "no regular file",
+        "link": "a link back to a folder that is read",
+    }  # fmt: skip
+
+
+def test_several_configurations_are_not_mixed(tmp_path: Path) -> None:
+    both = "- config_name: en\n  data_files: en/*\n- config_name: de\n  data_files:\n  - split: train\n    path: de/*\n"
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{both}---\n")
+    write_lines(tmp_path / "en/train.jsonl", [{"text": text} for text in told("en")])
+    assert len(documents(str(tmp_path))) == 20
+    write_lines(tmp_path / "de/train.jsonl", [{"text": text} for text in told("de")])
+    with pytest.raises(DataError, match=r"holds 2 configurations \(en, de\)"):
+        documents(str(tmp_path))
+
+
+def test_splits_of_the_hub_are_as_those_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("train", "validation", "test", "unsupervised")
+    tables = DatasetDict({name: Dataset.from_dict({"text": told(name)}) for name in names})
+    monkeypatch.setattr("datasets.load_dataset", lambda *place, split=None: tables if split is None else tables[split])
+    reading = Reading()
+    text = load_text("owner/name", reading=reading)
+    assert (text.training, text.held_out, text.evaluation) == (told("train"), told("validation"), told("test"))
+    assert list(reading.skipped) == ["unsupervised"]
+    assert evaluation_text("owner/name", "owner/name@validation") == told("validation")
+    rows = {name: Dataset.from_list(labelled(name)) for name in names[:3]}
+    monkeypatch.setattr("datasets.load_dataset", lambda *place: rows)
+    data = load_labelled(OWN, "owner/name")
+    assert [row.text for row in data.evaluation] == told("test")
+    assert [row.text for row in data.held_out] == told("validation")
+    tables.pop("train")
+    monkeypatch.setattr("datasets.load_dataset", lambda *place: {"default": tables["test"]})
+    with pytest.raises(DataError, match="no split called train, but default; name one, as owner/name@NAME"):
+        load_text("owner/name")
+
+
+def test_labelled_tables_are_held_out_and_evaluated_as_their_names_say(tmp_path: Path) -> None:
+    for name in ("train", "dev", "test"):
+        write_lines(tmp_path / f"{name}.jsonl", labelled(name))
+    reading = Reading()
+    data = load_labelled(OWN, str(tmp_path), reading=reading)
+    used = [[row.text for row in part] for part in (data.training, data.held_out, data.evaluation)]
+    assert used == [told("train"), told("dev"), told("test")]
+    assert reading.lines()[0].endswith("(train.jsonl; held out: dev.jsonl; evaluated: test.jsonl): 60 rows")
+    write_lines(tmp_path / "test.jsonl", [row | {"label": -1} for row in labelled("test")])
+    data = load_labelled(OWN, str(tmp_path), reading=(again := Reading()))
+    assert (
+        [row.text for row in data.evaluation]
+        == [row.text for row in evaluation_rows(OWN, str(tmp_path))]
+        == told("dev")
+    )
+    assert "the test split has no labels, so validation is evaluated on" in again.lines()
+    assert again.skipped == {"test.jsonl": "validation is evaluated on"}
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")
+def test_folders_of_glue_are_read_without_their_notes() -> None:
+    data = load_labelled(GLUE["sst2"], str(SHARED / "glue/sst2"), reading=(reading := Reading()))
+    assert len(data.evaluation) == 872
+    assert reading.skipped == {"SOURCE.txt": "note", "test.tsv": "validation is evaluated on"}
+    assert len(load_labelled(GLUE["stsb"], str(SHARED / "glue/stsb")).evaluation) == 1500
+    assert len(load_labelled(GLUE["mrpc"], str(SHARED / "glue/mrpc")).evaluation) == 1725
+
+
+# what is no file, or no text
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.jsonl", "pipe.parquet", "zero"])
+def test_pipes_and_devices_are_refused_at_once(tmp_path: Path, name: str) -> None:
+    place = tmp_path / f"{name}{'.jsonl' if name == 'zero' else ''}"
+    place.symlink_to("/dev/zero") if name == "zero" else os.mkfifo(place)
+    with pytest.raises(DataError, match="is no regular file but a pipe, a device or the like"):
+        load_text(str(place))
+    if place.suffix:
+        for load in (
+            lambda: load_labelled(OWN, str(place)), lambda: load_visual("vqa", str(place)), lambda: settings_of(place),
+        ):  # fmt: skip
+            with pytest.raises(DataError, match="is no regular file"):
+                load()
+
+
+def test_what_cannot_be_opened_or_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("one\n\ntwo")
+    monkeypatch.setattr(os, "sysconf", lambda name: 1)
+    with pytest.raises(DataError, match="more than this machine's memory"):
+        documents(str(file))
+    monkeypatch.undo()
+
+    def refuse(*_: object) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(DataError, match=r"a.txt cannot be read: Permission denied"):
+        documents(str(file))
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(DataError, match="does not exist"):
+            documents(f"./{name}.txt")
+
+
+# chats
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> PreTrainedTokenizerBase:
+    folders.save_tokenizer(tmp_path / "tokenizer")
+    found = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    found.chat_template = (
+        "{{ bos_token or '' }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if messages[0].role != 'user' %}{{ raise_exception('the user speaks first') }}{% endif %}"
+    )
+    return found
+
+
+def chat(number: int, role: str = "user") -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": f"w{number} w1"}, {"role": "assistant", "content": "w2"}], "id": 1}
+
+
+def test_chats_go_through_the_template_of_the_tokenizer(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    file = write_lines(tmp_path / "chat.jsonl", [chat(number) for number in range(20)])
+    found = documents(str(file), tokenizer)
+    assert found[3] == "user: w3 w1\nassistant: w2"
+    pq.write_table(pa.Table.from_pylist([chat(number) for number in range(20)]), tmp_path / "chat.parquet")
+    assert documents(str(tmp_path / "chat.parquet"), tokenizer) == found
+    assert len(load_text(str(file), None, tokenizer).training) == 17
+    tokenizer.chat_template = None
+    with pytest.raises(DataError, match=r"holds chats .*no chat template"):
+        documents(str(file), tokenizer)
+
+
+def test_the_start_of_a_chat_is_not_written_twice(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    from tokenizers import processors
+
+    tokenizer.bos_token = "<s>"
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    file = write_lines(tmp_path / "chat.jsonl", [chat(number) for number in range(3)])
+    assert list(stream_of(tokenizer, documents(str(file), tokenizer))).count(0) == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (chat(1, "assistant"), "row 2 .*the chat template refuses its messages: the user speaks first"),
+        ({"messages": []}, "row 2 .* is no list of messages"),
+        ({"messages": [{"from": "human", "value": "a"}]}, "row 2 .*is no message; each has a role and a content"),
+        ({"messages": [{"role": "user", "content": ["a"]}]}, "row 2 .*is no message"),
+        ({"id": 2}, "row 2 .* is no list of messages"),
+    ],
+)
+def test_chats_that_are_none_are_refused_by_row(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], message: str
+) -> None:
+    file = write_lines(tmp_path / "chat.jsonl", [chat(0), row, chat(2)])
+    with pytest.raises(DataError, match=message):
+        documents(str(file), tokenizer)
+
+
+# rows
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "text,label\nWell, one,1\n", r"row 1 \(line 2\) has 3 fields and its header has 2"),
+        ("a.csv", 'text,label\n"a\nb",1\nc\n', r"row 2 \(line 4\) has 1 field"),
+        ("a.csv", "one story\nanother\n", "begins with 'one story', and none of these names a column"),
+        ("a.csv", "text,text\na,b\n", "two columns called 'text'"),
+        ("a.jsonl", '{"text": "a"}\n{"text": {"body": "b"}}\n', r"row 2 \(line 2\): 'text' is an object"),
+        ("a.jsonl", '{"text": "a"}\n\n{"text": null}\n', r"row 2 \(line 3\) has nothing in column 'text'"),
+        ("a.jsonl", '{"text": "a"}\n[1]\n', r"row 2 \(line 2\) is no row with named columns, but \[1\]"),
+        ("a.json", '{\n "data": [{"text": "a"}]\n}', r"holds one object \(data\) and no rows"),
+        ("a.txt", '{"text": "a"}\n{"text": "b"}\n', "holds JSON lines, and its ending says text"),
+        ("a.txt", "PK\x03\x04", "is a zip archive by its first bytes"),
+        ("a.jsonl", '{"a": 1, "b": "x"}\n', "has the columns a, b; name the one with the text 'text'"),
+    ],
+)
+def test_rows_that_are_no_text_are_refused_by_number(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message) as caught:
+        documents(str(tmp_path / name))
+    assert str(caught.value).isprintable()
+
+
+def test_texts_that_look_like_nothing_are_texts(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("\ufefftext\nNA\nnull\nNone\nnan\n0\n", encoding="utf-8")
+    assert documents(str(tmp_path / "a.csv")) == ["NA", "null", "None", "nan", "0"]
+    (tmp_path / "b.jsonl").write_text('\ufeff{"text": "a\u2028b\x85c"}\r\n', encoding="utf-8")
+    assert documents(str(tmp_path / "b.jsonl")) == ["a\u2028b\x85c"]
+    (tmp_path / "c.tsv").write_text('"id"\t"text"\n"1"\t"says ""no""\tthen"\n')  # quoted as its header says
+    assert documents(str(tmp_path / "c.tsv")) == ['says "no"\tthen']
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        (1, True), (1, "1.5x"), ("1", "good"), (0, float("nan")), (0, float("inf")), ("a", "nan"), (1, 1.5), (1, 10**30),
+        (1, [2]), ("true", "1"), ("1", "1.0"), (1, None),
+    ],
+)  # fmt: skip
+def test_labels_of_several_kinds_and_what_is_none_are_refused_by_row(tmp_path: Path, labels: tuple[Any, Any]) -> None:
+    rows = [{"text": f"t{i}", "label": labels[i == 3]} for i in range(5)]
+    with pytest.raises(DataError, match=r"row 4 \(line 4\)"):
+        read(OWN, write_lines(tmp_path / "a.jsonl", rows))
+
+
+@pytest.mark.parametrize("labels", [(-1, 0), (True, False), ("x", "y"), ("7", "a"), (1.0, 2.0), ("none", "null")])
+def test_labels_of_one_kind_are_read(tmp_path: Path, labels: tuple[Any, Any]) -> None:
+    rows = read(OWN, write_lines(tmp_path / "a.jsonl", [{"text": f"t{i}", "label": labels[i % 2]} for i in range(5)]))
+    assert set(class_names(OWN, rows, "a")) == {str(label) for label in labels}
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), -float("inf"), 1e30, True, "high", "1_000", None, ""])
+def test_scores_are_finite_numbers(tmp_path: Path, score: Any) -> None:
+    task = text_task("text-regression")
+    rows = [{"text": f"t{i}", "score": score if i == 2 else -1.5 * i} for i in range(5)]
+    with pytest.raises(DataError, match="row 3"):
+        read(task, write_lines(tmp_path / "a.jsonl", rows))
+
+
+def test_a_header_is_no_row_of_a_table_whose_columns_are_numbered(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("review,sentiment\nfine,good\npoor,bad\n")
+    with pytest.raises(
+        DataError, match=r"begins with 'review', 'sentiment', which looks like the names of its columns"
+    ):
+        read(text_task("text-classification", ("0", None, "1")), tmp_path / "a.csv")
+    with pytest.raises(DataError, match=r"begins with 'review', 'sentiment'.* looks for 'text' and 'label'"):
+        read(text_task("text-classification", ("text", None, "label")), tmp_path / "a.csv")
+
+
+# questions
+
+
+def test_questions_are_read_by_the_same_rules(tmp_path: Path) -> None:
+    rows = [{"query": f"q{i}\u2028", "choices": ["a", "b"], "gold": 0} for i in range(4)]
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode("utf-8-sig")
+    (tmp_path / "own.JSONL.gz").write_bytes(gzip.compress(lines))
+    reading = Reading(unit="questions")
+    found = settings_of(tmp_path / "own.JSONL.gz", reading)
+    assert found["task"] == "own"
+    assert found["custom_dataset"]()["test"].to_list() == rows
+    assert reading.lines() == [f"Data: read 1 file ({tmp_path / 'own.JSONL.gz'}): 4 questions"]
+
+
+# images
+
+
+def pictures(place: Path, name: str, count: int = 12, side: int = 4) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        Image.new("RGB", (side, side), (number, 0, 0)).save(place / f"{name}{number}.png")
+
+
+def test_hidden_folders_are_no_classes_and_what_is_left_is_told(tmp_path: Path) -> None:
+    for name in ("cat", "dog", ".ipynb_checkpoints", "cat/inside"):
+        pictures(tmp_path / name, name.replace("/", "-").strip("."))
+    (tmp_path / "cat" / "notes.pdf").write_text("x")
+    (tmp_path / "README.md").write_text("x")
+    (tmp_path / "fox").mkdir()
+    reading = Reading()
+    found = load_visual("image-classification", str(tmp_path), reading=reading)
+    seen = [*found.training, *found.held_out, *found.evaluation]
+    assert sorted({row.image.parent.name for row in seen}) == sorted({row.answer for row in seen}) == ["cat", "dog"]
+    assert [Path(name).name for name in reading.skipped] == [
+        ".ipynb_checkpoints", "README.md", "inside", "notes.pdf", "fox",
+    ]  # fmt: skip
+    assert reading.about()["rows"] == 24
+
+
+def test_parts_of_images_are_used_as_their_names_say(tmp_path: Path) -> None:
+    for part in ("train_a", "train_b", "val2017", "test"):
+        for name in ("cat", "dog"):
+            pictures(tmp_path / part / name, f"{part}-{name}")
+    found = load_visual("image-classification", str(tmp_path))
+    parts = [
+        {row.image.name.split("-")[0] for row in rows} for rows in (found.training, found.held_out, found.evaluation)
+    ]
+    assert parts == [{"train_a", "train_b"}, {"val2017"}, {"test"}]
+    (tmp_path / "train.csv").write_text("image,label\n")
+    with pytest.raises(DataError, match=r"has train.csv and train_a and train_b for train"):
+        load_visual("image-classification", str(tmp_path))
+
+
+def test_a_snapshot_with_images_in_its_tables(tmp_path: Path) -> None:
+    kinds = Features({"image": ImageFeature(), "label": Value("string")})
+    (tmp_path / "data").mkdir()
+    for part in ("train", "test"):
+        pictures(tmp_path / part, part)
+        stored = [{"bytes": file.read_bytes(), "path": None} for file in sorted((tmp_path / part).iterdir())]
+        shutil.rmtree(tmp_path / part)
+        table = Dataset.from_dict({"image": stored, "label": ["a", "b"] * 6}, features=kinds)
+        table.to_parquet(str(tmp_path / "data" / f"{part}-00000-of-00001.parquet"))
+    (tmp_path / "README.md").write_text("card")
+    found = load_visual("image-classification", str(tmp_path))
+    assert [len(rows) for rows in (found.training, found.held_out, found.evaluation)] == [11, 1, 12]
+    assert {opened(row.image).getpixel((0, 0))[0] for row in found.evaluation} == set(range(12))
+    assert len(evaluation_seen("image-classification", str(tmp_path))) == 12
+
+
+def test_a_photograph_stands_upright_and_has_eight_bits(tmp_path: Path) -> None:
+    """As `datasets` decodes those of the hub."""
+    picture, exif = Image.new("RGB", (6, 4)), Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "a.jpg", exif=exif)
+    assert opened(tmp_path / "a.jpg").size == (4, 6)
+    (tmp_path / "cat").mkdir()
+    Image.new("I;16", (6, 4)).save(tmp_path / "cat" / "deep.png")
+    pictures(tmp_path / "dog", "dog")
+    with pytest.raises(DataError, match=r"deep.png has more than 8 bits a channel"):
+        load_visual("image-classification", str(tmp_path))
