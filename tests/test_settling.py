@@ -82,9 +82,34 @@ def test_deep_networks_settle_as_part_of_stage_2() -> None:
     assert all(float(site.neurons[key].steps[0]) > 1 for site in sites_of(model).values())
 
 
+def test_layers_stay_where_schedules_are_enough() -> None:
+    """A network that its schedules bring close to its QCFS model is not searched layer by layer, unless that is asked for."""
+    deep = CalibrationOptions.for_depth(13)
+    assert deep.settled_within == 0.03
+    assert CalibrationOptions.for_depth(12).settled_within == 0.0
+    for more in ({"fit_steps": 32}, {"align_steps": 1}, {"spike_price": 0.1}):
+        assert CalibrationOptions.for_depth(13, **more).settled_within == 0.0
+    told = {}
+    for within in (0.0, 1e9):
+        model, heard = snn((1, 1, 1, 1)), Heard()
+        found = fas.calibrate(model, [BATCH], replace(deep, settled_within=within), heard)
+        told[within] = len(found), heard.ends[-1]
+        key = clock_of(model).config.neuron_key
+        if within:
+            assert all(float(site.neurons[key].steps[0]) > 1 for site in sites_of(model).values())
+            assert all(not site.neurons[key].v_init.diff().any() for site in sites_of(model).values())
+    assert told[0.0][0] == 2
+    assert "by layer" in told[0.0][1]
+    assert told[1e9][0] == 0
+    assert "layers stay" in told[1e9][1]
+
+
 class Heard(Silent):
     def __init__(self) -> None:
-        self.titles, self.notes = list[str](), list[str]()
+        self.titles, self.notes, self.ends = list[str](), list[str](), list[str]()
+
+    def done(self, summary: str = "") -> None:
+        self.ends.append(summary)
 
     def start(self, title: str, total: int | None = None) -> None:
         self.titles.append(title)

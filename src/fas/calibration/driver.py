@@ -82,11 +82,12 @@ def calibrate(
                 for report in _segment(model, segment, listed, sites, options, progress, kept, place)
             ]
 
-        reports = world.once(layers)
+        settled = options.settle and uncalibrated <= options.settled_within
+        reports = [] if settled else world.once(layers)
         if world.size() > 1:
             world.same_as_first([value for entry in parameters for value in entry.state_dict().values()])
-        by_layer = end = target.distance()
-        if not options.spike_price:  # with a price, silence is worth some distance
+        by_layer = end = uncalibrated if settled else target.distance()
+        if not settled and not options.spike_price:  # with a price, silence is worth some distance
             end = _better(model, parameters, fresh, target.distance, by_layer, uncalibrated)
         if options.global_steps:
             every_block = [block for segment in find_segments(model) for block in blocks_of(segment)]
@@ -99,7 +100,9 @@ def calibrate(
             ("squared error", "") if getattr(model.config, "problem_type", None) == "regression" else ("KL", " nats")
         )
         summary = f"logits {kind} {uncalibrated:.4f} uncalibrated → {by_layer:.4f} by layer → {end:.4f}{unit}"
-        if not end < uncalibrated and not options.spike_price:
+        if settled:
+            summary = f"logits {kind} {end:.4f}{unit} by schedules; layers stay, for this is within {options.settled_within:g}"
+        elif not end < uncalibrated and not options.spike_price:
             summary += "; no better, so the uncalibrated neurons stay"
     except BaseException:
         for site, before in zip(sites, earlier, strict=True):  # nothing half-calibrated stays, nothing finished is lost

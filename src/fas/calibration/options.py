@@ -9,6 +9,8 @@ from fas.errors import ConfigError
 
 DEEP = 12
 """Layers from which on errors of time are those of the whole network more than of each layer."""
+SETTLED = 0.03
+"""Nats within which a search layer by layer gained nothing on 30 layers (docs/log.md, 2026-12-01)."""
 JUDGED = 2
 """Candidates are judged on this many times the tokens that they are searched on."""
 
@@ -21,6 +23,8 @@ class CalibrationOptions:
     """One threshold factor and one initial potential per site."""
     settle: bool = False
     """sigma_delta, before all others: step schedules by depth, with the whole network running (`fas.calibration.settling`)."""
+    settled_within: float = 0.0
+    """Nats, after ``settle``: where schedules alone bring the network as close to its QCFS model, no layer is searched."""
     search_steps: bool = True
     """sigma_delta: each site's own step schedule and dead zones, by search; else the configuration's."""
     per_channel: bool = True
@@ -46,7 +50,7 @@ class CalibrationOptions:
             raise ConfigError(f"spike_price={self.spike_price} is not valid: it must be at least 0")
         if self.per_channel and not self.coarse:
             raise ConfigError("per_channel refines the coarse search; set per_channel=False too, or coarse=True")
-        for name in ("fit_steps", "align_steps", "global_steps"):
+        for name in ("fit_steps", "align_steps", "global_steps", "settled_within"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} is not valid: it must be at least 0")
         if self.search_rows < 1:
@@ -55,10 +59,13 @@ class CalibrationOptions:
     @classmethod
     def for_depth(cls, layers: int, fit_steps: int | None = None, **given: Any) -> CalibrationOptions:
         """The options for a network of so many ``layers``: in a `DEEP` one schedules are found on the whole network, and each
-        layer takes a few forward passes instead of gradient steps, unless ``fit_steps`` are given."""
+        layer takes a few forward passes instead of gradient steps, unless ``fit_steps`` are given; layers stay as they are
+        where schedules bring the network within `SETTLED` nats, unless a search of them is asked for or spikes have a price."""
         deep = layers > DEEP
+        asked = fit_steps is not None or given.get("align_steps") or given.get("spike_price")
         if fit_steps is None:
             fit_steps = 0 if deep else cls.fit_steps
+        given = {"settled_within": SETTLED if deep and not asked else 0.0} | given
         return cls(settle=deep, fit_steps=fit_steps, search_rows=256 if deep else cls.search_rows, **given)
 
     @property

@@ -80,6 +80,9 @@ def command(
         print_json({"calibrated": {key: [vars(entry) for entry in found] for key, found in reports.items()}})
         return
     for key, found in reports.items():
+        if not found:
+            print(f"{key}: step schedules only; no layer was searched")
+            continue
         print(f"{key}: relative error of each layer, uncalibrated → by site → by layer")
         for entry in found:
             print(f"  {entry.name:<24} {entry.before:.4f} → {entry.by_site:.4f} → {entry.by_layer:.4f}")
