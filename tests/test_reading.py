@@ -248,7 +248,9 @@ def test_the_start_of_a_chat_is_not_written_twice(tmp_path: Path, tokenizer: Pre
     tokenizer.bos_token = "<s>"
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
     file = write_lines(tmp_path / "chat.jsonl", [chat(number) for number in range(3)])
-    assert list(stream_of(tokenizer, documents(str(file), tokenizer))).count(0) == 3
+    found = documents(str(file), tokenizer)
+    assert [text.split(":")[0] for text in found] == ["user"] * 3  # the template writes <s> in front
+    assert list(stream_of(tokenizer, found)).count(0) == 3
 
 
 @pytest.mark.parametrize(
