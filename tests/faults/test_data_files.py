@@ -14,19 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_files import (
-    CLASSES,
-    FORBIDDEN,
-    IMAGES,
-    QUESTIONS,
-    QUESTIONS_OF_IMAGES,
-    READ,
-    REFUSED,
-    SCORES,
-    TEXT,
-    Case,
-    made,
-)
+from data_cases import made
+from data_files import CLASSES, FORBIDDEN, IMAGES, QUESTIONS, QUESTIONS_OF_IMAGES, READ, REFUSED, SCORES, TEXT, Case
 
 from fas.errors import FasError
 from fas.progress import Silent
