@@ -115,6 +115,15 @@ def test_ordinary_files_without_splits_are_all_read_in_order(tmp_path: Path) -> 
     }  # fmt: skip
 
 
+def test_what_datasets_saved_is_read_by_its_splits(tmp_path: Path) -> None:
+    names = ("train", "validation", "test")
+    DatasetDict({name: Dataset.from_dict({"text": told(name)}) for name in names}).save_to_disk(tmp_path / "saved")
+    reading = Reading()
+    text = load_text(str(tmp_path / "saved"), reading=reading)
+    assert (text.training, text.held_out, text.evaluation) == (told("train"), told("validation"), told("test"))
+    assert set(reading.skipped.values()) == {"metadata"}
+
+
 def test_several_configurations_are_not_mixed(tmp_path: Path) -> None:
     both = "- config_name: en\n  data_files: en/*\n- config_name: de\n  data_files:\n  - split: train\n    path: de/*\n"
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{both}---\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +68,8 @@ def _capitals(rng: random.Random, task: str, some: list[str], ending: str) -> Da
 
 
 def _odd_name(rng: random.Random, task: str, some: list[str], ending: str) -> Damaged:
-    stem = rng.choice(("a b", "naïve", "日本", "-rf", "we'ird \"q", "a\nb", "%s{}", "x" * 200, ".hidden", "README"))
+    stems = ("a b", "naïve", "日本", "-rf", "we'ird \"q", "a\nb", "%s{}", "x" * 200, ".hidden", "README")
+    stem = rng.choice((os.fsdecode(b"d\xff"), *stems))
     return "odd name", READ, f"{stem}{ending}", content_of(task, some, ending)
 
 

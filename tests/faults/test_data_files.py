@@ -21,10 +21,10 @@ from fas.errors import FasError
 from fas.progress import Silent
 from fas.tasks.choices import settings_of
 from fas.tasks.glue import text_task
-from fas.tasks.labelled import load_labelled
+from fas.tasks.labelled import Labelled, evaluation_rows, load_labelled
 from fas.tasks.reading.journal import Reading
-from fas.tasks.text import load_text
-from fas.tasks.visual import load_visual
+from fas.tasks.text import evaluation_text, load_text
+from fas.tasks.visual import Seen, evaluation_seen, load_visual
 
 SECONDS = 10
 FEW, ALL = range(60), range(2000)
@@ -59,20 +59,38 @@ def patience() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def loaded(case: Case, reading: Reading) -> tuple[list[str], list[str]]:
-    """Texts (or names of images) that would be trained on, and all others."""
+def loaded(case: Case, reading: Reading) -> tuple[list[str], list[str], list[str]]:
+    """Texts (or names of images) that are trained on, held out and evaluated on."""
     data = str(case.data)
     if case.task == TEXT:
         text = load_text(data, None, None, reading)
-        return text.training, [*text.held_out, *text.evaluation]
+        return text.training, text.held_out, text.evaluation
     if case.task in (CLASSES, SCORES):
         rows = load_labelled(text_task(case.task), data, None, reading)
-        return [row.text for row in rows.training], [row.text for row in (*rows.held_out, *rows.evaluation)]
+        return texts_of(rows.training), texts_of(rows.held_out), texts_of(rows.evaluation)
     if case.task == QUESTIONS:
         found = settings_of(case.data, reading)["custom_dataset"]()["test"]
-        return [], [row["query"] for row in found]
+        return [], [], [row["query"] for row in found]
     seen = load_visual(case.task, data, None, reading)
-    return [row.image.name for row in seen.training], [row.image.name for row in (*seen.held_out, *seen.evaluation)]
+    return names_of(seen.training), names_of(seen.held_out), names_of(seen.evaluation)
+
+
+def texts_of(rows: list[Labelled]) -> list[str]:
+    return [row.text for row in rows]
+
+
+def names_of(rows: list[Seen]) -> list[str]:
+    return [row.image.name for row in rows]
+
+
+def evaluated(case: Case) -> list[str]:
+    """What is evaluated on where nothing is trained."""
+    data = str(case.data)
+    if case.task == TEXT:
+        return evaluation_text(data)
+    if case.task in (CLASSES, SCORES):
+        return texts_of(evaluation_rows(text_task(case.task), data))
+    return names_of(evaluation_seen(case.task, data))
 
 
 def judged(case: Case) -> tuple[str, str]:
@@ -80,7 +98,8 @@ def judged(case: Case) -> tuple[str, str]:
     reading = Reading(Noted())
     try:
         with patience():
-            training, others = loaded(case, reading)
+            used = loaded(case, reading)
+            alone = used[2] if case.task == QUESTIONS else evaluated(case)
     except FasError as error:
         message = str(error)
         if not message.isprintable() or not 10 < len(message) < 1000:
@@ -91,13 +110,16 @@ def judged(case: Case) -> tuple[str, str]:
     except Exception as error:
         return "traceback", f"traceback: {type(error).__name__}: {error}"
     if case.fate == REFUSED:
-        return "read", f"read: {[*training, *others][:2]}"
-    return "read", _unsaid(case, reading) or _wrong(case, training, others)
+        return "read", f"read: {used[0][:2]}"
+    wrong = "" if used[2] == alone else f"other text is evaluated where nothing is trained: {alone[:1]}"
+    return "read", _unsaid(case, reading) or _wrong(case, *used) or wrong
 
 
-def _wrong(case: Case, training: list[str], others: list[str]) -> str:
+def _wrong(case: Case, training: list[str], held_out: list[str], evaluation: list[str]) -> str:
     """What was read that is not meant, or not read that is."""
-    found = [*training, *others]
+    found = [*training, *held_out, *evaluation]
+    if len(set(found)) != len(set(training)) + len(set(held_out)) + len(set(evaluation)):
+        return "a text has two uses"
     if any(FORBIDDEN in text for text in found):
         return "cards or hidden files were read"
     if leaked := case.tests & set(training):

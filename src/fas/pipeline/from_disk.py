@@ -71,6 +71,7 @@ def convert_from_disk(options: ConvertOptions, progress: Progress) -> Results:
         raise CheckpointError(
             f"{first} was made with other arguments; repeat those, choose another --out, or remove it"
         )
+    results.extra["data"] = reading.about()
     if options.stage2:
         results.extra["layer_errors"] = _stage2(options, first, out, training, progress, where)
     else:

@@ -106,6 +106,7 @@ def _sides(task: TextTask, data: str | None, eval_data: str | None, reading: Rea
     """Training, held out and evaluation; the last two may be empty."""
     place, uses = _uses(task, data, eval_data is not None, reading)
     training = place.training(uses)
+    note_test(place.parts, reading)
     held_out = place.rows(uses.held_out, "held out")
     if eval_data is not None:
         return training, held_out, _given(task, eval_data, reading)
@@ -194,7 +195,6 @@ class _Place:
     def training(self, uses: Uses[Found | str]) -> list[Labelled]:
         """The rows to train on; raises `DataError` where there are none."""
         found = self.rows(uses.trained_on(self.source, self.parts), "training" if uses.divided else "")
-        note_test(self.parts, self.reading)
         if not found:
             raise DataError(f"{shown(self.source)} holds no table of labelled texts{self.reading.but_skipped()}")
         return found

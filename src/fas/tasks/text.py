@@ -14,7 +14,7 @@ from fas.errors import DataError
 from fas.tasks import builtin
 from fas.tasks.hub import from_hub
 from fas.tasks.reading.contents import kind_of
-from fas.tasks.reading.documents import documents_of, filled, texts_of
+from fas.tasks.reading.documents import documents_of, texts_of
 from fas.tasks.reading.journal import Reading
 from fas.tasks.reading.names import TABLES, TEXTS, ending_of, shown
 from fas.tasks.reading.places import Found, files_in
@@ -236,7 +236,7 @@ class Place:
                 self.reading.add(item, len(some), use)
             else:
                 where = f"{self.source.partition('@')[0]}, split {item}"
-                some = filled(texts_of(Table(where, self.tables[item]), self.tokenizer), where, self.reading)
+                some = texts_of(Table(where, self.tables[item]), self.reading, self.tokenizer)
                 self.reading.add(where, len(some), use)
             found += some
         return found

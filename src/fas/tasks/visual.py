@@ -3,6 +3,7 @@ data set of the hub."""
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ def load_visual(task: str, data: str, eval_data: str | None = None, reading: Rea
     reading = _for_rows(reading)
     place, uses = _uses(task, data, eval_data is not None, reading)
     training, held_out = place.training(uses), place.rows(uses.held_out, "held out")
+    note_test(place.parts, reading)
     evaluation = _given(task, eval_data, reading) if eval_data is not None else place.rows(uses.evaluation, "evaluated")
     if not evaluation:
         training, evaluation = _by_image(training, EVALUATION_SHARE)
@@ -142,7 +144,6 @@ class _Place:
 
     def training(self, uses: Uses[Found | str]) -> list[Seen]:
         """The rows to train on."""
-        note_test(self.parts, self.reading)
         return self.rows(uses.trained_on(self.source, self.parts), "training" if uses.divided else "")
 
     def test_is_unlabelled(self) -> bool:
@@ -160,10 +161,11 @@ def _parts(task: str, folder: Path, reading: Reading) -> dict[str | None, list[F
 
     Empty where it has no splits. Raises `DataError` where folder and table both say one split."""
     parts: dict[str | None, list[Found]] = {}
-    for entry in entries_of(folder, Reading()):
+    entries = entries_of(folder, Reading())
+    tables = [entry for entry in entries if is_table(entry.name)]
+    for entry in entries:
         if kind_of(entry) == "folder":
-            inside = [e for e in entries_of(entry, Reading()) if kind_of(e) == "folder" or is_table(e.name)]
-            if not inside and (task in CLASSIFIED or any(is_table(e.name) for e in entries_of(folder, Reading()))):
+            if not _has_parts(entry) and (task in CLASSIFIED or tables):
                 continue
         elif not is_table(entry.name):
             continue
@@ -179,7 +181,7 @@ def _parts(task: str, folder: Path, reading: Reading) -> dict[str | None, list[F
     if parts:
         _skip_unsplit(folder, parts, reading)
         return parts
-    if any(is_table(entry.name) and ending_of(entry.name) not in _STORED for entry in entries_of(folder, Reading())):
+    if any(ending_of(table.name) not in _STORED for table in tables):
         return {}
     stored = Reading()
     found = files_in(folder, _STORED, stored)
@@ -188,6 +190,15 @@ def _parts(task: str, folder: Path, reading: Reading) -> dict[str | None, list[F
     for name, reason in stored.skipped.items():
         reading.skip(name, reason)
     return found
+
+
+def _has_parts(folder: Path) -> bool:
+    """Whether there are folders or tables in ``folder``; of a class of many images no file is looked at."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(not set_aside(e.name) and (e.is_dir() or is_table(e.name)) for e in entries)
+    except OSError as error:
+        raise DataError(f"{shown(folder)} cannot be read: {error.strerror}") from None
 
 
 def _skip_unsplit(folder: Path, parts: Mapping[str | None, Sequence[Found]], reading: Reading) -> None:

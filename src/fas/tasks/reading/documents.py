@@ -28,26 +28,25 @@ def documents_of(path: Path, reading: Reading, tokenizer: PreTrainedTokenizerBas
         )
     if form == "text":
         return [stripped for document in plain_documents(path, reading) if (stripped := document.strip())]
-    return filled(texts_of(read_table(path, form, _is_header, reading), tokenizer), shown(path), reading)
+    return texts_of(read_table(path, form, _is_header, reading), reading, tokenizer)
 
 
-def filled(texts: Sequence[str], source: str, reading: Reading) -> list[str]:
-    """Those of the rows ``texts`` that are not blank, without white space around them; ``reading`` is told of the others."""
-    found = [stripped for text in texts if (stripped := text.strip())]
-    if blank := len(texts) - len(found):
-        reading.note(f"{blank:,} blank {'row is' if blank == 1 else 'rows are'} skipped in {source}")
-    return found
-
-
-def texts_of(table: Table, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
-    """The text of each row, or its chat as ``tokenizer`` writes it. Raises `DataError` by row for anything else."""
+def texts_of(table: Table, reading: Reading, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
+    """The text of each row that is not blank, or its chat as ``tokenizer`` writes it. Raises `DataError` by row for anything
+    else."""
     if not len(table.rows):
         return []
     column = _column(table)
+    if others := [name for name in (*COLUMNS, *CHATS) if name in table.rows[0] and name != column]:
+        reading.note(f"of {table.source} the column {column} is read, not {', '.join(others)}")
     table = table.only([column])
+    numbers = range(len(table.rows))
     if column in CHATS:
-        return [chat_text(table, number, column, tokenizer) for number in range(len(table.rows))]
-    return [text_at(table, number, column) for number in range(len(table.rows))]
+        return [chat_text(table, number, column, tokenizer).strip() for number in numbers]
+    texts = [text_at(table, number, column).strip() for number in numbers]
+    if blank := texts.count(""):
+        reading.note(f"{blank:,} blank {'row is' if blank == 1 else 'rows are'} skipped in {table.source}")
+    return [text for text in texts if text]
 
 
 def _is_header(names: Sequence[str]) -> bool:

@@ -121,17 +121,28 @@ def stored(path: Path, form: str) -> Any:
     if path.suffix.lower() in PACKED:
         raise DataError(f"{shown(path)} is called a compressed {form} table; unpack it, {form} compresses by itself")
     checked(path)
-    import pyarrow as pa
     from datasets import Dataset
     from pyarrow import parquet
 
     try:
-        if form == "parquet":
-            return Dataset(parquet.read_table(path))
-        return Dataset.from_file(str(path))
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        with path.open("rb") as file:
+            found = parquet.read_table(file) if form == "parquet" else _arrow(file)
+        found.validate(full=True)  # else broken text is met row by row
+        return Dataset(found)
+    except Exception as error:  # readers raise many unrelated types on broken files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{shown(path)} cannot be read as {path.suffix}: {shown(reason)[:200]}") from None
+
+
+def _arrow(file: Any) -> Any:
+    """The table of an Arrow file in either of its two formats."""
+    from pyarrow import ArrowInvalid, ipc
+
+    try:
+        return ipc.open_stream(file).read_all()
+    except ArrowInvalid:
+        file.seek(0)
+        return ipc.open_file(file).read_all()
 
 
 def even(table: Table, least: int | None = None) -> None:
