@@ -18,10 +18,12 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from fas.errors import DataError
+from fas.progress import Silent
 from fas.tasks.choices import settings_of
 from fas.tasks.glue import GLUE, text_task
 from fas.tasks.labelled import evaluation_rows, load_labelled
 from fas.tasks.pictures import opened
+from fas.tasks.reading import contents, places
 from fas.tasks.reading.journal import Reading
 from fas.tasks.text import documents, evaluation_text, load_text
 from fas.tasks.visual import evaluation_seen, load_visual
@@ -154,6 +156,19 @@ def test_splits_of_the_hub_are_as_those_of_files(monkeypatch: pytest.MonkeyPatch
         load_text("owner/name")
 
 
+@pytest.mark.parametrize("source", ["https://x.org/a", "file:///etc/passwd", "", "{}@test", "{}:en"])
+def test_what_is_no_data_set_of_the_hub_is_not_asked_of_it(
+    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train.txt").write_text("a\n\nb")
+    monkeypatch.chdir(tmp_path.parent)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("the hub was asked"))
+    for load in (documents, lambda s: load_labelled(OWN, s), lambda s: load_visual("vqa", s)):
+        if source or load is documents:
+            with pytest.raises(DataError, match=r"is no .* and no data set of the hub|lies here"):
+                load(source.format(tmp_path.name))
+
+
 def test_labelled_tables_are_held_out_and_evaluated_as_their_names_say(tmp_path: Path) -> None:
     for name in ("train", "dev", "test"):
         write_lines(tmp_path / f"{name}.jsonl", labelled(name))
@@ -197,6 +212,36 @@ def test_pipes_and_devices_are_refused_at_once(tmp_path: Path, name: str) -> Non
         ):  # fmt: skip
             with pytest.raises(DataError, match="is no regular file"):
                 load()
+
+
+def test_large_files_are_told_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contents, "LARGE", 100)
+    (tmp_path / "a.txt").write_text("\n\n".join(told("a")))
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"b"))
+    pq.write_table(pa.table({"text": told("c")}), tmp_path / "c.parquet")
+    progress = Notes()
+    documents(str(tmp_path), reading=Reading(progress))
+    assert [note.split(",")[0].removeprefix(f"reading {tmp_path}/") for note in progress.notes] == [
+        "a.txt", "b.txt.gz", "c.parquet",
+    ]  # fmt: skip
+    monkeypatch.setattr(places, "SILENT_SECONDS", -1.0)
+    documents(str(tmp_path), reading=Reading(progress))
+    assert f"still looking through {tmp_path}: 3 files so far" in progress.notes
+
+
+def test_what_becomes_much_larger_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contents, "BOMB", 1000)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a " * 1_000_000))
+    with pytest.raises(DataError, match="more than 200 times as large"):
+        documents(str(tmp_path))
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 def test_what_cannot_be_opened_or_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

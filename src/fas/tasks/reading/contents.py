@@ -15,10 +15,12 @@ from fas.errors import DataError
 from fas.tasks.reading.journal import Reading
 from fas.tasks.reading.names import PACKED, shown
 
-LARGE = 1 << 28
-"""Bytes of a file whose reading is said before it begins."""
-MOST_TIMES = 200
-"""How much larger a compressed file may become once it is `LARGE`."""
+LARGE = 1 << 27
+"""Bytes of a file whose reading is said before it begins: it may take seconds."""
+TIMES = 8
+"""How much larger a compressed file usually becomes."""
+MOST_TIMES, BOMB = 200, 1 << 28
+"""How much larger a compressed file may become, and from how many bytes on that counts."""
 _OPEN = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _CHUNK = 1 << 24
 _NO_FILES = ("/dev/", "/proc/", "/sys/")
@@ -65,6 +67,12 @@ def checked(path: Path) -> int:
     return found.st_size
 
 
+def told_if_large(path: Path, size: int, reading: Reading) -> None:
+    """Say that a file is read which may take a while."""
+    if size >= LARGE:
+        reading.progress.note(f"reading {shown(path)}, about {size / 1e9:.1f} GB")
+
+
 def text_of(path: Path, reading: Reading) -> str:
     """The whole text of ``path``, UTF-8 with or without a byte order mark, compressed or not; line ends as they are.
 
@@ -89,9 +97,8 @@ def text_of(path: Path, reading: Reading) -> str:
 
 def _bytes_of(path: Path, reading: Reading) -> bytes:
     size = checked(path)
-    if size >= LARGE:
-        reading.progress.note(f"reading {shown(path)}, {size / 1e9:.1f} GB")
     packing = path.suffix.lower()
+    told_if_large(path, size * TIMES if packing in PACKED else size, reading)
     try:
         if packing not in PACKED:
             return path.read_bytes()
@@ -107,7 +114,7 @@ def _unpacked(file: object, size: int, path: Path) -> bytes:
     while part := file.read(_CHUNK):  # type: ignore[attr-defined]  # one of three classes without a common one
         parts.append(part)
         total += len(part)
-        if total > max(LARGE, MOST_TIMES * size):
+        if total > max(BOMB, MOST_TIMES * size):
             raise DataError(
                 f"{shown(path)} becomes more than {MOST_TIMES} times as large when it is decompressed; unpack it yourself if "
                 "that is meant"

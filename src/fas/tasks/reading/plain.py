@@ -13,8 +13,8 @@ from fas.tasks.reading.journal import Reading
 from fas.tasks.reading.names import shown
 
 _BLANK = re.compile(r"\n(?:[^\S\n]*\n)+")
-_ARTICLE = re.compile(r"(?:\A|(?<=\n))[^\S\n]*\n ?= [^=\n]+ = ?\n(?=[^\S\n]*\n)")
-"""The title of an article of WikiText, between blank lines."""
+_TITLE = re.compile(r"\n ?= [^=\n]+ = ?(?=\n[^\S\n]*\n)")
+"""The title of an article of WikiText, before a blank line."""
 _FIRST_LINES = 3
 
 
@@ -29,11 +29,16 @@ def plain_documents(path: Path, reading: Reading) -> list[str]:
         raise DataError(f"{shown(path)} holds JSON lines, and its ending says text; call it .jsonl")
     if builtin.SEPARATOR in text:
         return text.split(builtin.SEPARATOR)
-    starts = [found.start() for found in _ARTICLE.finditer(f"\n{text}")]
-    if len(starts) > 1 and not text[: max(0, starts[0] - 1)].strip():
-        text = f"\n{text}"
-        return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
-    return _BLANK.split(text)
+    return _articles(f"\n{text}") or _BLANK.split(text)
+
+
+def _articles(text: str) -> list[str]:
+    """The articles of a WikiText, which begin with titles between blank lines; none of another text."""
+    places = [found.start() for found in _TITLE.finditer(text)]
+    starts = [place for place in places if not text[text.rfind("\n", 0, place) + 1 : place].strip()]
+    if len(starts) < 2 or text[: starts[0]].strip():
+        return []
+    return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
 
 
 def _is_json_lines(text: str) -> bool:

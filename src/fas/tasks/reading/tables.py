@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fas.errors import DataError
-from fas.tasks.reading.contents import checked, text_of
+from fas.tasks.reading.contents import checked, text_of, told_if_large
 from fas.tasks.reading.journal import Reading
 from fas.tasks.reading.names import PACKED, shown
 
@@ -111,16 +111,16 @@ def read_table(
         listed: names of the entries of JSON rows that are lists.
     """
     if form in ("parquet", "arrow"):
-        return Table(shown(path), stored(path, form))
+        return Table(shown(path), stored(path, form, reading))
     text = text_of(path, reading)
     return _json(path, text, listed) if form == "json" else _delimited(path, text, form, is_header)
 
 
-def stored(path: Path, form: str) -> Any:
+def stored(path: Path, form: str, reading: Reading) -> Any:
     """The `datasets.Dataset` in a Parquet or Arrow file, with the kinds of columns that it was written with."""
     if path.suffix.lower() in PACKED:
         raise DataError(f"{shown(path)} is called a compressed {form} table; unpack it, {form} compresses by itself")
-    checked(path)
+    told_if_large(path, checked(path), reading)
     from datasets import Dataset
     from pyarrow import parquet
 
