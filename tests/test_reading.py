@@ -144,6 +144,10 @@ def test_splits_of_the_hub_are_as_those_of_files(monkeypatch: pytest.MonkeyPatch
     text = load_text("owner/name", reading=reading)
     assert (text.training, text.held_out, text.evaluation) == (told("train"), told("validation"), told("test"))
     assert list(reading.skipped) == ["unsupervised"]
+    assert reading.lines()[0] == (
+        "Data: read 3 splits (owner/name, split train; held out: owner/name, split validation; evaluated: owner/name, split "
+        "test): 60 documents"
+    )
     assert evaluation_text("owner/name", "owner/name@validation") == told("validation")
     rows = {name: Dataset.from_list(labelled(name)) for name in names[:3]}
     monkeypatch.setattr("datasets.load_dataset", lambda *place: rows)
@@ -286,6 +290,7 @@ def test_hidden_folders_are_no_classes_and_what_is_left_is_told(tmp_path: Path) 
         ".ipynb_checkpoints", "README.md", "inside", "notes.pdf", "fox",
     ]  # fmt: skip
     assert reading.about()["rows"] == 24
+    assert reading.lines()[0] == f"Data: read 2 folders ({tmp_path / 'cat'}, {tmp_path / 'dog'}): 24 rows"
 
 
 def test_parts_of_images_are_used_as_their_names_say(tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ def test_texts_that_look_like_nothing_are_texts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "labels",
     [
+        (1, "1"), ("true", True),
         (1, True), (1, "1.5x"), ("1", "good"), (0, float("nan")), (0, float("inf")), ("a", "nan"), (1, 1.5), (1, 10**30),
         (1, [2]), ("true", "1"), ("1", "1.0"), (1, None),
     ],

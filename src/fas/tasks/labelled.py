@@ -188,7 +188,8 @@ class _Place:
         found: list[Labelled] = []
         for item in items:
             rows = _rows(self.task, self.table(item))
-            self.reading.add(item if isinstance(item, Found) else f"{self.source}, split {item}", len(rows), use)
+            where, what = (item, "file") if isinstance(item, Found) else (f"{self.source}, split {item}", "split")
+            self.reading.add(where, len(rows), use, what)
             found += rows
         return found
 

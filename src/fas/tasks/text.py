@@ -237,6 +237,6 @@ class Place:
             else:
                 where = f"{self.source.partition('@')[0]}, split {item}"
                 some = texts_of(Table(where, self.tables[item]), self.reading, self.tokenizer)
-                self.reading.add(where, len(some), use)
+                self.reading.add(where, len(some), use, "split")
             found += some
         return found

@@ -138,7 +138,7 @@ class _Place:
             else:
                 where = f"{self.source}, {item}"
                 some = seen_of(self.task, where, self.tables[item])
-                self.reading.add(where, len(some), use)
+                self.reading.add(where, len(some), use, "split")
                 found += some
         return found
 

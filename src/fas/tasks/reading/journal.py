@@ -24,6 +24,8 @@ class Entry:
     """``training``, ``held out``, ``evaluated``; empty where it is divided."""
     count: int
     """Documents or rows in it."""
+    what: str = "file"
+    """Or ``folder``, or ``split``."""
 
 
 @dataclass
@@ -38,9 +40,9 @@ class Reading:
     notes: list[str] = field(default_factory=list)
     """What else was decided, a line each."""
 
-    def add(self, name: object, count: int, use: str = "") -> None:
-        """``count`` documents or rows of a file or split were read."""
-        self.read.append(Entry(shown(name), use, count))
+    def add(self, name: object, count: int, use: str = "", what: str = "file") -> None:
+        """``count`` documents or rows of a file, folder or split were read."""
+        self.read.append(Entry(shown(name), use, count, what))
 
     def skip(self, name: object, reason: str) -> None:
         """A file, folder or split is left alone."""
@@ -60,7 +62,9 @@ class Reading:
             for use in uses:
                 names = _few([entry.name for entry in self.read if entry.use == use])
                 parts.append(names if use in ("", "training") else f"{use}: {names}")
-            files = "1 file" if len(self.read) == 1 else f"{len(self.read)} files"
+            kinds = {entry.what for entry in self.read}
+            kind = kinds.pop() if len(kinds) == 1 else "place"
+            files = f"{len(self.read):,} {kind}{'s' * (len(self.read) > 1)}"
             total = sum(entry.count for entry in self.read)
             said.append(f"Data: read {files} ({'; '.join(parts)}): {total:,} {self.unit}")
         if self.skipped:

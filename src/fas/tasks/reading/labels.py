@@ -82,6 +82,8 @@ def check_classes(table: Table, place: Place, named: Sequence[str] = (), alike: 
                 f"{table.at(number)}: the label {short(value)} has a fraction; classes are words or whole numbers, and scores "
                 "are for --task text-regression"
             )
+        if isinstance(value, str) and kind != WORD:
+            kind += " as text"
         first = first or (kind, value)
         if kind != first[0]:
             raise DataError(

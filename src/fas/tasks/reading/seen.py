@@ -143,7 +143,7 @@ def _classes(folder: Path, entries: list[Path], reading: Reading, use: str) -> l
             else:
                 images.append(Seen(entry, "", whole(group.name, lambda group=group: shown(group))))
         if images:
-            reading.add(group, len(images), use)
+            reading.add(group, len(images), use, "folder")
         else:
             reading.skip(group, "no images")
         found += images
