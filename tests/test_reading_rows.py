@@ -14,6 +14,9 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from fas.errors import DataError
+from fas.pipeline.options import ConvertOptions
+from fas.pipeline.source import evaluation_of, source_of, training_of
+from fas.progress import Silent
 from fas.tasks.choices import settings_of
 from fas.tasks.glue import text_task
 from fas.tasks.labelled import class_names, read
@@ -87,6 +90,32 @@ def test_chats_that_are_none_are_refused_by_row(
     file = write_lines(tmp_path / "chat.jsonl", [chat(0), row, chat(2)])
     with pytest.raises(DataError, match=message):
         documents(str(file), tokenizer)
+
+
+def test_a_conversion_reads_chats_and_says_what_it_read(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = folders.save_ann(tmp_path / "ann")
+    tokenizer.save_pretrained(model)
+    (tmp_path / "data").mkdir()
+    for part, numbers in (("train", range(80)), ("validation", range(80, 98)), ("test", range(98, 118))):
+        write_lines(tmp_path / "data" / f"{part}.jsonl", [chat(number) for number in numbers])
+    options = ConvertOptions(model, str(tmp_path / "data"), tmp_path / "out", length=8)
+    heard = Notes()
+    ann, source = source_of(options, heard)
+    line = "Data: read 3 files (train.jsonl; held out: validation.jsonl; evaluated: test.jsonl): 118 documents"
+    assert heard.notes[0] == line == source.reading.lines()[0]
+    reading = Reading(heard)
+    alone = evaluation_of(options, ann.config, source.tokenizer, reading)
+    assert alone.digest() == source.evaluation.digest()
+    assert reading.lines()[0] == "Data: read 1 file (evaluated: test.jsonl): 20 documents"
+    assert training_of(options, ann.config, source.tokenizer).digest() == source.training.digest()
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 # rows
