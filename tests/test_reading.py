@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
@@ -188,8 +188,12 @@ def test_labelled_tables_are_held_out_and_evaluated_as_their_names_say(tmp_path:
         == [row.text for row in evaluation_rows(OWN, str(tmp_path))]
         == told("dev")
     )
-    assert "the test split has no labels, so validation is evaluated on" in again.lines()
-    assert again.skipped == {"test.jsonl": "validation is evaluated on"}
+    assert again.skipped == {"test.jsonl": "has no labels"}
+    (tmp_path / "dev.jsonl").unlink()
+    (tmp_path / "test.jsonl").write_text('{"id": 1, "text": "a"}\n')
+    data = load_labelled(OWN, str(tmp_path), reading=(again := Reading()))
+    assert [len(rows) for rows in (data.training, data.held_out, data.evaluation)] == [17, 1, 2]
+    assert again.skipped == {"test.jsonl": "has no labels"}
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")
@@ -321,6 +325,21 @@ def test_a_snapshot_with_images_in_its_tables(tmp_path: Path) -> None:
     assert [len(rows) for rows in (found.training, found.held_out, found.evaluation)] == [11, 1, 12]
     assert {opened(row.image).getpixel((0, 0))[0] for row in found.evaluation} == set(range(12))
     assert len(evaluation_seen("image-classification", str(tmp_path))) == 12
+
+
+def test_an_unlabelled_test_split_of_images_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(tmp_path, "a", 40)
+    kinds = Features({"image": ImageFeature(), "label": ClassLabel(names=["cat", "dog"])})
+
+    def table(start: int, labels: list[int]) -> Dataset:
+        images = [str(tmp_path / f"a{start + number}.png") for number in range(len(labels))]
+        return Dataset.from_dict({"image": images, "label": labels}, features=kinds)
+
+    tables = {"train": table(0, [0, 1] * 10), "validation": table(20, [0, 1] * 5), "test": table(30, [-1] * 10)}
+    monkeypatch.setattr("datasets.load_dataset", lambda *_: tables)
+    found = load_visual("image-classification", "owner/name", reading=(reading := Reading()))
+    assert [len(rows) for rows in (found.training, found.held_out, found.evaluation)] == [19, 1, 10]
+    assert reading.skipped == {"test": "has no labels"}
 
 
 def test_a_photograph_stands_upright_and_has_eight_bits(tmp_path: Path) -> None:

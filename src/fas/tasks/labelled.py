@@ -116,8 +116,8 @@ def _sides(task: TextTask, data: str | None, eval_data: str | None, reading: Rea
 def _uses(task: TextTask, data: str | None, given: bool, reading: Reading) -> tuple[_Place, Uses[Found | str]]:
     place = _Place(task, data, reading)
     order = BY_TEST if task.hub is None else BY_VALIDATION
-    if order is BY_TEST and not given and TEST in place.parts and VALIDATION in place.parts:
-        order = place.labelled_first()
+    if not given and (order is BY_TEST or VALIDATION not in place.parts):
+        place.leave_unlabelled_test()
     return place, by_use(place.parts, reading, given, order)
 
 
@@ -200,14 +200,14 @@ class _Place:
             raise DataError(f"{shown(self.source)} holds no table of labelled texts{self.reading.but_skipped()}")
         return found
 
-    def labelled_first(self) -> tuple[str, ...]:
-        """The order of splits to evaluate on: validation before a test split that has no labels, as those of contests have."""
-        for item in self.parts[TEST]:
-            table = self.table(item)
-            if not all(_unlabelled(self.task, table, number) for number in range(len(table.rows))):
-                return BY_TEST
-        self.reading.note("the test split has no labels, so validation is evaluated on")
-        return BY_VALIDATION
+    def leave_unlabelled_test(self) -> None:
+        """Skip a test split without labels, as contests have them."""
+        tables = [self.table(item) for item in self.parts.get(TEST, ())]
+        if not all(_unlabelled(self.task, table, number) for table in tables for number in range(len(table.rows))):
+            return
+        for item in self.parts.get(TEST, ()):
+            self.reading.skip(item, "has no labels")
+        self.parts = {split: items for split, items in self.parts.items() if split != TEST}
 
 
 def _unlabelled(task: TextTask, table: Table, number: int) -> bool:

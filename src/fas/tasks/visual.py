@@ -16,10 +16,10 @@ from fas.tasks.hub import from_hub
 from fas.tasks.pictures import check_headers, identity
 from fas.tasks.reading.contents import kind_of
 from fas.tasks.reading.journal import Reading
-from fas.tasks.reading.names import TABLES, TEST, VALIDATION, ending_of, set_aside, shown, splits_of
+from fas.tasks.reading.names import TABLES, TEST, ending_of, set_aside, shown, splits_of
 from fas.tasks.reading.places import Found, files_in
 from fas.tasks.reading.seen import Seen, entries_of, is_table, is_unlabelled, seen_in, seen_of
-from fas.tasks.reading.uses import BY_TEST, BY_VALIDATION, Uses, by_split, by_use, evaluated, note_test
+from fas.tasks.reading.uses import Uses, by_split, by_use, evaluated, note_test
 from fas.tasks.text import EVALUATION_SHARE, HELD_OUT_SHARE
 
 MOST_HELD_OUT = 2000
@@ -96,11 +96,9 @@ def _for_rows(reading: Reading | None) -> Reading:
 
 def _uses(task: str, data: str, given: bool, reading: Reading) -> tuple[_Place, Uses[Found | str]]:
     place = _Place(task, data, reading)
-    order = BY_TEST
-    if not given and TEST in place.parts and VALIDATION in place.parts and place.test_is_unlabelled():
-        reading.note("the test split has no labels, so validation is evaluated on")
-        order = BY_VALIDATION
-    return place, by_use(place.parts, reading, given, order)
+    if not given:
+        place.leave_unlabelled_test()
+    return place, by_use(place.parts, reading, given)
 
 
 def _given(task: str, eval_data: str, reading: Reading) -> list[Seen]:
@@ -146,14 +144,17 @@ class _Place:
         """The rows to train on."""
         return self.rows(uses.trained_on(self.source, self.parts), "training" if uses.divided else "")
 
-    def test_is_unlabelled(self) -> bool:
-        """Whether the test split of the hub has no answers or classes."""
-        tests = [self.tables[item] for item in self.parts[TEST] if isinstance(item, str)]
-        kept = [
-            table.remove_columns([n for n, f in table.features.items() if type(f).__name__ == "Image"])
-            for table in tests
-        ]
-        return bool(kept) and all(is_unlabelled(self.task, table) for table in kept)
+    def leave_unlabelled_test(self) -> None:
+        """Skip a test split of the hub without answers or classes, as contests have them."""
+        tests = [item for item in self.parts.get(TEST, ()) if isinstance(item, str)]
+        for item in tests:
+            table = self.tables[item]
+            images = [name for name, kind in table.features.items() if type(kind).__name__ == "Image"]
+            if not is_unlabelled(self.task, table.remove_columns(images)):
+                return
+        for item in tests:
+            self.reading.skip(item, "has no labels")
+            self.parts = {split: items for split, items in self.parts.items() if split != TEST}
 
 
 def _parts(task: str, folder: Path, reading: Reading) -> dict[str | None, list[Found]]:
