@@ -91,6 +91,18 @@ def _first_confident(runs: list[Any], early: Any, head: Callable[[], Any]) -> Te
     return stops
 
 
+class _Handed:
+    """A forward that runs nothing."""
+
+    passes_over = True
+
+    def __init__(self, outputs: list[Any]) -> None:
+        self.outputs = outputs
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return self.outputs.pop(0)
+
+
 @contextmanager
 def _handing(runs: list[Any], early: Any, stops: Tensor) -> Iterator[None]:
     """Inside, segments do not run again but hand on what they told, in turn, the last of ``runs`` its rows at ``stops``."""
@@ -102,7 +114,7 @@ def _handing(runs: list[Any], early: Any, stops: Tensor) -> Iterator[None]:
     before = {module: vars(module).get("forward") for module in waiting}
     stage, early.clock.stage = early.clock.stage, "qcfs"  # nothing folds
     for module, outputs in waiting.items():
-        module.forward = lambda *_, _outputs=outputs, **__: _outputs.pop(0)
+        module.forward = _Handed(outputs)  # type: ignore[assignment]
     try:
         yield
     finally:
