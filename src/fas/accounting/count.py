@@ -71,12 +71,13 @@ class Counter:
         self, func: Any, rule: Rule, given: list[Tensor], origins: list[Origin], timed: bool, results: list[Tensor]
     ) -> None:
         """What is now known of the results: copies of one encoding are that encoding; all else is at most timed."""
-        emission, constant = None, False
+        emission = None
         if rule.role == "copy" and origins:
             first = origins[0].emission
             if first is not None and all(origin.emission is first for origin in origins):
                 emission = first
-            constant = all(self.is_constant(tensor) for tensor in given)
+        # a weight that is computed anew in each forward (normed, or from whole numbers) is one all the same
+        constant = bool(given) and all(self.is_constant(tensor) for tensor in given)
         for result in results:
             known = self.provenance.of(result)
             if emission is not None or timed or constant or known.emission is not None or known.constant:

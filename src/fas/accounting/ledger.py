@@ -12,6 +12,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from fas.accounting.account import Account
 from fas.accounting.encodings import silent
@@ -20,11 +21,13 @@ from fas.accounting.neurobench import SynapticOperations, metrics
 from fas.accounting.parts import PartEntry, by_part, parts_of
 from fas.accounting.prices import EnergyModels, energy_models
 from fas.accounting.watch import watching
-from fas.errors import DataError
+from fas.errors import DataError, FasError
+from fas.models.linear import obstacle
 from fas.neurons import Clock
 from fas.offloading import refuse_offloaded
 from fas.runtime.adaptive import refuse_inside
 from fas.runtime.control import clock_of, sites_of
+from fas.runtime.folding import follow
 from fas.runtime.spikes import SpikeCount, counting
 
 SCHEMA = "fas.ledger/1"
@@ -180,6 +183,8 @@ def ledger(
     be decoded.
     """
     models = energy_models(energy_model)
+    refuse_quantized(model)
+    follow(model)
     clock = _clock(model)
     refuse_offloaded(model, "fas.ledger")
     if clock is not None:
@@ -218,6 +223,18 @@ def _ledger(
     if synapses is not None:
         found.neurobench = metrics(model, synapses, account.sites.values(), _samples(inputs))
     return found
+
+
+def refuse_quantized(model: nn.Module) -> None:
+    """Raise `FasError` for weights whose products PyTorch does not run as such: they would not be counted."""
+    for name, module in model.named_modules():
+        linear = isinstance(module, nn.Linear | Conv1D)
+        why = obstacle(module) if linear and "weight" in module._parameters else None
+        if why is not None:
+            raise FasError(
+                f"{name} is a {type(module).__module__}.{type(module).__name__}, and {why}, so its products could not be "
+                "counted; take the ledger of the model before its weights are quantized"
+            )
 
 
 def _samples(inputs: Mapping[str, Any]) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fas.calibration.coarse import Choice, Search
+from fas.models.linear import effective_weight
 from fas.neurons import Site
 
 FIT_LR = 1e-2
@@ -39,7 +40,7 @@ class Reader:
 
 def reader_of(block: nn.Module, site: Site, importance: Tensor) -> Reader:
     """The reader of ``site`` in ``block``; ``importance`` ``[C]`` where no linear layer reads it."""
-    weights = [weight_of(module) for module in consumers(block, site)]
+    weights = [effective_weight(module, site.width) for module in consumers(block, site)]
     if not weights:
         return Reader(importance)
     if sum(weight.shape[1] for weight in weights) <= site.width:
@@ -54,12 +55,6 @@ def consumers(block: nn.Module, site: Site) -> list[nn.Module]:
         for module in block.modules()
         if any(getattr(hook, "site", None) is site for hook in module._forward_pre_hooks.values())
     ]
-
-
-def weight_of(module: nn.Module) -> Tensor:
-    """``[in, out]``, fp32."""
-    weight = module.weight.detach().float()  # type: ignore[union-attr,operator]
-    return weight.T if isinstance(module, nn.Linear) else weight
 
 
 def fit(search: Search, start: Choice, reader: Reader, steps: int) -> Choice:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fas.calibration.coarse import Choice, Search
 from fas.calibration.corrections import absorbed, corrected
-from fas.calibration.fit import consumers, fit, reader_of, weight_of
+from fas.calibration.fit import consumers, fit, reader_of
 from fas.calibration.options import CalibrationOptions
+from fas.models.linear import effective_weight
 from fas.neurons import Clock, NeuronParameters, Site
 
 # A schedule that settles earlier helps later layers, so it may cost this much relative error of its own layer's readout.
@@ -108,7 +109,7 @@ def _importance(block: nn.Module, site: Site, encodings: Mapping[str, Tensor]) -
     """How strongly each channel ``[C]`` is read: Σ over consumers of ‖W_c‖²; of a query E[k_c²], of a key E[q_c²]."""
     if site.kind in ("operand", "cross"):
         return _importance_in_scores(site, encodings)
-    weights = [weight_of(module).square().sum(1) for module in consumers(block, site)]
+    weights = [effective_weight(module, site.width).square().sum(1) for module in consumers(block, site)]
     return sum(weights, torch.zeros_like(site.scale.detach()))
 
 

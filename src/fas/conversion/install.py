@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from fas.config import SpikingConfig
 from fas.conversion.description import describe
@@ -16,6 +15,7 @@ from fas.conversion.manifest import SavePretrained
 from fas.errors import FasError
 from fas.models import Placement, Plan, Segment
 from fas.models.functions import ACTIVATIONS, LEVELS, OTHER_LEVELS, group_for, norm_of
+from fas.models.linear import by_input
 from fas.neurons import Clock, Site
 from fas.neurons.clock import Stage
 from fas.neurons.rotation import Rotation, rotate
@@ -25,8 +25,9 @@ from fas.runtime import attention
 from fas.runtime.calls import mark_calls
 from fas.runtime.control import SetTimesteps
 from fas.runtime.folding import fold_segment, silence_dropout
-from fas.runtime.hooks import SiteHook
-from fas.runtime.operators import ActivationHook, NormHook, OutputHook
+from fas.runtime.hooks import OutputHook, SiteHook
+from fas.runtime.operators import ActivationHook, NormHook
+from fas.runtime.places import Place
 from fas.runtime.prefix import Shape, add_prefix
 from fas.runtime.reclassed import choose_attention, reclass
 
@@ -54,8 +55,10 @@ def install(
     clock = Clock(config=config, stage=stage)
     sites: list[Site] = []
     for segment, placements in plan:
-        sites += [_place(placement, clock, len(sites) + i, device) for i, placement in enumerate(placements)]
-        fold_segment(segment, clock, any(p.in_attention for p in placements))
+        new = [_place(placement, clock, len(sites) + i, device) for i, placement in enumerate(placements)]
+        places = _places(segment, placements, new)
+        fold_segment(segment, clock, places, any(p.in_attention for p in placements))
+        sites += new
         if stage == "snn":
             silence_dropout(segment.module)
     reclass(model)
@@ -120,13 +123,29 @@ def _hook(placement: Placement, site: Site) -> None:
             return  # one for both its input and its root
         hook = NormHook(norm)
     elif spec.kind == "output":
-        hook = OutputHook(spec.half)
+        hook = OutputHook(site, home, spec.half)
     elif spec.role == "activation":
         hook = ActivationHook(ACTIVATIONS[type(home).__name__])
     else:
         return
     # the function comes before the encoding of its result
     hook.handle = home.register_forward_hook(hook, prepend=spec.role == "activation")
+
+
+def _places(segment: Segment, placements: Sequence[Placement], sites: Sequence[Site]) -> list[Place]:
+    """Where the modules stand that the sites of ``segment`` are for."""
+    family, places = segment.family, []
+    blocks = [m for m in segment.module.modules() if type(m).__name__ == family.block]
+    block_of = {id(module): block for block in blocks for module in block.modules()}
+    for placement, site in zip(placements, sites, strict=True):
+        owner = placement.owner
+        paths = {id(module): name for name, module in owner.named_modules()}
+        for module in placement.consumers:
+            hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+            mine = (hook for hook in hooks if isinstance(hook, SiteHook | OutputHook) and hook.site is site)
+            block = block_of.get(id(owner), segment.module)
+            places.append(Place(site, block, owner, paths[id(module)], module, next(mine, None)))
+    return places
 
 
 def _give_bias(module: nn.Module) -> None:
@@ -136,16 +155,10 @@ def _give_bias(module: nn.Module) -> None:
         module.bias = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=weight.requires_grad)
 
 
-def _by_input(module: nn.Module) -> Tensor:
-    """A view of a consumer's weight as ``[out, in]`` (Conv1D keeps it transposed)."""
-    weight = cast(Tensor, module.weight)
-    return weight.T if isinstance(module, Conv1D) else weight
-
-
 @torch.no_grad()
 def rotate_reader(module: nn.Module, rotation: Rotation) -> None:
     """Rotate the input axis of a consumer's weight, so that on rotated input it computes what it did before."""
-    weight = _by_input(module)
+    weight = by_input(module).T
     weight.copy_(rotate(weight.double(), rotation))
 
 
@@ -153,5 +166,5 @@ def rotate_reader(module: nn.Module, rotation: Rotation) -> None:
 def absorb(module: nn.Module, missing: Tensor) -> None:
     """Add W·``missing`` ``[C]``, the mean of what a site leaves out, to a consumer's bias (if it has one)."""
     if isinstance(module.bias, Tensor):
-        weight = _by_input(module)
+        weight = by_input(module).T
         module.bias += (weight.double() @ missing.to(weight.device, torch.float64)).to(module.bias.dtype)

@@ -14,6 +14,7 @@ from fas.config import SpikingConfig
 from fas.errors import UnsupportedModelError
 from fas.models.family import COMMON_ANALOG, REGISTRY, Family, SiteSpec, supported
 from fas.models.functions import activation_of, group_for, known_norm_of
+from fas.models.linear import obstacle
 from fas.neurons.rotation import NO_ROTATION, Rotation, block_of
 from fas.operators.population import NEURONS
 
@@ -97,6 +98,7 @@ def find_placements(segment: Segment, spiking: SpikingConfig) -> list[Placement]
 
     Raises `UnsupportedModelError` for a module that no declaration accounts for, and where a count is not as declared.
     """
+    _refuse_changed(segment)
     _refuse_unknown(segment)
     family = segment.family
     blocks = [(n, m) for n, m in segment.module.named_modules(prefix=segment.name) if type(m).__name__ == family.block]
@@ -204,17 +206,33 @@ def _submodule(owner: nn.Module, path: str) -> nn.Module | None:
     return module
 
 
+def _consumers(segment: Segment) -> Iterator[tuple[str, SiteSpec, nn.Module]]:
+    """Full names and modules of all that the family declares as consumers."""
+    family = segment.family
+    specs = {family.block: family.sites, family.segment: family.segment_sites}
+    for name, owner in segment.module.named_modules(prefix=segment.name):
+        for spec in specs.get(type(owner).__name__, ()):
+            for path in spec.consumers:
+                if (module := _submodule(owner, path)) is not None:
+                    yield f"{name}.{path}".lstrip("."), spec, module
+
+
+def _refuse_changed(segment: Segment) -> None:
+    """Linear layers whose weights could not be changed in place (adapters, quantized ones): a conversion would get lost."""
+    for name, spec, module in _consumers(segment):
+        if spec.kind == "input" and (why := obstacle(module)) is not None:
+            raise UnsupportedModelError(
+                f"{name} is a {type(module).__module__}.{type(module).__name__}, which cannot be converted: {why}; convert the "
+                "model as it was published, with adapters merged (merge_and_unload) and weights that are no integers"
+            )
+
+
 def _refuse_unknown(segment: Segment) -> None:
     """Every module must be a declared consumer, a declared analog class, or an activation."""
     family = segment.family
     analog = COMMON_ANALOG | family.analog | {family.segment, family.block, "Site", "NeuronParameters", "ModuleDict"}
     analog |= {"Group", "Population", "Prefix"}
-    claimed = {
-        id(_submodule(owner, path))
-        for owner in segment.module.modules()
-        for spec in {family.block: family.sites, family.segment: family.segment_sites}.get(type(owner).__name__, ())
-        for path in spec.consumers
-    }
+    claimed = {id(module) for _, _, module in _consumers(segment)}
     for name, module in segment.module.named_modules(prefix=segment.name):
         name_of_class = type(module).__name__.removeprefix("Spiking")  # a reclassed attention module
         if id(module) in claimed or name_of_class in analog or isinstance(module, _ACTIVATIONS):

@@ -216,6 +216,11 @@ class Site(nn.Module):
     def over_time(self, x: Tensor) -> Tensor:
         """Rows ``[T·B, …]`` as ``[T, B, …]``."""
         timesteps = self.clock.config.timesteps
+        if x.shape[0] % timesteps:
+            raise FasError(
+                f"site {self.name} was given {x.shape[0]} rows, which are no batch in each of {timesteps} timesteps; what "
+                "calls its module with other rows (such as an adaption prompt) cannot be a part of a converted model"
+            )
         return x.view(timesteps, x.shape[0] // timesteps, *x.shape[1:])
 
     def tell(self, spikes: Tensor, visible: Tensor | None) -> None:

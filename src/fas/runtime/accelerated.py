@@ -12,11 +12,13 @@ from transformers.pytorch_utils import Conv1D
 
 from fas.errors import ConfigError, FasError
 from fas.models import find_segments
+from fas.models.linear import by_input, is_plain
 from fas.neurons import Clock, Site
 from fas.runtime.control import clock_of
 from fas.runtime.decoding import attention_in_place
+from fas.runtime.folding import follow
 from fas.runtime.hooks import SiteHook
-from fas.runtime.products import CODES, Product, by_input
+from fas.runtime.products import CODES, Product
 
 BITS = (0, 8, 16, 24)
 
@@ -32,15 +34,16 @@ def accelerated(model: nn.Module, bits: int = 0) -> Iterator[nn.Module]:
       many bits: by 4·10⁻³, 1.6·10⁻⁵ or 6·10⁻⁸ of the largest of their output. It costs 4 bytes more of memory for each weight
       with 16 bits, and what is no number becomes one.
 
-    Convolutions, attention that spikes, models on a GPU and layers in training stay as they are. Weights may change inside,
-    neurons may not. It holds for the calls of all threads, and begins and ends when none runs; contexts inside one another
-    are one. Raises `FasError` for a model without sites, or with ``bits`` and a grid of more than 127 levels, and
+    Convolutions, quantized layers, attention that spikes, models on a GPU and layers in training stay as they are. Weights may
+    change inside, neurons may not. It holds for the calls of all threads, and begins and ends when none runs; contexts inside
+    one another are one. Raises `FasError` for a model without sites, or with ``bits`` and a grid of more than 127 levels, and
     `ConfigError` for other ``bits``, or than those of a context that is on.
     """
     refuse_bits(model, bits)
     clock = clock_of(model)
     with clock.changing("fas.accelerated"):
         if clock.shared is None:
+            follow(model)
             clock.shared = _Shared(bits, _installed(model, bits, clock))
         elif clock.shared.bits != bits:
             raise ConfigError(
@@ -99,7 +102,7 @@ def _linear(model: nn.Module) -> Iterator[tuple[nn.Module, Site | None, bool]]:
     """Linear layers, the site that each reads, and whether it runs in folded time."""
     folded = {id(module) for segment in find_segments(model) for module in segment.module.modules()}
     for module in model.modules():
-        if not isinstance(module, nn.Linear | Conv1D) or "forward" in module.__dict__:
+        if not is_plain(module) or "forward" in module.__dict__:
             continue
         hooks = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, SiteHook)]
         if len(hooks) <= 1:
@@ -112,7 +115,7 @@ def _side_by_side(module: Any) -> Iterator[None]:
     if module.weight.device.type != "cpu":
         yield
         return
-    module.weight.data = by_input(module).contiguous().T
+    module.weight.data = by_input(module).detach().contiguous().T
     try:
         yield
     finally:

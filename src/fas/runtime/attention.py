@@ -25,7 +25,7 @@ from fas.errors import FasError
 from fas.operators import activation, exp2_negative, reciprocal
 from fas.operators.exponential import exp2_at_rest
 from fas.operators.spiking import GroupSite
-from fas.runtime.operators import sites_on
+from fas.runtime.hooks import sites_on
 from fas.runtime.prefix import with_prefix
 
 NAME = "fas_spiking"

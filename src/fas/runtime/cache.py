@@ -9,7 +9,9 @@ Layers keep their class's behaviour: each is retagged to a subclass of its own c
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,38 +23,40 @@ from fas.neurons import Clock
 from fas.runtime.decoding import appended
 from fas.runtime.held_still import held_still
 
+logger = logging.getLogger(__name__)
+
 _FOLDED: dict[tuple[type, Any], type] = {}
 
 
 def prepare_cache(module: nn.Module, kwargs: dict[str, Any], clock: Clock) -> None:
     """Retag the cache among a segment's arguments, making one where the segment would make its own."""
-    cache = kwargs.get("past_key_values")
-    if cache is None:
+    given = kwargs.get("past_key_values")
+    if given is None:
         use_cache = kwargs.get("use_cache")
         if use_cache is None:
             use_cache = getattr(getattr(module, "config", None), "use_cache", False)
         if not use_cache or (module.training and getattr(module, "gradient_checkpointing", False)):
             return
-        cache = DynamicCache(config=module.config)  # type: ignore[arg-type]
-    if kwargs.get("encoder_hidden_states") is not None and not isinstance(cache, EncoderDecoderCache):
-        cache = EncoderDecoderCache(cache, DynamicCache(config=module.config))  # type: ignore[arg-type]
-    kwargs["past_key_values"] = cache
-    if isinstance(cache, EncoderDecoderCache):
-        _retag(cache.self_attention_cache, clock)
-        _retag(cache.cross_attention_cache, clock, cross=True)
+        given = DynamicCache(config=module.config)  # type: ignore[arg-type]
+    if kwargs.get("encoder_hidden_states") is not None and not isinstance(given, EncoderDecoderCache):
+        given = EncoderDecoderCache(given, DynamicCache(config=module.config))  # type: ignore[arg-type]
+    kwargs["past_key_values"] = given
+    if isinstance(given, EncoderDecoderCache):
+        _retag(given.self_attention_cache, clock)
+        _retag(given.cross_attention_cache, clock, cross=True)
     else:
-        _retag(cache, clock)
+        _retag(given, clock)
 
 
-def _retag(cache: Cache, clock: Clock, cross: bool = False) -> None:
+def _retag(held: Cache, clock: Clock, cross: bool = False) -> None:
     kind = clock.config.cache
     methods = _exact_methods if kind == "exact" else _settled_cross_methods if cross else _settled_methods
     tag = (kind, clock.config.timesteps, clock.config.neuron_key)
-    layers: list[Any] = cache.layers
+    layers: list[Any] = held.layers
     for layer in layers:
         layer._fas_in_place = clock.frozen is not None
         filled = getattr(layer, "_fas", None)
-        if filled is None and not layer.get_seq_length():
+        if filled is None and (not layer.get_seq_length() or _given(layer, kind, clock.config.timesteps)):
             layer.__class__ = _folded(type(layer), methods)
             layer._fas = tag
         elif filled != tag:
@@ -61,10 +65,40 @@ def _retag(cache: Cache, clock: Clock, cross: bool = False) -> None:
                 f"the cache was filled with {before} and is now read as {kind} in {tag[2]}; "
                 "start generation anew after changing the time"
             )
-    replicate = getattr(cache, "layer_class_to_replicate", None)
+    replicate = getattr(held, "layer_class_to_replicate", None)
     if replicate is not None:
         folded = _folded(replicate, methods)
-        cache.layer_class_to_replicate = _Tagged(folded, tag, clock.frozen is not None)  # type: ignore[assignment]
+        held.layer_class_to_replicate = _Tagged(folded, tag, clock.frozen is not None)  # type: ignore[assignment]
+
+
+def _given(layer: Any, kind: str, timesteps: int) -> bool:
+    """Whether ``layer`` was filled by nobody who knows of time (prefix tuning of peft): its keys become constants of all T."""
+    if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or hasattr(layer, "_fas_without_time"):
+        return False
+    if kind == "exact":
+        layer.keys = layer.keys.repeat(timesteps, 1, 1, 1)
+        layer.values = layer.values.repeat(timesteps, 1, 1, 1)
+    _warn_of_constants()
+    return True
+
+
+@cache
+def _warn_of_constants() -> None:
+    logger.warning("keys and values that another model (or prefix tuning) has filled are constants of all timesteps")
+
+
+def mark_without_time(output: Any) -> None:
+    """Remember of the caches in ``output`` that this model has filled them without time."""
+    entries = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else [output]
+    for entry in entries:
+        parts = (
+            [entry.self_attention_cache, entry.cross_attention_cache]
+            if isinstance(entry, EncoderDecoderCache)
+            else [entry]
+        )
+        for part in parts:
+            for layer in part.layers if isinstance(part, Cache) else ():
+                layer._fas_without_time = True  # type: ignore[attr-defined]
 
 
 class _Tagged:

@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from fas.runtime.attention import by_channel, by_head, exponentials, normaliser, refuse_unknown
-from fas.runtime.operators import sites_on
+from fas.runtime.hooks import sites_on
 from fas.runtime.prefix import prefix_of, visible_in_front
 
 NAME = "fas_events"

@@ -17,12 +17,13 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from fas.errors import FasError
+from fas.models.linear import is_plain, obstacle
 from fas.neurons import Site
 from fas.offloading import refuse_offloaded
 from fas.runtime import event_attention
 from fas.runtime.adaptive import refuse_inside
 from fas.runtime.control import clock_of, sites_of
-from fas.runtime.folding import FoldHook, ReadoutHook
+from fas.runtime.folding import FoldHook, ReadoutHook, follow
 from fas.runtime.hooks import SiteHook
 from fas.runtime.reclassed import choose_attention
 
@@ -246,6 +247,8 @@ class EventExecutor:
         refuse_inside(clock, "the event executor")
         self.turn = threading.Lock()  # its neurons remember what they did
         refuse_offloaded(model, "the event executor")
+        follow(model)
+        _refuse_unplain(model)
         self.model = copy.deepcopy(model).eval()
         self.config, self.time = clock.config, _Time()
         choose_attention(self.model, event_attention.NAME)
@@ -275,6 +278,17 @@ class EventExecutor:
                 neuron.train = []
             output = self.model(**(inputs | {"use_cache": False, "return_dict": True}))
             return EventRun(output, {name: neuron.record() for name, neuron in self.neurons.items() if neuron.train})
+
+
+def _refuse_unplain(model: nn.Module) -> None:
+    """Raise `FasError` for a consumer into whose weight thresholds cannot be folded."""
+    for name, module in model.named_modules():
+        if any(isinstance(hook, SiteHook) for hook in module._forward_pre_hooks.values()) and not is_plain(module):
+            raise FasError(
+                f"the event executor folds thresholds into weights, and {name} is a {type(module).__module__}."
+                f"{type(module).__name__} ({obstacle(module) or 'it has a forward of its own'}); merge adapters "
+                "(merge_and_unload), or run it before weights are quantized"
+            )
 
 
 class _EventSite(nn.Module):

@@ -38,6 +38,8 @@ def is_finite(value: Tensor) -> bool:
     """Whether all of ``value`` is finite; true of integers and of tensors without memory (meta, or of a dry run)."""
     if value.is_meta or isinstance(value, FakeTensor) or not value.numel() or not value.is_floating_point():
         return True
+    if type(value.detach()) is not Tensor and hasattr(value, "dequantize"):  # quantized weights know few operations
+        value = value.dequantize()
     low, high = torch.aminmax(value.detach())  # NaN goes through both; no tensor of its size is made
     return bool(torch.isfinite(low) & torch.isfinite(high))
 

@@ -6,6 +6,7 @@ Two hooks per segment, small picklable objects; the model's class, its forward a
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,15 +21,18 @@ from fas.errors import FasError
 from fas.models.find import Segment
 from fas.neurons import Clock
 from fas.runtime import attention
-from fas.runtime.cache import prepare_cache
+from fas.runtime.cache import mark_without_time, prepare_cache
 from fas.runtime.hooks import Hook
+from fas.runtime.places import Place, Places
+
+logger = logging.getLogger(__name__)
 
 
 class FoldHook(Hook):
     """Forward pre-hook of a segment: repeats every tensor argument over time, time-major."""
 
-    def __init__(self, segment: Segment, clock: Clock, attends: bool) -> None:
-        self.clock, self.family, self.attends = clock, segment.family, attends
+    def __init__(self, segment: Segment, clock: Clock, attends: bool, places: Places) -> None:
+        self.clock, self.family, self.attends, self.places = clock, segment.family, attends, places
         parameters = inspect.signature(type(segment.module).forward).parameters
         self.names = [name for name in parameters if name != "self"]
         # what can encode and decode says so on each call
@@ -39,6 +43,8 @@ class FoldHook(Hook):
         if now.handing is not None:
             return None
         self._check_attention(module)
+        self.follow()
+        self.places.begin()
         if not self.clock.folds:
             return None
         kwargs, batch = self.rows(module, args, kwargs)
@@ -52,6 +58,16 @@ class FoldHook(Hook):
         now.still = now.depth == 0
         now.depth += 1
         return (), kwargs
+
+    def follow(self) -> None:
+        """See to it that spikes reach the modules that stand in the segment now (`fas.runtime.places`)."""
+        new = self.places.follow()
+        if new and self.clock.folds:
+            off = [child.p for module in new for child in module.modules() if isinstance(child, nn.Dropout) and child.p]
+            for module in new:
+                silence_dropout(module)
+            if off:
+                logger.warning("dropout of %s in a converted model is off: all timesteps must meet one network", off[0])
 
     def rows(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], int]:
         """All arguments by name, and the number B of their rows; raises `FasError` where none says it."""
@@ -104,18 +120,23 @@ def _refuse_recording(module: nn.Module, kwargs: dict[str, Any]) -> None:
 class ReadoutHook(Hook):
     """Forward hook of a segment: gives B rows back (the last timestep, or the mean of ``step`` rows)."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
+    def __init__(self, clock: Clock, places: Places) -> None:
+        self.clock, self.places = clock, places
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         now = self.clock.now
         if torch.is_grad_enabled() and output is not None and not torch.compiler.is_compiling():
             _expect(output, self.clock)
-        if now.handing is not None or not self.clock.folds:
+        if now.handing is not None:
+            return None
+        if not self.clock.folds:
+            self.places.end(output is not None)
+            mark_without_time(output)
             return None
         now.depth, now.still = max(0, now.depth - 1), False
         early = self.clock.early
         pick = partial(readout, clock=self.clock) if early is None else early.end(module, output)
+        self.places.end(output is not None)
         return read(output, pick)
 
 
@@ -161,14 +182,23 @@ def said(split: Tensor, clock: Clock) -> Tensor:
     return split.mean(0) if averaged else split[-1]
 
 
-def fold_segment(segment: Segment, clock: Clock, attends: bool = False) -> None:
-    """Install both hooks; ``attends``: operands of attention spike, too.
+def fold_segment(segment: Segment, clock: Clock, places: list[Place], attends: bool = False) -> None:
+    """Install both hooks, which keep to the ``places`` of its sites; ``attends``: operands of attention spike, too.
 
     The readout also runs after an exception, so that the depth cannot leak.
     """
-    fold, readout = FoldHook(segment, clock, attends), ReadoutHook(clock)
+    kept = Places(segment.module, places)
+    fold, readout = FoldHook(segment, clock, attends, kept), ReadoutHook(clock, kept)
     fold.handle = segment.module.register_forward_pre_hook(fold, with_kwargs=True, prepend=True)
     readout.handle = segment.module.register_forward_hook(readout, with_kwargs=True, always_call=True)
+
+
+def follow(model: nn.Module) -> None:
+    """Let spikes of ``model`` reach what was wrapped or exchanged since its last forward; nothing for an ANN."""
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, FoldHook):
+                hook.follow()
 
 
 def silence_dropout(module: nn.Module) -> None:

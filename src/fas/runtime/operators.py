@@ -1,4 +1,4 @@
-"""Hooks that let groups of neurons compute the norms and activations of a segment, and encode the factors of its products.
+"""Hooks that let groups of neurons compute the norms and activations of a segment.
 
 Each is a forward hook that gives another output: the module stays, with its weights, and its own output is dropped.
 """
@@ -14,12 +14,7 @@ from fas.models.functions import Norm, epsilon, norm_of
 from fas.offloading import at_hand
 from fas.operators import activation, rms_norm
 from fas.operators.group import wide
-from fas.runtime.hooks import Hook
-
-
-def sites_on(module: nn.Module) -> Any:
-    """What a conversion put on ``module``, by role; empty for any other module."""
-    return module._modules.get("sites") or {}
+from fas.runtime.hooks import Hook, sites_on
 
 
 def centered(module: nn.Module, x: Tensor) -> Tensor:
@@ -65,17 +60,3 @@ class ActivationHook(Hook):
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return activation(args[0], sites_on(module)["activation"], self.kind).to(output.dtype)
-
-
-class OutputHook(Hook):
-    """Encodes what a module gives, or the second ``half`` of its channels."""
-
-    def __init__(self, half: bool) -> None:
-        self.half = half
-
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        site = sites_on(module)["output"]
-        if not self.half:
-            return site(output)
-        first, second = output.chunk(2, dim=-1)
-        return torch.cat([first, site(second)], dim=-1)

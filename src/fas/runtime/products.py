@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from fas.models.linear import by_input
 from fas.neurons import Clock, Site
 from fas.neurons.native import kernels
 from fas.neurons.native.decoding import Dense, Gather, Weights, active, is_wide
@@ -141,7 +142,7 @@ class _Few:
 
     def __init__(self, module: nn.Module, site: Site | None, bits: int) -> None:
         self.module, self.state, self.path = module, _State(module), None
-        rows, bias = by_input(module), None if module.bias is None else module.bias.detach().float()
+        rows, bias = by_input(module).detach(), None if module.bias is None else module.bias.detach().float()
         base = None if site is None or not site.clock.folds else site.constant_for(site.clock.config)
         if base is not None:
             base = base.detach().float().contiguous()
@@ -164,12 +165,6 @@ class _Few:
         return self.run(x) if ours else type(self.module).forward(self.module, x)
 
 
-def by_input(module: nn.Module) -> Tensor:
-    """The weight ``[K, N]`` of a linear layer; a view."""
-    weight = module.weight.detach()
-    return weight if isinstance(module, Conv1D) else weight.T
-
-
 def _rounded(weights: Weights, unit: Tensor, bits: int) -> Weights:
     scaled = weights.rows.double() * unit.double().unsqueeze(1)
     step = scaled.abs().amax(0).clamp(min=1e-30) / (127 if bits == 8 else 127 * 256)
@@ -184,7 +179,7 @@ class _Whole:
         self.state, self.path = _State(module), path
         self.unit, self.constant, self.times = unit, constant, _ = _worth(site)
         self.unit = self.unit.contiguous()
-        weight = by_input(module).T.double()
+        weight = by_input(module).detach().T.double()
         scaled = weight * unit.double()
         steps = scaled.abs().amax(1).clamp(min=1e-30) / (127 * 256 ** (size - 1))
         self.product = path.pack((scaled / steps.unsqueeze(1)).round(), steps, size, path.offset)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from fas.errors import ConfigError
 from fas.models import find_segments
 from fas.neurons import Site
-
-_HOOKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs")
+from fas.runtime.folding import follow
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,7 @@ def adapted(model: PreTrainedModel, lora: Lora) -> Iterator[PreTrainedModel]:
     )
     model.requires_grad_(False)
     tuner = peft.tuners.lora.LoraModel(model, settings, "default")
-    wrapped = [module for module in model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
-    for layer in wrapped:  # what spikes is what weight and adapter read
-        _exchange(layer, layer.base_layer)
+    follow(model)
     whole = [module.log_scale for module in model.modules() if isinstance(module, Site)]
     whole += [parameter for name in heads for parameter in model.get_submodule(name).parameters()]
     trained = {id(parameter) for parameter, flag in before if flag}
@@ -64,9 +60,8 @@ def adapted(model: PreTrainedModel, lora: Lora) -> Iterator[PreTrainedModel]:
     try:
         yield model
     finally:
-        for layer in wrapped:
-            _exchange(layer, layer.base_layer)
         tuner.merge_and_unload()
+        follow(model)
         model.__dict__.pop("peft_config", None)  # some versions leave it
         for parameter, flag in before:
             parameter.requires_grad_(flag)
@@ -85,16 +80,3 @@ def _linear_layers(model: PreTrainedModel) -> tuple[list[str], list[str]]:
     ]
     readout = model.get_output_embeddings()
     return inside, [name for name, module in linear.items() if name not in inside and module is not readout]
-
-
-def _exchange(first: nn.Module, second: nn.Module) -> None:
-    """Each runs the other's hooks, and holds the other's sites, which some hooks look for."""
-    for name in _HOOKS:
-        one, other = OrderedDict(getattr(first, name)), OrderedDict(getattr(second, name))
-        for hooks, its in ((getattr(first, name), other), (getattr(second, name), one)):
-            hooks.clear()
-            hooks.update(its)
-    held = [module._modules.pop("sites", None) for module in (second, first)]
-    for module, sites in zip((first, second), held, strict=True):
-        if sites is not None:
-            module._modules["sites"] = sites
