@@ -52,6 +52,7 @@ def test_rows_and_folder(whole):
     written = json.loads((options.out / "results.json").read_text())
     assert [row["name"] for row in written["rows"]] == [kind[0] for kind in kinds]
     assert written["seed"] == 0
+    assert written["extra"]["data"]["read"] == [{"name": options.data, "count": 60}]
     assert not options.out.with_name("whole.work").exists()
     assert len(list(options.out.glob("*.safetensors"))) == 1
     model, _ = load_spiking(str(options.out))

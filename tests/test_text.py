@@ -29,15 +29,32 @@ def test_last_tenth_is_evaluation(tmp_path, separator):
     assert evaluation_text(file) == text.evaluation
 
 
-def paragraphs(count, between="\n \n", words=12):
-    """One document, as WikiText has it: lines of blanks between paragraphs, whose words are all different."""
+def paragraphs(count, between="\n", words=12):
+    """One document: paragraphs on lines of their own, whose words are all different."""
     return between.join(" ".join(f"w{i}.{j}" for j in range(words)) for i in range(count))
 
 
-@pytest.mark.parametrize("between", ["\n \n", "\r\n\t\r\n", "\n"])
-def test_one_document_is_cut_between_paragraphs(tmp_path, between):
+@pytest.mark.parametrize("between", ["\n\n", "\n \n", "\n\n \t\n", "\r\n\t\r\n"])
+def test_documents_end_at_lines_that_look_empty(tmp_path, between):
+    file = tmp_path / "a.txt"
+    file.write_text(paragraphs(40, between))
+    assert documents(str(file)) == paragraphs(40).split("\n")
+
+
+def test_documents_of_wikitext_are_its_articles(tmp_path):
+    """Titles of parts of an article have two signs and more; a line that only looks like a title has text around it."""
+    first = " \n = Title {0} = \n \n First {0} . \n Second {0} , \n = no title = \n here . \n"
+    article = first + " \n = = Part = = \n \n Third {0} . \n"
+    file = tmp_path / "wiki.valid.tokens"
+    file.write_text("".join(article.format(number) for number in range(3)))
+    found = documents(str(file))
+    assert [text.split(" \n")[0] for text in found] == [f"= Title {number} =" for number in range(3)]
+    assert " ".join(" ".join(found).split()) == " ".join(file.read_text().split())
+
+
+def test_one_document_is_cut_between_paragraphs(tmp_path):
     file = tmp_path / "book.txt"
-    file.write_text(paragraphs(200, between))
+    file.write_text(paragraphs(200))
     text = load_text(str(file))
     assert [len(text.training), len(text.held_out), len(text.evaluation)] == [17, 1, 2]
     assert f"{file} has one document, too few to hold some out; it is cut into 20 parts" in text.note

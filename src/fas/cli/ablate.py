@@ -18,7 +18,7 @@ def command(
     data: Annotated[str, typer.Option(help="Training text: files, a hub data set, or builtin.")],
     out: Annotated[Path, typer.Option(help="Folder to write; an interrupted ablation goes on, and others add to it.")],
     eval_data: Annotated[
-        str | None, typer.Option(help="Evaluation text; else the last 10 % of --data.", show_default=False)
+        str | None, typer.Option(help="Evaluation text; else its test split, or last 10 %.", show_default=False)
     ] = None,
     coverage: Annotated[str, typer.Option(help="What becomes spikes: ffn, linear, attention or full.")] = "linear",
     levels: Annotated[int, typer.Option(help="L, where a variant does not say another.")] = 8,

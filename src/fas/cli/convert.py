@@ -110,7 +110,7 @@ def command(
     model: Annotated[str | None, _flag("model", "Hub id, local folder, or builtin.")] = None,
     data: Annotated[str | None, _flag("data", _DATA)] = None,
     out: Annotated[Path | None, _flag("out", "Folder to write; an interrupted conversion goes on.")] = None,
-    eval_data: Annotated[str | None, _flag("eval_data", "Evaluation text; else the last 10 % of --data.")] = None,
+    eval_data: Annotated[str | None, _flag("eval_data", "Evaluation text; else its test split, or last 10 %.")] = None,
     task: _Task = None,
     text_column: TextColumn = None,
     pair_column: PairColumn = None,

@@ -33,7 +33,8 @@ def command(
         typer.Option(help="Data whose evaluation part is run: files, a hub set, builtin.", show_default="as converted"),
     ] = None,
     eval_data: Annotated[
-        str | None, typer.Option(help="Text to run; else the held-out last 10 % of --data.", show_default=False)
+        str | None,
+        typer.Option(help="Text to run; else the test split of --data, or its last 10 %.", show_default=False),
     ] = None,
     task: Annotated[str | None, typer.Option(help="Of an ANN: what it does.", show_default="as converted")] = None,
     text_column: TextColumn = None,

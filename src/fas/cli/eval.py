@@ -46,7 +46,8 @@ def command(
         typer.Option(help="Files, a hub data set, or builtin.", show_default="as converted"),
     ] = None,
     eval_data: Annotated[
-        str | None, typer.Option(help="Evaluation text; else the held-out last 10 % of --data.", show_default=False)
+        str | None,
+        typer.Option(help="Evaluation text; else the test split of --data, or its last 10 %.", show_default=False),
     ] = None,
     text_column: TextColumn = None,
     pair_column: PairColumn = None,

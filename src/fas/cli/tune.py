@@ -42,7 +42,8 @@ def command(
         str | None, typer.Option(help="Model to distil from.", show_default="the control, or the ANN")
     ] = None,
     eval_data: Annotated[
-        str | None, typer.Option(help="Evaluation text; else the held-out last 10 % of --data.", show_default=False)
+        str | None,
+        typer.Option(help="Evaluation text; else the test split of --data, or its last 10 %.", show_default=False),
     ] = None,
     eval_sequences: Annotated[
         int | None, typer.Option(help="At most so many sequences to evaluate.", show_default=False, min=1)

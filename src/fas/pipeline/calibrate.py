@@ -25,6 +25,7 @@ from fas.pipeline.source import training_of
 from fas.progress import Progress
 from fas.runtime.control import calibrated_keys, clock_of, sites_of
 from fas.runtime.replay import number_of_layers
+from fas.tasks.reading.journal import Reading
 
 BATCH = 4
 
@@ -74,7 +75,7 @@ def calibrate_again(options: CalibrateOptions, progress: Progress) -> dict[str, 
 
 def _in_memory(options: CalibrateOptions, progress: Progress) -> dict[str, list[LayerReport]]:
     model, tokenizer = load_spiking(options.folder, options.device, any_task=True)
-    batches = _batches(options, tokenizer, model.config, model.device)
+    batches = _batches(options, tokenizer, model.config, model.device, progress)
     config, known = clock_of(model).config, calibrated_keys(sites_of(model).values())
     targets = _targets(options, config)
     again = [target.neuron_key for target in targets if target.neuron_key in known]
@@ -123,7 +124,7 @@ def _from_disk(options: CalibrateOptions, progress: Progress) -> dict[str, list[
     tokenizer = reader_of(folder)
     (target,) = _targets(options, SpikingConfig.from_dict(model_config.quantization_config["spiking"]))
     device = pick_device(options.device)
-    batches = _batches(options, tokenizer, model_config, device)
+    batches = _batches(options, tokenizer, model_config, device, progress)
     time, auto_class = target.model_dump(), auto_class_of(model_config)
     layers = number_of_layers(without_weights(folder, auto_class, device))
     return {
@@ -148,8 +149,12 @@ def _targets(options: CalibrateOptions, config: SpikingConfig) -> list[SpikingCo
     return [config.replaced(coding=c, timesteps=steps, schedule="synchronous") for c, steps in asked]
 
 
-def _batches(options: CalibrateOptions, tokenizer: Any, config: Any, device: torch.device) -> list[dict[str, Any]]:
+def _batches(
+    options: CalibrateOptions, tokenizer: Any, config: Any, device: torch.device, progress: Progress
+) -> list[dict[str, Any]]:
     """Evenly spaced training examples, in batches small enough for T·B rows."""
     asked = {"data": options.data, "length": options.length}
-    training = training_of(as_converted(options.folder, results_of(options.folder), asked), config, tokenizer)
+    reading = Reading(progress)
+    training = training_of(as_converted(options.folder, results_of(options.folder), asked), config, tokenizer, reading)
+    reading.tell()
     return batches_on(device, training.for_calibration(options.calibration_sequences, BATCH))

@@ -62,6 +62,7 @@ def run_conversion(
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     results.extra = {"control": decision, "seconds": round(time.time() - start, 1), "peak_memory_gib": round(peak, 2)}
     results.extra["options"] = {**asdict(options), "out": str(options.out)}
+    results.extra["data"] = run.source.reading.about()
     results.extra["evaluation"] = {
         "data": options.data, "eval_data": options.eval_data, **run.evaluation.about(),
     }  # fmt: skip

@@ -14,6 +14,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from fas.errors import ConfigError, FasError
@@ -35,6 +36,8 @@ from fas.tasks.image_classification import ImageLabels
 from fas.tasks.labelled import MOST_HELD_OUT, load_labelled
 from fas.tasks.language_modeling import Blocks
 from fas.tasks.pictures import MOST_KEPT
+from fas.tasks.reading.contents import kind_of
+from fas.tasks.reading.journal import Reading
 from fas.tasks.text import HELD_OUT_SHARE, load_text
 from fas.tasks.text_classification import FOR_EACH, FULL_BATCH, LabelledExamples
 from fas.tasks.vision_language import ImageTexts
@@ -217,8 +220,11 @@ def _skeleton(architecture: Architecture) -> PreTrainedModel:
 
 def _pictures(options: ConvertOptions, recipe: Recipe | None, notes: list[str]) -> Amount:
     """How many images there are: counted where they lie here."""
-    if Path(options.data).exists():
-        return counted(options)
+    if kind_of(options.data) is not None:
+        reading = Reading()
+        found = counted(options, reading)
+        notes += reading.lines()
+        return found
     usual = (UNKNOWN[0] // 100, UNKNOWN[1] // 100)
     training, evaluation = _said(options, recipe, usual, _name(options.task), notes)
     held_out = min(MOST_HELD_OUT, round(training * HELD_OUT_SHARE))
@@ -238,10 +244,11 @@ def _amount(options: ConvertOptions, recipe: Recipe | None, notes: list[str]) ->
     """Texts, or tokens, to train and to evaluate on, and held out: counted where the data lies here."""
     if options.task != LANGUAGE_MODELING:
         return _texts(options, recipe, notes)
-    if options.data == "builtin" or Path(options.data).exists():
-        text = load_text(options.data, options.eval_data)
-        notes += [text.note] if text.note else []
-        each = _characters_a_token(options, text.training)
+    if options.data == "builtin" or kind_of(options.data) is not None:
+        tokenizer, reading = _tokenizer(options), Reading()
+        text = load_text(options.data, options.eval_data, tokenizer, reading)
+        notes += [*reading.lines(), text.note] if text.note else reading.lines()
+        each = _characters_a_token(tokenizer, text.training)
         sides = [int(sum(map(len, some)) / each) for some in (text.training, text.evaluation, text.held_out)]
         return (sides[0], sides[1]), sides[2]
     training, evaluation = _said(options, recipe, UNKNOWN, "tokens", notes)
@@ -250,8 +257,10 @@ def _amount(options: ConvertOptions, recipe: Recipe | None, notes: list[str]) ->
 
 def _texts(options: ConvertOptions, recipe: Recipe | None, notes: list[str]) -> tuple[tuple[int, int], int]:
     task = options.text_task()
-    if Path(options.data).exists():
-        rows = load_labelled(task, options.data, options.eval_data)
+    if kind_of(options.data) is not None:
+        reading = Reading()
+        rows = load_labelled(task, options.data, options.eval_data, reading)
+        notes += reading.lines()
         return (len(rows.training), len(rows.evaluation)), len(rows.held_out)
     usual = (UNKNOWN[0] // 100, UNKNOWN[1] // 100)
     training, evaluation = _said(options, recipe, usual, "texts", notes)
@@ -278,11 +287,17 @@ def _counts(options: ConvertOptions, recipe: Recipe | None) -> Counts | None:
     return recipe.examples
 
 
-def _characters_a_token(options: ConvertOptions, documents: list[str]) -> float:
-    """Of the model's own tokenizer on the beginning of the text, if it is at hand."""
+def _tokenizer(options: ConvertOptions) -> PreTrainedTokenizerBase | None:
+    """The model's own, if it is at hand."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve(options.model), local_files_only=True)
+        return AutoTokenizer.from_pretrained(resolve(options.model), local_files_only=True)
     except Exception:  # without one the estimate is rougher, and that is all
+        return None
+
+
+def _characters_a_token(tokenizer: PreTrainedTokenizerBase | None, documents: list[str]) -> float:
+    """Of ``tokenizer`` on the beginning of the text."""
+    if tokenizer is None:
         return CHARACTERS_A_TOKEN
     sample = "\n\n".join(documents[:100])[:100_000]
     return len(sample) / max(1, len(tokenizer(sample, verbose=False)["input_ids"]))

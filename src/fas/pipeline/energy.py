@@ -21,6 +21,7 @@ from fas.progress import Progress
 from fas.report.ledger_plots import energy_bars, firing_rates, spike_raster
 from fas.report.results import write_whole
 from fas.runtime.control import at_time, calibrated_keys, clock_of, sites_of
+from fas.tasks.reading.journal import Reading
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def energy_of(options: EnergyOptions, progress: Progress) -> list[Ledger]:
     if not converted and (options.timesteps or options.codings or options.raster):
         raise ConfigError(f"{options.folder} is an ANN: it has no timesteps, coding or sites to choose")
     sites = chosen_sites(model, options.raster) if converted else []
-    batch = _batch(options, model, tokenizer)
+    batch = _batch(options, model, tokenizer, Reading(progress))
     generates = model.can_generate()
     if options.decode and not generates:
         progress.note(f"no decoding step: {type(model).__name__} does not generate")
@@ -98,7 +99,9 @@ def _load(options: EnergyOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerB
     return load_ann(options.folder, options.device, options.dtype or "float32", any_task=True)
 
 
-def _batch(options: EnergyOptions, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _batch(
+    options: EnergyOptions, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reading: Reading
+) -> dict[str, Any]:
     """Evenly spaced examples of what the model is evaluated on, without labels; those of a control are its conversion's."""
     folder = Path(options.folder)
     asked = {"data": options.data, "eval_data": options.eval_data, "length": options.length, "task": options.task}
@@ -106,7 +109,9 @@ def _batch(options: EnergyOptions, model: PreTrainedModel, tokenizer: PreTrained
         as_converted(folder, results_of(folder) or results_of(folder.parent), asked | named(options.columns)),
         model.config,
         tokenizer,
+        reading,
     )
+    reading.tell()
     some = examples.some(options.sequences)
     batch = some.collate([some[number] for number in range(len(some))])
     return {name: value.to(model.device) for name, value in batch.items() if name not in ("labels", "classes")}

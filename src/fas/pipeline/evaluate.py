@@ -32,6 +32,7 @@ from fas.report.results import Results, Row
 from fas.runtime.accelerated import integer_paths
 from fas.runtime.control import at_time, calibrated_keys, clock_of, sites_of
 from fas.tasks.examples import Examples, Scored
+from fas.tasks.reading.journal import Reading
 
 DIAGNOSIS_BATCH = 4
 
@@ -81,13 +82,17 @@ def evaluate_folder(
     stored = results_of(folder)
     asked = {"data": data, "eval_data": eval_data, "length": length, "eval_sequences": eval_sequences}
     options = as_converted(folder, stored, asked | named(columns))
-    blocks = evaluation_of(options, model.config, tokenizer)
+    reading = Reading(progress)
+    blocks = evaluation_of(options, model.config, tokenizer, reading)
+    reading.tell()
     examples = blocks if stride is None else sliding_of(options, model.config, tokenizer, stride, eval_sequences)
     text = {"data": options.data, "eval_data": options.eval_data, **examples.about()}
     precision, integers = str(model.dtype).removeprefix("torch."), with_integers(model, integer_bits)
     same_text = stored is not None and stored.extra.get("evaluation") == text
     rows = dense_rows(folder, stored, same_text, examples, batch, device, precision, progress, memory_limit)
-    extra = {"evaluation": text, "dtype": precision} | ({"integer_bits": integer_bits} if integer_bits else {})
+    extra = {"evaluation": text, "data": reading.about(), "dtype": precision} | (
+        {"integer_bits": integer_bits} if integer_bits else {}
+    )
     found = Results(str(folder), options.eval_data or options.data, seed, rows, extra=extra)
     rows.append(qcfs_row(model, examples, batch, progress, memory_limit))
     with integers:

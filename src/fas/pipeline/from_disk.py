@@ -35,6 +35,7 @@ from fas.pipeline.stages import block_batches, block_options
 from fas.progress import Progress
 from fas.report.results import Results
 from fas.tasks.examples import Examples
+from fas.tasks.reading.journal import Reading
 from fas.training import prefix_search_from_disk, train_blocks_folder
 
 
@@ -53,7 +54,9 @@ def convert_from_disk(options: ConvertOptions, progress: Progress) -> Results:
     files = weight_files(folder)  # refuses what is no local checkpoint
     auto_class, device = auto_class_of(config), pick_device(options.device)
     reader = reader_of(folder, READERS.get(auto_class, AutoTokenizer))
-    training = training_of(options, config, reader)
+    reading = Reading(progress)
+    training = training_of(options, config, reader, reading)
+    reading.tell()
     set_seed(options.seed)
     sizes = {file.name: file.stat().st_size for file in files}
     asked = options.fingerprint(text=training.digest().hex(), weights=sizes, config=config.to_json_string())
@@ -69,6 +72,7 @@ def convert_from_disk(options: ConvertOptions, progress: Progress) -> Results:
         raise CheckpointError(
             f"{first} was made with other arguments; repeat those, choose another --out, or remove it"
         )
+    results.extra["data"] = reading.about()
     if options.stage2:
         results.extra["layer_errors"] = _stage2(options, first, out, training, progress, where)
     else:

@@ -21,6 +21,7 @@ from fas.pipeline.source_images import SEEING
 from fas.runtime.control import without_cache
 from fas.tasks.glue import CAPTIONING, CLASSIFIED, IMAGE_CLASSIFICATION, ZERO_SHOT_IMAGES
 from fas.tasks.image_classification import SIGLIP_LENGTH, class_names_of
+from fas.tasks.reading.journal import Reading
 from fas.tasks.visual import load_visual
 
 TEXT, PROMPT = 32, 16
@@ -134,9 +135,9 @@ class Amount:
     """Whether the model also writes where it is measured: captions, and where people gave several answers."""
 
 
-def counted(options: ConvertOptions) -> Amount:
-    """Of data that lies here; raises `DataError` where it cannot be read."""
-    rows = load_visual(options.task, options.data, options.eval_data)
+def counted(options: ConvertOptions, reading: Reading) -> Amount:
+    """Of data that lies here, which ``reading`` is told of; raises `DataError` where it cannot be read."""
+    rows = load_visual(options.task, options.data, options.eval_data, reading)
     classes = len(class_names_of(rows.training, options.data)) if options.task in CLASSIFIED else 0
     writes = options.task == CAPTIONING or any(row.references for row in rows.evaluation)
     return Amount(len(rows.training), len(rows.held_out), len(rows.evaluation), classes, writes)

@@ -16,6 +16,7 @@ from fas.pipeline.outliers import described, table_of
 from fas.progress import Progress
 from fas.report.inspection_text import aligned
 from fas.tasks.language_modeling import Blocks, encode_blocks
+from fas.tasks.reading.journal import Reading
 from fas.tasks.text import evaluation_text
 
 SEQUENCES = 8
@@ -33,7 +34,9 @@ def massive_on(model: str, data: str, length: int | None, progress: Progress) ->
     if not able:
         raise FasError(f"{model} is no causal decoder, so it can have no prefix; leave --data out")
     size = block_length(ann.config, length)
-    blocks = Blocks(encode_blocks(tokenizer, evaluation_text(data, data), size))
+    reading = Reading(progress)
+    blocks = Blocks(encode_blocks(tokenizer, evaluation_text(data, data, tokenizer, reading), size))
+    reading.tell()
     batches = [{"input_ids": batch.to(ann.device)} for batch in blocks.tokens[:SEQUENCES].split(2)]
     (segment,) = able
     places = [place for some, inside in plan if some is segment for place in inside]

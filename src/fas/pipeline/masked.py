@@ -19,6 +19,7 @@ from fas.pipeline.load import block_length, resolve
 from fas.pipeline.run import Run, adapters_of, batches_on
 from fas.tasks.language_modeling import Blocks, encode_blocks
 from fas.tasks.masked import MaskedBlocks
+from fas.tasks.reading.journal import Reading
 from fas.tasks.text import load_text
 from fas.training import Stage1Options, fine_tune
 
@@ -46,7 +47,9 @@ def _trained(run: Run, like: PreTrainedModel, spiking: bool) -> dict[str, Tensor
     options, tokenizer = run.options, cast(PreTrainedTokenizerBase, run.source.tokenizer)  # options refuse images
     if tokenizer.mask_token_id is None:
         raise FasError(f"{options.model} has no mask token, so it cannot begin with masked text; leave mlm_data out")
-    documents = load_text(str(options.mlm_data)).training
+    reading = Reading(run.progress)
+    documents = load_text(str(options.mlm_data), None, tokenizer, reading).training
+    reading.tell()
     blocks = encode_blocks(tokenizer, documents, block_length(like.config, options.length), "text of mlm_data")
     set_seed(options.seed)
     (model, whole), teacher = _with_head(run), None

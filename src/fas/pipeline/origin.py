@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from fas.tasks.examples import Examples
+from fas.tasks.reading.journal import Reading
 
 Reader = PreTrainedTokenizerBase | ProcessorMixin
 """What turns text, or images and text, into arguments of a model."""
@@ -23,6 +24,8 @@ class Source:
     training: Examples
     held_out: Examples
     evaluation: Examples
+    reading: Reading
+    """What was read of the data, and what was skipped."""
     new_head: bool = False
     """Whether the original model has yet to learn the task."""
 

@@ -63,7 +63,7 @@ def run_pareto(
 def _price(found: Results, options: ConvertOptions, progress: Progress) -> None:
     """Give every SNN row of ``found`` its energy a token, by the ledger of some evaluation text."""
     model, tokenizer = load_spiking(str(options.out), options.device)
-    text = load_text(options.data, options.eval_data)
+    text = load_text(options.data, options.eval_data, tokenizer)
     length = found.extra["evaluation"]["length"]
     blocks = spread(encode_blocks(tokenizer, text.evaluation, length, "evaluation text"), SEQUENCES)
     config = clock_of(model).config

@@ -24,6 +24,7 @@ from fas.tasks.examples import Examples
 from fas.tasks.glue import LANGUAGE_MODELING, VISUAL
 from fas.tasks.labelled import class_names, evaluation_rows, load_labelled
 from fas.tasks.language_modeling import Blocks, encode_blocks
+from fas.tasks.reading.journal import Reading
 from fas.tasks.sliding import SlidingText, sliding_text
 from fas.tasks.text import evaluation_text, load_text
 from fas.tasks.text_classification import encode_labelled
@@ -37,13 +38,15 @@ def source_of(options: ConvertOptions, progress: Progress) -> tuple[PreTrainedMo
     if options.task == LANGUAGE_MODELING:
         return _of_text(options, progress)
     if options.task in VISUAL:
-        return of_images(options)
+        return of_images(options, progress)
     return _of_labelled_texts(options, progress)
 
 
 def _of_text(options: ConvertOptions, progress: Progress) -> tuple[PreTrainedModel, Source]:
     ann, tokenizer = load_ann(options.model, options.device)
-    text, length = load_text(options.data, options.eval_data), block_length(ann.config, options.length)
+    length, reading = block_length(ann.config, options.length), Reading(progress)
+    text = load_text(options.data, options.eval_data, tokenizer, reading)
+    reading.tell()
     if text.note:
         progress.note(text.note)
     training, held_out, evaluation = (
@@ -53,12 +56,15 @@ def _of_text(options: ConvertOptions, progress: Progress) -> tuple[PreTrainedMod
         )
     )  # fmt: skip
     evaluation = evaluation.some(options.eval_sequences)
-    return ann, Source(lambda: load_ann(options.model, options.device)[0], tokenizer, training, held_out, evaluation)
+    return ann, Source(
+        lambda: load_ann(options.model, options.device)[0], tokenizer, training, held_out, evaluation, reading
+    )
 
 
 def _of_labelled_texts(options: ConvertOptions, progress: Progress) -> tuple[PreTrainedModel, Source]:
-    task = options.text_task()
-    rows = load_labelled(task, options.data, options.eval_data)
+    task, reading = options.text_task(), Reading(progress)
+    rows = load_labelled(task, options.data, options.eval_data, reading)
+    reading.tell()
     if rows.removed:
         progress.note(f"{rows.removed} training texts stand in the evaluation data too and are left out")
     names = None if task.regression else class_names(task, rows.training, options.data)
@@ -81,35 +87,41 @@ def _of_labelled_texts(options: ConvertOptions, progress: Progress) -> tuple[Pre
     if cut:
         progress.note(f"{cut} of {sum(map(len, (training, held_out, evaluation)))} texts are cut at {length} tokens")
     evaluation = evaluation.some(options.eval_sequences)
-    return ann, Source(lambda: fresh()[0], tokenizer, training, held_out, evaluation, new_head)
+    return ann, Source(lambda: fresh()[0], tokenizer, training, held_out, evaluation, reading, new_head)
 
 
-def evaluation_of(options: ConvertOptions, config: PretrainedConfig, reader: Reader) -> Examples:
-    """What ``options`` evaluates on, as a model of ``config``, which has a head for it, reads it. Raises `FasError` kinds for
-    another head or data that cannot be read."""
+def evaluation_of(
+    options: ConvertOptions, config: PretrainedConfig, reader: Reader, reading: Reading | None = None
+) -> Examples:
+    """What ``options`` evaluates on, as a model of ``config``, which has a head for it, reads it.
+
+    ``reading`` is told what was read and skipped. Raises `FasError` kinds for another head or data that cannot be read.
+    """
     length = _length(options, config)
     if options.task in VISUAL:
-        return image_examples(options, config, reader, evaluation=True).some(options.eval_sequences)
+        return image_examples(options, config, reader, True, reading).some(options.eval_sequences)
     tokenizer = cast(PreTrainedTokenizerBase, reader)
     if options.task == LANGUAGE_MODELING:
-        documents = evaluation_text(options.data, options.eval_data)
+        documents = evaluation_text(options.data, options.eval_data, tokenizer, reading)
         return Blocks(encode_blocks(tokenizer, documents, length, "evaluation text")).some(options.eval_sequences)
     task = options.text_task()
-    rows = evaluation_rows(task, options.data, options.eval_data)
+    rows = evaluation_rows(task, options.data, options.eval_data, reading)
     return encode_labelled(tokenizer, task, names_of(config), rows, length).some(options.eval_sequences)
 
 
-def training_of(options: ConvertOptions, config: PretrainedConfig, reader: Reader) -> Examples:
-    """What ``options`` trains on, read and refused in the same way."""
+def training_of(
+    options: ConvertOptions, config: PretrainedConfig, reader: Reader, reading: Reading | None = None
+) -> Examples:
+    """What ``options`` trains on, read, told and refused in the same way."""
     length = _length(options, config)
     if options.task in VISUAL:
-        return image_examples(options, config, reader, evaluation=False)
+        return image_examples(options, config, reader, False, reading)
     tokenizer = cast(PreTrainedTokenizerBase, reader)
     if options.task == LANGUAGE_MODELING:
-        documents = load_text(options.data, options.eval_data).training
+        documents = load_text(options.data, options.eval_data, tokenizer, reading).training
         return Blocks(encode_blocks(tokenizer, documents, length, "training text"))
     task = options.text_task()
-    labelled = load_labelled(task, options.data, options.eval_data).training
+    labelled = load_labelled(task, options.data, options.eval_data, reading).training
     return encode_labelled(tokenizer, task, names_of(config), labelled, length)
 
 
@@ -136,5 +148,5 @@ def sliding_of(
         raise ConfigError(
             f"stride={stride} moves a window over text, and {options.model} is measured by {options.task}"
         )
-    documents = evaluation_text(options.data, options.eval_data)
+    documents = evaluation_text(options.data, options.eval_data, tokenizer)
     return sliding_text(tokenizer, documents, _length(options, config), stride, count)

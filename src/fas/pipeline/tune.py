@@ -23,6 +23,7 @@ from fas.progress import Progress
 from fas.report.results import Results, Row
 from fas.runtime.control import calibrated_keys, clock_of, sites_of
 from fas.tasks.language_modeling import Blocks, encode_blocks, spread
+from fas.tasks.reading.journal import Reading
 from fas.tasks.text import load_text
 from fas.training import Stage1Options, tune_through_time
 
@@ -79,6 +80,7 @@ class _Ready:
     settings: Stage1Options
     teacher: PreTrainedModel | None
     taught_by: str | None
+    reading: Reading
 
 
 def tune_folder(options: TuneOptions, progress: Progress) -> Results:
@@ -92,7 +94,7 @@ def tune_folder(options: TuneOptions, progress: Progress) -> Results:
     if options.out.exists():
         raise ConfigError(f"{options.out} exists already; give a folder that does not")
     set_seed(options.seed)
-    ready, start = _ready(options), time.time()
+    ready, start = _ready(options, progress), time.time()
     model, dtype = ready.model, ready.model.dtype
     rows = [*_references(ready, progress), *_rows(ready, progress)]
     model.to(torch.float32)  # type: ignore[arg-type]  # small steps are lost in bf16
@@ -110,7 +112,7 @@ def tune_folder(options: TuneOptions, progress: Progress) -> Results:
     return results
 
 
-def _ready(options: TuneOptions) -> _Ready:
+def _ready(options: TuneOptions, progress: Progress) -> _Ready:
     folder = Path(options.folder)
     model, tokenizer = load_spiking(options.folder, options.device)
     stored = Results.read(folder / "results.json") if (folder / "results.json").exists() else None
@@ -129,13 +131,16 @@ def _ready(options: TuneOptions) -> _Ready:
             length=options.length or then.get("length"),
             eval_sequences=options.eval_sequences or then.get("eval_sequences"),
         )
-    text, length = load_text(options.data, options.eval_data), block_length(model.config, options.length)
+    length, reading = block_length(model.config, options.length), Reading(progress)
+    text = load_text(options.data, options.eval_data, tokenizer, reading)
+    reading.tell()
     training = encode_blocks(tokenizer, text.training, length, "training text")
     evaluation = encode_blocks(tokenizer, text.evaluation, length, "evaluation text")
     settings = _settings(options, model, stored)
     teacher, name = _teacher(options, model, stored) if settings.distill else (None, None)
     return _Ready(
-        options, stored, model, tokenizer, target, training, spread(evaluation, options.eval_sequences), settings, teacher, name
+        options, stored, model, tokenizer, target, training, spread(evaluation, options.eval_sequences), settings, teacher,
+        name, reading,
     )  # fmt: skip
 
 
@@ -226,7 +231,7 @@ def _results(ready: _Ready, rows: list[Row], dropped: list[str]) -> Results:
     if stored is not None and "control" in stored.extra:
         found.extra["control"] = stored.extra["control"]
     found.extra["options"] = {**asdict(options), "out": str(options.out)}
-    found.extra["evaluation"] = _evaluation(ready)
+    found.extra["evaluation"], found.extra["data"] = _evaluation(ready), ready.reading.about()
     return found
 
 

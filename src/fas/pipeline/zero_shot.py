@@ -28,6 +28,7 @@ from fas.progress import Progress, Silent
 from fas.report.results import Results, Row
 from fas.runtime.accelerated import integer_paths
 from fas.runtime.control import calibrated_keys, clock_of, sites_of
+from fas.tasks.reading.journal import Reading
 
 
 def evaluate_tasks(
@@ -63,7 +64,9 @@ def evaluate_tasks(
         block_length(config, length)
     from fas.tasks.zero_shot import Asked, load_tasks
 
-    tasks = load_tasks(names, _tokenizer_of(folder), Asked(limit, num_fewshot, seed, length), include)
+    reading = Reading(progress)
+    tasks = load_tasks(names, _tokenizer_of(folder), Asked(limit, num_fewshot, seed, length), include, reading)
+    reading.tell()
     model, _ = load_spiking(str(folder), device, dtype)
     converted = clock_of(model).config
     targets = [*([layerwise_target(converted)] if layerwise else []), *targets_of(model, converted, timesteps, codings)]
@@ -87,6 +90,7 @@ def evaluate_tasks(
     extra |= (
         {"dtype": _precision(model), "lm_eval": version("lm_eval")} | ({"tuning": tuning} if tuning else {}) | integers
     )
+    extra |= {"data": reading.about()} if reading.read else {}
     return Results(str(folder), ", ".join(rows), seed, found, extra=extra)
 
 

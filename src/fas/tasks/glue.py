@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fas.errors import ConfigError
-
-Place = str | int
-"""A column by name, or by number in a file without header."""
+from fas.tasks.reading.tables import Place
 
 
 @dataclass(frozen=True)
@@ -23,10 +21,17 @@ class Layout:
     pair: Place | None = None
     columns: int | None = None
     """How many columns at least a file without header has; a smaller number is another layout."""
+    more: bool = False
+    """Whether rows of such a file may have further columns than the first row, or fewer, down to ``columns``."""
 
     @property
     def places(self) -> list[Place]:
         return [place for place in (self.text, self.pair, self.label) if place is not None]
+
+    @property
+    def texts(self) -> list[Place]:
+        """The column of the text, and of its pair if there is one."""
+        return [place for place in (self.text, self.pair) if place is not None]
 
     @property
     def named(self) -> bool:
@@ -69,7 +74,7 @@ GLUE: dict[str, TextTask] = {
             (
                 _TWO[0],
                 Layout("sentence1", "score", "sentence2"),
-                Layout(5, 4, 6, columns=7),  # the benchmark's own files
+                Layout(5, 4, 6, columns=7, more=True),  # the benchmark's own files
                 _TWO[1],
             ),
             ("spearman", "pearson"),
@@ -109,6 +114,18 @@ GLUE: dict[str, TextTask] = {
 
 _TEXT_NAMES = ("text", "sentence", "content", "review", "document")
 _LABEL_NAMES = ("label", "labels", "class", "target")
+LABEL_HEADERS = {
+    *_LABEL_NAMES,
+    "score",
+    "sentiment",
+    "stars",
+    "rating",
+    "category",
+    "gold_label",
+    "quality",
+    "is_duplicate",
+}
+"""What the column of labels is called in a first line."""
 OWN: dict[str, TextTask] = {
     "text-classification": TextTask(
         "text-classification",

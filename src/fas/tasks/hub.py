@@ -5,16 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from fas.errors import DataError
+from fas.tasks.reading.contents import kind_of
 
 
 def from_hub(source: str, local: str, split: str | None = None) -> Any:
     """``source`` (``owner/name``, or ``owner/name:configuration``): its ``split``, or all of them by name.
 
-    Raises `DataError` if the hub does not give it; ``local``: what it could have been here, for that sentence.
+    Raises `DataError` if the hub does not give it, for a URL, and for what lies here; ``local``: what it could have been here,
+    for that sentence.
     """
+    name, _, configuration = source.partition(":")
+    if "://" in source or not name.strip():
+        raise DataError(f"{source!r} is no {local} and no data set of the hub; download what it means, and name that")
+    if kind_of(name.partition("@")[0]) is not None:  # the library would read it by rules of its own
+        raise DataError(
+            f"{name} lies here, and only data sets of the hub have a configuration or a split behind their name"
+        )
     from datasets import load_dataset
 
-    name, _, configuration = source.partition(":")
     which: dict[str, Any] = {} if split is None else {"split": split}
     try:
         return load_dataset(name, configuration or None, **which)

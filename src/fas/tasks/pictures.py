@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from fas.errors import DataError
+from fas.progress import Progress
+from fas.tasks.reading.contents import checked
+from fas.tasks.reading.names import shown
 
+MANY = 5000
+"""Files: looking at so many takes a second or more, and is told."""
+_ORIENTATION = 0x0112
+"""The tag of a photograph that says which side is up."""
 MOST_KEPT = 1 << 30
 """Bytes of encoded images; what is beyond is encoded again each time."""
 
@@ -49,15 +57,44 @@ def size_of(picture: Picture) -> tuple[int, int]:
 
 
 def _read(picture: Picture, what: Callable[[Any], Any]) -> Any:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         if isinstance(picture, Stored):
-            return what(picture.table[picture.row][picture.column])
+            return what(_eight_bits(picture.table[picture.row][picture.column]))
+        checked(picture)
         with Image.open(picture) as image:
-            return what(image)
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"{told_by(picture)[0]} is no image that can be read: {error}") from None
+            turned = image.getexif().get(_ORIENTATION, 1) != 1  # as `datasets` turns those of the hub
+            return what(ImageOps.exif_transpose(_eight_bits(image)) if turned else _eight_bits(image))
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise many unrelated types on broken files
+        reason = shown(error or type(error).__name__)[:200]
+        raise DataError(f"{shown(told_by(picture)[0])} is no image that can be read: {reason}") from None
+
+
+def _eight_bits(image: Any) -> Any:
+    """``image``; raises `DataError` for one with more bits a channel, which would be cut off and not scaled."""
+    if image.mode.startswith(("I", "F")):
+        name = shown(getattr(image, "filename", "") or "an image")
+        raise DataError(f"{name} has more than 8 bits a channel (mode {image.mode}); save it with 8")
+    return image
+
+
+def check_headers(pictures: Iterable[Picture], progress: Progress) -> None:
+    """Raise `DataError` for the first file among ``pictures`` that is no image by its header, before anything is computed."""
+    if find_spec("PIL") is None:  # who has no pillow is told so when a model is loaded
+        return
+    files = list(dict.fromkeys(picture for picture in pictures if isinstance(picture, Path)))
+    large = len(files) >= MANY
+    if large:
+        progress.start("looking at images", len(files))
+    for file in files:
+        size_of(file)
+        if large:
+            progress.advance()
+    if large:
+        progress.done()
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from fas.errors import DataError
 from fas.tasks import builtin
 from fas.tasks.hub import from_hub
+from fas.tasks.reading.contents import kind_of
+from fas.tasks.reading.documents import documents_of, texts_of
+from fas.tasks.reading.journal import Reading
+from fas.tasks.reading.names import TABLES, TEXTS, ending_of, shown
+from fas.tasks.reading.places import Found, files_in
+from fas.tasks.reading.tables import Table
+from fas.tasks.reading.uses import by_split, by_use, evaluated, note_test
 
 EVALUATION_SHARE = 0.1
 HELD_OUT_SHARE = 0.05
@@ -20,8 +29,6 @@ LEAST_CHARACTERS = 50
 """Of a part: shorter texts are not cut."""
 _BOUNDARIES = (re.compile(r"\n[ \t\r]*\n"), re.compile(r"\n"), re.compile(r"\s"))
 """Where a document is cut, best first: between paragraphs, lines, words."""
-_TABLES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"}
-_PLAIN = {".txt", ".md", ".text", ""}
 
 
 @dataclass(frozen=True)
@@ -38,34 +45,66 @@ class TextData:
     """How documents were cut, where there were too few to divide."""
 
 
-def load_text(data: str, eval_data: str | None = None) -> TextData:
-    """Documents of ``data``; ``eval_data`` or, without it, the last 10 % of the documents are the evaluation text.
+def load_text(
+    data: str,
+    eval_data: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    reading: Reading | None = None,
+) -> TextData:
+    """Documents of ``data`` by use, as the names of its files or splits say (docs/data.md).
 
-    A document that stands in both is taken out of the training text. Too few documents to divide (a book in one file) are cut
-    into `PARTS` parts each, between paragraphs where there are some. Raises `DataError` for a missing file, an unknown
-    format, or too little text.
+    The train split is trained on; ``eval_data``, else the test split, else validation is the evaluation text; validation is
+    held out where it is not evaluated on. Without splits the last 10 % of the documents are the evaluation text. A document
+    that stands in both is taken out of the training text. Too few documents to divide (a book in one file) are cut into
+    `PARTS` parts each, between paragraphs where there are some. Raises `DataError` for a missing file, an unknown format,
+    a value that is no text, or too little text.
+
+    Args:
+        data: ``builtin``, a file, a folder, or a data set of the hub.
+        eval_data: other data to evaluate on.
+        tokenizer: writes rows of chat messages by its template; without it they are refused.
+        reading: is told what was read and skipped.
     """
+    reading = reading or Reading()
     if data == "builtin":
         training, held_out = builtin.training_documents(), builtin.held_out_documents()
-        return _disjoint(data, training, held_out, _evaluation(eval_data or data))
-    found, note = documents(data), ""
-    if eval_data:
-        evaluation = _evaluation(eval_data)
-        if len(found) < 2:  # a part of what is evaluated would not be known again
-            found, note = _divisible(_without(data, found, set(evaluation)), 2)
-        training = found
+        return _disjoint(data, training, held_out, _evaluation(eval_data or data, tokenizer, reading), reading)
+    place, note = Place(data, tokenizer, reading), ""
+    uses = by_use(place.parts, reading, given=eval_data is not None)
+    found = place.documents(uses.trained_on(data, place.parts), "training" if uses.divided else "")
+    note_test(place.parts, reading)
+    held_out = place.documents(uses.held_out, "held out")
+    if eval_data is not None:
+        evaluation = _evaluation(eval_data, tokenizer, reading)
     else:
-        found, note = _divisible(found, 3)
-        cut = len(found) - max(1, round(len(found) * EVALUATION_SHARE))
-        training, evaluation = found[:cut], found[cut:]
-    keep = len(training) - max(1, round(len(training) * HELD_OUT_SHARE))
-    if keep < 1 or not evaluation:
-        least = 2 if eval_data else 3
+        evaluation = place.documents(uses.evaluation, "evaluated")
+    _some(data, found, reading)
+    training = found
+    if evaluation and not held_out and len(found) < 2:  # a part of what is evaluated would not be known again
+        training, note = _divisible(_without(data, found, set(evaluation)), 2)
+    if not evaluation:
+        training, note = _divisible(found, 2 if held_out else 3)
+        training, evaluation = _cut(training, EVALUATION_SHARE)
+    if not held_out:
+        training, held_out = _cut(training, HELD_OUT_SHARE)
+    if not training or not evaluation:
+        least = 2 if eval_data or uses.evaluation or uses.held_out else 3
         raise DataError(
             f"{data} has {len(found)} documents; at least {least} are needed to train, hold out and evaluate (documents end "
             f"with <|endoftext|> or an empty line), or long ones ({PARTS * LEAST_CHARACTERS} characters), which are cut"
         )
-    return _disjoint(data, training[:keep], training[keep:], evaluation, f"{data} {note}" if note else "")
+    return _disjoint(data, training, held_out, evaluation, reading, f"{data} {note}" if note else "")
+
+
+def _cut(documents: list[str], share: float) -> tuple[list[str], list[str]]:
+    """All but the last ``share`` of ``documents``, at least one, and those."""
+    place = max(0, len(documents) - max(1, round(len(documents) * share)))
+    return documents[:place], documents[place:]
+
+
+def _some(source: str, found: list[str], reading: Reading) -> None:
+    if not found:
+        raise DataError(f"{shown(source)} holds no text{reading.but_skipped()}")
 
 
 def _without(data: str, found: list[str], seen: set[str]) -> list[str]:
@@ -104,89 +143,100 @@ def _boundary(document: str, place: int, reach: int) -> int:
     return place
 
 
-def _disjoint(data: str, training: list[str], held_out: list[str], evaluation: list[str], note: str = "") -> TextData:
+def _disjoint(
+    data: str, training: list[str], held_out: list[str], evaluation: list[str], reading: Reading, note: str = ""
+) -> TextData:
     held_out = _without(data, held_out, set(evaluation))
-    training = _without(data, training, {*evaluation, *held_out})
-    return TextData(training, held_out, evaluation, note)
+    left = _without(data, training, {*evaluation, *held_out})
+    if (removed := len(training) - len(left)) and data != "builtin":
+        documents = "document is" if removed == 1 else "documents are"
+        reading.note(f"{removed:,} training {documents} not trained on: the evaluation or held-out text has the same")
+    return TextData(left, held_out, evaluation, note)
 
 
-def _evaluation(source: str) -> list[str]:
-    return builtin.evaluation_documents() if source == "builtin" else documents(source)
+def _evaluation(source: str, tokenizer: PreTrainedTokenizerBase | None, reading: Reading) -> list[str]:
+    if source == "builtin":
+        return builtin.evaluation_documents()
+    place = Place(source, tokenizer, reading)
+    found = place.documents(evaluated(place.parts, reading), "evaluated")
+    _some(source, found, reading)
+    return found
 
 
-def evaluation_text(data: str, eval_data: str | None = None) -> list[str]:
-    """Only the evaluation part of `load_text`, without need of training text."""
+def evaluation_text(
+    data: str,
+    eval_data: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    reading: Reading | None = None,
+) -> list[str]:
+    """Only the evaluation part of `load_text`, without need of training text; arguments as there."""
+    reading = reading or Reading()
     if eval_data or data == "builtin":
-        return _evaluation(eval_data or data)
-    found, _ = _divisible(documents(data), 3)
-    return found[len(found) - max(1, round(len(found) * EVALUATION_SHARE)) :]
+        return _evaluation(eval_data or data, tokenizer, reading)
+    place = Place(data, tokenizer, reading)
+    uses = by_use(place.parts, reading)
+    if uses.evaluation:
+        found = place.documents(uses.evaluation, "evaluated")
+        _some(data, found, reading)
+        return found
+    found = place.documents(uses.trained_on(data, place.parts), "")
+    _some(data, found, reading)
+    return _cut(_divisible(found, 2 if uses.held_out else 3)[0], EVALUATION_SHARE)[1]
 
 
-def documents(source: str) -> list[str]:
-    """All documents of ``source``: ``builtin``, a file (text, JSON, CSV, TSV), a folder of those, or a hub data set.
+def documents(
+    source: str, tokenizer: PreTrainedTokenizerBase | None = None, reading: Reading | None = None
+) -> list[str]:
+    """All documents of ``source`` that may be trained on: ``builtin``, a file, a folder (its train split, if it has splits), or
+    a hub data set.
 
     A hub data set is named as on the hub, with its configuration after a colon and its split, if not that for training, after
     an at sign: ``Salesforce/wikitext:wikitext-2-raw-v1@test``.
     """
     if source == "builtin":
         return builtin.training_documents()
-    path = Path(source)
-    if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.suffix in {*_PLAIN, *_TABLES} and f.is_file())
-        found = [document for file in files for document in _read(file)]
-    elif path.exists():
-        found = _read(path)
-    elif source.startswith((".", "/", "~")) or path.suffix in {*_TABLES, ".txt"}:
-        raise DataError(f"{source} does not exist; give a file, a folder, 'builtin', or the name of a hub data set")
-    else:
-        found = _from_hub(source)
-    found = [document.strip() for document in found if document.strip()]
-    if not found:
-        raise DataError(f"{source} holds no text")
+    reading = reading or Reading()
+    place = Place(source, tokenizer, reading, split="train")
+    found = place.documents(by_use(place.parts, reading, given=True).trained_on(source, place.parts), "")
+    _some(source, found, reading)
     return found
 
 
-def _read(path: Path) -> list[str]:
-    if path.suffix in _TABLES:
-        return _read_table(path)
-    if path.suffix not in _PLAIN:
-        raise DataError(f"{path} has the ending {path.suffix!r}; FAS reads text, .json, .jsonl, .csv and .tsv")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    separator = builtin.SEPARATOR if builtin.SEPARATOR in text else "\n\n"
-    return text.split(separator)
+class Place:
+    """Where documents lie: files, or splits of a data set of the hub, by split (``parts``)."""
 
+    def __init__(
+        self, source: str, tokenizer: PreTrainedTokenizerBase | None, reading: Reading, split: str | None = None
+    ) -> None:
+        """``split`` is asked of the hub where the source names none; None: all."""
+        self.source, self.tokenizer, self.reading = source, tokenizer, reading
+        self.tables: Mapping[str, Any] = {}
+        self.parts: Mapping[str | None, Sequence[Found | str]]
+        kind, path = kind_of(source), Path(source)
+        if kind == "folder":
+            self.parts = files_in(path, TEXTS, reading)
+        elif kind == "file":
+            self.parts = {None: [Found(path, shown(source))]}
+        elif source.startswith((".", "/", "~")) or ending_of(source) in {*TABLES, ".txt"}:
+            raise DataError(
+                f"{shown(source)} does not exist; give a file, a folder, 'builtin', or the name of a hub data set"
+            )
+        else:
+            name, _, asked = source.partition("@")
+            one = asked or split
+            self.tables = {one: from_hub(name, "file", one)} if one else from_hub(name, "file")
+            self.parts = {None: [one]} if one else by_split(list(self.tables), source, f"; name one, as {source}@NAME")
 
-def _read_table(path: Path) -> list[str]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    options: dict[str, Any] = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
-    try:
-        table = load_dataset(_TABLES[path.suffix], data_files=str(path), split="train", **options)
-    except (DatasetGenerationError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read as {path.suffix}: {str(error.__cause__ or error).splitlines()[0]}"
-        ) from None
-    return _texts(table[_text_column(table.column_names, str(path))])
-
-
-def _from_hub(source: str) -> list[str]:
-    place, _, split = source.partition("@")
-    table = from_hub(place, "file", split or "train")
-    return _texts(table[_text_column(table.column_names, source)])
-
-
-def _texts(column: Iterable[Any]) -> list[str]:
-    return [str(value) for value in column if value is not None]
-
-
-def _text_column(columns: Sequence[str], source: str) -> str:
-    for name in ("text", "content", "document", "sentence", "story"):
-        if name in columns:
-            return name
-    if len(columns) == 1:
-        return columns[0]
-    raise DataError(f"{source} has the columns {list(columns)}; name the one with the text 'text'")
+    def documents(self, items: Sequence[Found | str], use: str) -> list[str]:
+        """Those of some of its ``parts``, which are told as read for ``use``."""
+        found: list[str] = []
+        for item in items:
+            if isinstance(item, Found):
+                some = documents_of(item.path, self.reading, self.tokenizer)
+                self.reading.add(item, len(some), use)
+            else:
+                where = f"{self.source.partition('@')[0]}, split {item}"
+                some = texts_of(Table(where, self.tables[item]), self.reading, self.tokenizer)
+                self.reading.add(where, len(some), use, "split")
+            found += some
+        return found

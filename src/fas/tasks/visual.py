@@ -3,41 +3,28 @@ data set of the hub."""
 
 from __future__ import annotations
 
-import csv
-import json
+import os
 import random
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fas.errors import DataError
-from fas.tasks.glue import CAPTIONING, CLASSIFIED
-from fas.tasks.hub_images import EVALUATION, hub_rows
-from fas.tasks.labelled import json_rows
-from fas.tasks.pictures import Picture, identity
+from fas.tasks.glue import CLASSIFIED
+from fas.tasks.hub import from_hub
+from fas.tasks.pictures import check_headers, identity
+from fas.tasks.reading.contents import kind_of
+from fas.tasks.reading.journal import Reading
+from fas.tasks.reading.names import TABLES, TEST, ending_of, set_aside, shown, splits_of
+from fas.tasks.reading.places import Found, files_in
+from fas.tasks.reading.seen import Seen, entries_of, is_table, is_unlabelled, seen_in, seen_of
+from fas.tasks.reading.uses import Uses, by_split, by_use, evaluated, note_test
 from fas.tasks.text import EVALUATION_SHARE, HELD_OUT_SHARE
 
 MOST_HELD_OUT = 2000
-
-_TABLES = (".json", ".jsonl", ".csv", ".tsv")
-_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-_IMAGE = ("image", "img", "file_name", "image_path", "path", "image_id")
-_QUESTION, _ANSWER = ("question", "query", "prompt"), ("multiple_choice_answer", "answer", "answers", "label")
-_CAPTION = ("caption", "captions", "text", "sentences", "sentence")
-_CLASS = ("label", "labels", "class", "target", "fine_label")
-
-
-@dataclass(frozen=True)
-class Seen:
-    """An image, what is asked about it ("" for a caption or a class), and the answer, caption or name of the class."""
-
-    image: Picture
-    question: str
-    answer: str
-    references: tuple[str, ...] = ()
-    """All answers that people gave, or captions; () where there is one."""
+_STORED = {ending: TABLES[ending] for ending in (".parquet", ".arrow")}
+"""Endings of tables that hold their images."""
 
 
 @dataclass(frozen=True)
@@ -50,160 +37,184 @@ class VisualData:
     evaluation: list[Seen]
 
 
-def load_visual(task: str, data: str, eval_data: str | None = None) -> VisualData:
+def load_visual(task: str, data: str, eval_data: str | None = None, reading: Reading | None = None) -> VisualData:
     """``data``, a folder, a table or a data set of the hub, by use.
 
     A folder has ``train`` and ``test`` (or ``val``, ``dev``, …), each a folder or a table; a folder of one part has a table,
-    and its images lie beside it or in ``images``. Tables (.json, .jsonl, .csv, .tsv) have a column of images, and ``question``
-    and ``answer`` (or ``answers``), ``caption`` or ``label``; images may also lie in folders, one a class; easy-VQA's lists
-    ``[question, answer, image]`` are read, too. Without ``eval_data`` and a part for it, a tenth of the images is drawn for
-    evaluation. Raises `DataError` for what is missing or cannot be read.
+    and its images lie beside it or in ``images``. Tables (.json, .jsonl, .csv, .tsv, .parquet) have a column of images, and
+    ``question`` and ``answer`` (or ``answers``), ``caption`` or ``label``; images may also lie in folders, one a class;
+    easy-VQA's lists ``[question, answer, image]`` are read, too. The test split is evaluated on, else validation, which else is
+    held out; without either, and without ``eval_data``, a tenth of the images is drawn. ``reading`` is told what was read and
+    skipped. Raises `DataError` for what is missing or cannot be read.
     """
-    training, evaluation = _sides(task, data, eval_data)
+    reading = _for_rows(reading)
+    place, uses = _uses(task, data, eval_data is not None, reading)
+    training, held_out = place.training(uses), place.rows(uses.held_out, "held out")
+    note_test(place.parts, reading)
+    evaluation = _given(task, eval_data, reading) if eval_data is not None else place.rows(uses.evaluation, "evaluated")
     if not evaluation:
         training, evaluation = _by_image(training, EVALUATION_SHARE)
-    seen = {identity(row.image) for row in evaluation}
-    kept = [row for row in training if identity(row.image) not in seen]
-    rest, held_out = _by_image(kept, HELD_OUT_SHARE)
-    if not rest or not held_out or not evaluation:
+    held_out = _without(held_out, evaluation)
+    kept = _without(training, [*evaluation, *held_out])
+    if removed := len(training) - len(kept):
+        reading.note(f"{removed:,} training rows are not trained on: the evaluation or held-out part has their images")
+    if not held_out:
+        kept, held_out = _by_image(kept, HELD_OUT_SHARE)
+    if not kept or not held_out or not evaluation:
         raise DataError(
-            f"{data} leaves {len(rest)} rows to train on, {len(held_out)} held out and {len(evaluation)} to evaluate on; give "
-            "more images, or other --eval-data"
+            f"{shown(data)} leaves {len(kept)} rows to train on, {len(held_out)} held out and {len(evaluation)} to evaluate "
+            "on; give more images, or other --eval-data"
         )
-    return VisualData(rest, held_out[:MOST_HELD_OUT], evaluation)
+    held_out = held_out[:MOST_HELD_OUT]
+    check_headers((row.image for row in (*kept, *held_out, *evaluation)), reading.progress)
+    return VisualData(kept, held_out, evaluation)
 
 
-def evaluation_seen(task: str, data: str, eval_data: str | None = None) -> list[Seen]:
+def evaluation_seen(task: str, data: str, eval_data: str | None = None, reading: Reading | None = None) -> list[Seen]:
     """Only what `load_visual` evaluates on."""
-    training, evaluation = _sides(task, data, eval_data)
-    return evaluation or _by_image(training, EVALUATION_SHARE)[1]
-
-
-def _sides(task: str, data: str, eval_data: str | None) -> tuple[list[Seen], list[Seen]]:
-    """Training and evaluation; the second may be empty."""
-    place, other = Path(data), [] if eval_data is None else read_part(task, Path(eval_data))
-    if not place.exists() and (data.startswith((".", "/", "~")) or place.suffix in _TABLES):
-        raise DataError(f"{place} does not exist; give a folder with images and a table, the table, or a hub data set")
-    if place.exists():
-        parts = _parts(task, place) if place.is_dir() else {}
-        readers = {name: lambda part=part: read_part(task, part) for name, part in parts.items()}
-        if "train" not in readers:
-            return read_part(task, place), other
+    reading = _for_rows(reading)
+    if eval_data is not None:
+        found = _given(task, eval_data, reading)
     else:
-        splits = hub_rows(data, _IMAGE)
-        readers = {
-            name: lambda rows=rows, name=name: _of_hub(task, rows, f"{data}, {name}") for name, rows in splits.items()
-        }
-        if "train" not in readers:
-            raise DataError(f"{data} has no split called train, but {', '.join(readers)}")
-    found = next((readers[name] for name in EVALUATION if name in readers), None) if eval_data is None else None
-    return readers["train"](), other if found is None else found()
-
-
-def _parts(task: str, folder: Path) -> dict[str, Path]:
-    """Sub-folders and tables of ``folder`` by the part that their name says; a folder of images is a class, not a part."""
-    entries = sorted(entry for entry in folder.iterdir() if entry.is_dir() or entry.suffix in _TABLES)
-    if task in CLASSIFIED:
-        entries = [e for e in entries if not e.is_dir() or any(x.is_dir() or x.suffix in _TABLES for x in e.iterdir())]
-    return {name: entry for name in ("train", *EVALUATION) for entry in entries if entry.stem.lower().startswith(name)}
+        place, uses = _uses(task, data, False, reading)
+        found = place.rows(uses.evaluation, "evaluated") or _by_image(place.training(uses), EVALUATION_SHARE)[1]
+    check_headers((row.image for row in found), reading.progress)
+    return found
 
 
 def read_part(task: str, place: Path) -> list[Seen]:
     """The rows of one table, of the only table of a folder, or of its folders of classes. Raises `DataError` if it cannot be
     read."""
-    if place.is_dir():
-        tables = sorted(file for file in place.iterdir() if file.suffix in _TABLES)
-        if not tables and task in CLASSIFIED:
-            return _classes(place)
-        if len(tables) != 1:
-            names = ", ".join(table.name for table in tables) or "none"
-            raise DataError(f"{place} needs one table ({', '.join(_TABLES)}) beside its images, and has {names}")
-        place = tables[0]
-    if not place.exists() or place.suffix not in _TABLES:
-        raise DataError(f"{place} is no table that FAS reads ({', '.join(_TABLES)})")
-    rows = list(_rows(place))
-    if not rows:
-        raise DataError(f"{place} holds no rows")
-    found = []
-    for number, row in enumerate(rows):
-        where, image = f"{place}: row {number + 1}", _texts(row, _IMAGE)
-        if not image:
-            raise DataError(f"{where} has {', '.join(map(str, row))}; {task} looks for image (or image_id)")
-        seen = _seen(task, row, where, Path(image[0]))
-        found.append(replace(seen, image=_find(place.parent, image[0], where)))
+    return seen_in(task, place, Reading())
+
+
+def _for_rows(reading: Reading | None) -> Reading:
+    reading = reading or Reading()
+    reading.unit = "rows"
+    return reading
+
+
+def _uses(task: str, data: str, given: bool, reading: Reading) -> tuple[_Place, Uses[Found | str]]:
+    place = _Place(task, data, reading)
+    if not given:
+        place.leave_unlabelled_test()
+    return place, by_use(place.parts, reading, given)
+
+
+def _given(task: str, eval_data: str, reading: Reading) -> list[Seen]:
+    """What was given to evaluate on, a part or a place that has parts."""
+    place = _Place(task, eval_data, reading)
+    return place.rows(evaluated(place.parts, reading), "evaluated")
+
+
+class _Place:
+    """Where examples lie: folders or tables, or splits of a data set of the hub, by split (``parts``)."""
+
+    def __init__(self, task: str, data: str, reading: Reading) -> None:
+        self.task, self.source, self.reading = task, data, reading
+        self.tables: Mapping[str, Any] = {}
+        self.parts: Mapping[str | None, Sequence[Found | str]]
+        kind, path = kind_of(data), Path(data)
+        if kind == "folder":
+            self.parts = _parts(task, path, reading) or {None: [Found(path, shown(path))]}
+        elif kind == "file":
+            self.parts = {None: [Found(path, shown(path))]}
+        elif data.startswith((".", "/", "~")) or ending_of(data) in TABLES:
+            raise DataError(
+                f"{shown(data)} does not exist; give a folder with images and a table, the table, or a hub data set"
+            )
+        else:
+            self.tables = from_hub(data, "folder or table")
+            self.parts = by_split(list(self.tables), data)
+
+    def rows(self, items: Sequence[Found | str], use: str) -> list[Seen]:
+        """Those of some of its ``parts``, which are told as read for ``use``."""
+        found: list[Seen] = []
+        for item in items:
+            if isinstance(item, Found):
+                found += seen_in(self.task, item.path, self.reading, use)
+            else:
+                where = f"{self.source}, {item}"
+                some = seen_of(self.task, where, self.tables[item])
+                self.reading.add(where, len(some), use, "split")
+                found += some
+        return found
+
+    def training(self, uses: Uses[Found | str]) -> list[Seen]:
+        """The rows to train on."""
+        return self.rows(uses.trained_on(self.source, self.parts), "training" if uses.divided else "")
+
+    def leave_unlabelled_test(self) -> None:
+        """Skip a test split of the hub without answers or classes, as contests have them."""
+        tests = [item for item in self.parts.get(TEST, ()) if isinstance(item, str)]
+        for item in tests:
+            table = self.tables[item]
+            images = [name for name, kind in table.features.items() if type(kind).__name__ == "Image"]
+            if not is_unlabelled(self.task, table.remove_columns(images)):
+                return
+        for item in tests:
+            self.reading.skip(item, "has no labels")
+            self.parts = {split: items for split, items in self.parts.items() if split != TEST}
+
+
+def _parts(task: str, folder: Path, reading: Reading) -> dict[str | None, list[Found]]:
+    """Folders and tables of ``folder`` by the split that their name says; a folder of images is a class, not a part.
+
+    Empty where it has no splits. Raises `DataError` where folder and table both say one split."""
+    parts: dict[str | None, list[Found]] = {}
+    entries = entries_of(folder, Reading())
+    tables = [entry for entry in entries if is_table(entry.name)]
+    for entry in entries:
+        if kind_of(entry) == "folder":
+            if not _has_parts(entry) and (task in CLASSIFIED or tables):
+                continue
+        elif not is_table(entry.name):
+            continue
+        splits = splits_of(entry.name)
+        if len(splits) == 1:
+            parts.setdefault(splits.pop(), []).append(Found(entry, shown(entry.name)))
+    for split, items in parts.items():
+        if len({kind_of(item.path) for item in items}) > 1:
+            names = " and ".join(item.name for item in items)
+            raise DataError(
+                f"{shown(folder)} has {names} for {split}; give the one that is meant (--data, --eval-data)"
+            )
+    if parts:
+        _skip_unsplit(folder, parts, reading)
+        return parts
+    if any(ending_of(table.name) not in _STORED for table in tables):
+        return {}
+    stored = Reading()
+    found = files_in(folder, _STORED, stored)
+    if not found or (sum(map(len, found.values())) == 1 and None in found):
+        return {}
+    for name, reason in stored.skipped.items():
+        reading.skip(name, reason)
     return found
 
 
-def _classes(folder: Path) -> list[Seen]:
-    """Images in a folder a class."""
-    found = [
-        Seen(image, "", group.name)
-        for group in sorted(folder.iterdir())
-        if group.is_dir()
-        for image in sorted(group.iterdir())
-        if image.suffix.lower() in _IMAGES
-    ]
-    if not found:
-        raise DataError(f"{folder} has neither a table ({', '.join(_TABLES)}) nor folders with images, one a class")
-    return found
-
-
-def _of_hub(task: str, rows: Sequence[tuple[Picture, Mapping[str, Any]]], where: str) -> list[Seen]:
-    return [_seen(task, row, f"{where}, row {number + 1}", image) for number, (image, row) in enumerate(rows)]
-
-
-def _seen(task: str, row: Mapping[str, Any], where: str, image: Picture) -> Seen:
-    """One row; raises `DataError` where it lacks a column of the task. Of several answers the commonest is the answer."""
-    columns = {CAPTIONING: _CAPTION} | dict.fromkeys(CLASSIFIED, _CLASS)
-    question = [""] if task in columns else _texts(row, _QUESTION)
-    answers = _texts(row, columns.get(task, _ANSWER))
-    if not question or not answers:
-        wanted = {CAPTIONING: "caption"} | dict.fromkeys(CLASSIFIED, "label")
-        raise DataError(
-            f"{where} has {', '.join(map(str, row))}; {task} looks for {wanted.get(task, 'question and answer')}"
-        )
-    several = tuple(_texts(row, ("answers",))) if task not in columns else tuple(answers)
-    answer = Counter(answers).most_common(1)[0][0]
-    return Seen(image, question[0], answer, several if len(several) > 1 else ())
-
-
-def _rows(file: Path) -> Iterable[Mapping[str, Any]]:
-    if file.suffix in (".csv", ".tsv"):
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            yield from csv.DictReader(lines, delimiter="," if file.suffix == ".csv" else "\t")
-        return
-    if file.suffix == ".json" and (listed := _easy_vqa(file)) is not None:
-        yield from listed
-        return
-    yield from json_rows(file)  # type: ignore[misc]
-
-
-def _easy_vqa(file: Path) -> list[dict[str, Any]] | None:
-    """Rows of ``[question, answer, image number]``, as easy-VQA has them; None for another file."""
+def _has_parts(folder: Path) -> bool:
+    """Whether there are folders or tables in ``folder``; of a class of many images no file is looked at."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        return None
-    if not isinstance(found, list) or not all(isinstance(row, list) and len(row) == 3 for row in found):
-        return None
-    return [dict(zip(("question", "answer", "image"), row, strict=True)) for row in found]
+        with os.scandir(folder) as entries:
+            return any(not set_aside(e.name) and (e.is_dir() or is_table(e.name)) for e in entries)
+    except OSError as error:
+        raise DataError(f"{shown(folder)} cannot be read: {error.strerror}") from None
 
 
-def _texts(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """What stands in the first of the columns ``names`` that ``row`` has: a text, several, or several answers with notes."""
-    value = next((row[name] for name in names if row.get(name) not in (None, "", [])), None)
-    if value is None:
-        return []
-    values = value if isinstance(value, list) else [value]
-    return [str(one["answer"] if isinstance(one, dict) and "answer" in one else one).strip() for one in values]
+def _skip_unsplit(folder: Path, parts: Mapping[str | None, Sequence[Found]], reading: Reading) -> None:
+    """Tell of files and folders beside splits that say none; folders of images may belong to a table."""
+    taken = {item.path for items in parts.values() for item in items}
+    tables = any(kind_of(path) == "file" for path in taken)
+    for entry in sorted(folder.iterdir()):
+        if entry not in taken and not (tables and kind_of(entry) == "folder" and not set_aside(entry.name)):
+            reading.skip(entry.name, set_aside(entry.name) or "no split in its name, and others have one")
 
 
-def _find(folder: Path, image: str, where: str) -> Path:
-    for place in (folder / image, folder / "images" / image):
-        for path in (place, *(place.with_name(place.name + ending) for ending in _IMAGES)):
-            if path.is_file():
-                return path
-    raise DataError(f"{where} names the image {image}, which is neither in {folder} nor in its folder images")
+def _without(rows: list[Seen], others: Sequence[Seen]) -> list[Seen]:
+    """``rows`` whose image is none of ``others``."""
+    seen = {identity(image) for image in {row.image for row in others}}
+    return [row for row in rows if identity(row.image) not in seen]
 
 
 def _by_image(rows: list[Seen], share: float) -> tuple[list[Seen], list[Seen]]:

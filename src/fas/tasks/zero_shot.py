@@ -23,6 +23,8 @@ from fas.progress import Progress
 from fas.tasks import choices
 from fas.tasks.examples import Evaluation, Scored
 from fas.tasks.harness import HarnessLM
+from fas.tasks.reading.contents import kind_of
+from fas.tasks.reading.journal import Reading
 
 BOOTSTRAPPED = 1000
 """Resamples where a standard error has no closed form (perplexity)."""
@@ -105,18 +107,24 @@ def figures(entry: dict[str, Any], task: str) -> tuple[dict[str, float], dict[st
 
 
 def load_tasks(
-    specs: Sequence[str], tokenizer: PreTrainedTokenizerBase, asked: Asked, include: Sequence[Path] = ()
+    specs: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Asked,
+    include: Sequence[Path] = (),
+    reading: Reading | None = None,
 ) -> list[HarnessTask]:
     """The tasks that ``specs`` name: names of lm-eval (or of YAML tasks in the folders ``include``), YAML files, or files of
-    questions (`fas.tasks.choices`). Their data is loaded, nothing is computed.
+    questions (`fas.tasks.choices`). Their data is loaded, nothing is computed; ``reading`` is told which files were read.
 
     Raises `ConfigError` for a name that does not exist or stands twice, `DataError` for data that cannot be had.
     """
     if lacking := next((folder for folder in include if not folder.is_dir()), None):
         raise ConfigError(f"include_path={str(lacking)!r} is no folder; give one with YAML tasks of lm-eval")
+    reading = reading or Reading()
+    reading.unit = "questions"
     with quietly():
         manager = _manager(specs, include)
-        found = [task for spec in specs for task in _tasks_of(spec, manager, tokenizer, asked)]
+        found = [task for spec in specs for task in _tasks_of(spec, manager, tokenizer, asked, reading)]
     names = [task.name for task in found]
     if double := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"two of the tasks are called {double}; rename one of the files, or ask for one of them")
@@ -143,11 +151,13 @@ def _own_tasks() -> Any:
     return TaskManager()
 
 
-def _tasks_of(spec: str, manager: Any, tokenizer: PreTrainedTokenizerBase, asked: Asked) -> list[HarnessTask]:
+def _tasks_of(
+    spec: str, manager: Any, tokenizer: PreTrainedTokenizerBase, asked: Asked, reading: Reading
+) -> list[HarnessTask]:
     from lm_eval.api.task import ConfigurableTask
 
-    if spec.endswith(choices.ENDINGS):
-        task = ConfigurableTask(config=choices.settings_of(Path(spec)))
+    if choices.is_questions(spec):
+        task = ConfigurableTask(config=choices.settings_of(Path(spec), reading))
         return [HarnessTask(task.task_name, {"tasks": {task.task_name: task}}, tokenizer, asked)]
     if not _is_file(spec) and spec not in manager.task_index:
         close = difflib.get_close_matches(spec, manager.all_tasks, 3)
@@ -166,9 +176,9 @@ def _tasks_of(spec: str, manager: Any, tokenizer: PreTrainedTokenizerBase, asked
 
 def _is_file(spec: str) -> bool:
     """Whether ``spec`` means a file; raises `DataError` if there is none."""
-    if not spec.endswith((*choices.ENDINGS, *_YAML)):
+    if not choices.is_questions(spec) and not spec.endswith(_YAML):
         return False
-    if not Path(spec).is_file():
+    if kind_of(spec) is None:
         raise DataError(f"{spec} does not exist; give a file of questions (.json, .jsonl), a YAML task, or a name")
     return True
 
