@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,13 +18,14 @@ from neuron_cases import same_but_at_edges
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+import fas
 from fas import convert, prepare
 from fas.cli import main
 from fas.config import SpikingConfig
 from fas.errors import ConfigError, FasError
 from fas.neurons.native import kernels
 from fas.runtime.accelerated import accelerated
-from fas.runtime.control import at_time, sites_of
+from fas.runtime.control import at_time, clock_of, sites_of
 from fas.runtime.integer_products import FLOATS, INTEGERS
 
 pytestmark = pytest.mark.skipif(not kernels.takes(torch.zeros(1)), reason="no compiled kernels here")
@@ -251,3 +253,25 @@ def test_generate_is_accelerated(
     slow = told()
     assert fast["text"] == whole["text"] == slow["text"]
     assert fast["spikes_per_neuron"] == pytest.approx(slow["spikes_per_neuron"], rel=1e-3)
+
+
+def test_neurons_that_are_written_to_count_and_calibration_is_refused() -> None:
+    model = tiny.snn("llama")
+    fas.calibrate(model, [tiny.inputs_for(model, 2, 9)])
+    other, ids = copy.deepcopy(model), tiny.tokens(1, 1)
+    for site in sites_of(other).values():
+        with torch.no_grad():
+            site.parameters_for(clock_of(other).config).log_threshold.add_(0.2)
+            site.parameters_for(clock_of(other).config).constant.fill_(0.3)
+    with torch.no_grad():
+        wanted = other(input_ids=ids).logits
+        with fas.accelerated(model):
+            before = model(input_ids=ids).logits
+            model.load_state_dict(other.state_dict())
+            found = model(input_ids=ids).logits
+            with pytest.raises(
+                FasError, match=r"fas\.calibrate changes neurons, which fas\.accelerated takes as they are"
+            ):
+                fas.calibrate(model, [tiny.inputs_for(model, 2, 9)])
+    assert not torch.allclose(before, wanted, atol=1e-2)
+    assert torch.allclose(found, wanted, atol=1e-4)

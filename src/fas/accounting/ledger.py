@@ -18,10 +18,11 @@ from fas.accounting.encodings import silent
 from fas.accounting.energy import EnergyTable, ann_work, bits_of, energy_table, snn_work
 from fas.accounting.neurobench import SynapticOperations, metrics
 from fas.accounting.parts import PartEntry, by_part, parts_of
-from fas.accounting.prices import energy_models
+from fas.accounting.prices import EnergyModels, energy_models
 from fas.accounting.watch import watching
 from fas.errors import DataError
 from fas.neurons import Clock
+from fas.offloading import refuse_offloaded
 from fas.runtime.adaptive import refuse_inside
 from fas.runtime.control import clock_of, sites_of
 from fas.runtime.spikes import SpikeCount, counting
@@ -180,8 +181,22 @@ def ledger(
     """
     models = energy_models(energy_model)
     clock = _clock(model)
+    refuse_offloaded(model, "fas.ledger")
     if clock is not None:
         refuse_inside(clock, "the ledger")
+        with clock.changing("fas.ledger"):
+            return _ledger(model, batch, clock, decode, neurobench, models)
+    return _ledger(model, batch, clock, decode, neurobench, models)
+
+
+def _ledger(
+    model: PreTrainedModel,
+    batch: Mapping[str, Any],
+    clock: Clock | None,
+    decode: bool,
+    neurobench: bool,
+    models: EnergyModels,
+) -> Ledger:
     bits = _bits(model, clock)
     was_training = model.training
     model.eval()

@@ -56,9 +56,10 @@ def _recorded(
         if name in wanted and name not in found:
             found[name] = kept(spikes[:, 0].flatten(1, -2) if spikes.ndim > 3 else spikes[:, :1])
 
-    before, clock.probe = clock.probe, probe
-    try:
-        model(**batch)
-    finally:
-        clock.probe = before
+    with clock.changing("a recording of spikes"):
+        before, clock.probe = clock.probe, probe
+        try:
+            model(**batch)
+        finally:
+            clock.probe = before
     return found

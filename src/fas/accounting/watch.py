@@ -15,7 +15,7 @@ from fas.accounting.encodings import Encodings
 from fas.accounting.neurobench import SynapticOperations
 from fas.accounting.operations import FREE, Rule, rule_of
 from fas.accounting.provenance import Origin
-from fas.neurons import Clock, Site
+from fas.neurons import Clock, NeuronParameters, Site
 from fas.operators.population import Population
 from fas.operators.regions import LISTENERS
 from fas.operators.spiking import SpikingGroup
@@ -138,6 +138,8 @@ def watching(
         if isinstance(module, Site | SpikingGroup | Population):
             role = "neuron"
             handles.append(module.register_forward_hook(_uncounted(encodings.seen(name, module), watch)))
+        if isinstance(module, NeuronParameters):
+            role = "neuron"
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key, hook in list(hooks.items()):
                 if (hook_role := _role_of(hook)) is not None:

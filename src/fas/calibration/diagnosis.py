@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from fas.errors import FasError
 from fas.losses import alignment, logits_loss, logits_of
 from fas.models import find_segments
-from fas.neurons import Site, qcfs
+from fas.neurons import Clock, Site, qcfs
+from fas.offloading import refuse_offloaded
 from fas.runtime.control import as_qcfs, clock_of, sites_of, without_cache
 from fas.runtime.folding import over_time, readout, said
 from fas.runtime.replay import blocks_of, checked
@@ -87,9 +88,16 @@ def diagnose(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> Di
     Runs the SNN once, and once more for every layer. Groups of neurons at rest never lag and are not listed. Raises `DataError`
     without batches or for padded ones, `FasError` if the model simulates no time.
     """
-    listed, clock, training = checked(batches), clock_of(model), model.training
+    listed, clock = checked(batches), clock_of(model)
     if not clock.folds:
         raise FasError("there is no temporal error to diagnose: convert the model and choose schedule='synchronous'")
+    refuse_offloaded(model, "fas.diagnose")
+    with clock.changing("fas.diagnose"):
+        return _diagnose(model, listed, clock)
+
+
+def _diagnose(model: PreTrainedModel, listed: Sequence[Mapping[str, Any]], clock: Clock) -> Diagnosis:
+    training = model.training
     model.eval()
     try:
         layers = _layers(model)

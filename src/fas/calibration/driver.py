@@ -29,9 +29,10 @@ from fas.conversion.kept import fingerprint_of
 from fas.errors import CheckpointError, DataError, FasError
 from fas.losses import better, logits_loss, logits_of
 from fas.models import Segment, find_segments
-from fas.neurons import NeuronParameters, Site
+from fas.neurons import Clock, NeuronParameters, Site
+from fas.offloading import refuse_offloaded
 from fas.progress import Progress, Silent
-from fas.runtime.control import as_qcfs, clock_of, sites_of, without_cache
+from fas.runtime.control import as_qcfs, clock_of, refuse_frozen, sites_of, without_cache
 from fas.runtime.finite import finite_activations, require_finite
 from fas.runtime.replay import batches_of, blocks_of, both_streams, checked, number_of_layers
 
@@ -57,7 +58,21 @@ def calibrate(
     """
     options, progress = options or CalibrationOptions.for_depth(number_of_layers(model)), progress or Silent()
     clock, listed = clock_of(model), _checked(model, batches)
-    place, key = _folder(activations), clock.config.neuron_key
+    with clock.changing("fas.calibrate"):
+        return _calibrate(model, clock, listed, options, progress, resume, _folder(activations))
+
+
+def _calibrate(
+    model: PreTrainedModel,
+    clock: Clock,
+    listed: Sequence[Mapping[str, Any]],
+    options: CalibrationOptions,
+    progress: Progress,
+    resume: Path | str | None,
+    place: Path | None,
+) -> list[LayerReport]:
+    refuse_frozen(clock, "fas.calibrate")
+    key = clock.config.neuron_key
     sites = [site for site in sites_of(model).values() if site.calibrates]
     training = model.training
     model.eval()
@@ -86,9 +101,8 @@ def calibrate(
         if world.size() > 1:
             world.same_as_first([value for entry in parameters for value in entry.state_dict().values()])
         by_layer = end = uncalibrated if settled else target.distance()
-        if not settled and not (
-            options.spike_price and by_layer < math.inf
-        ):  # with a price, silence is worth some distance
+        priced = options.spike_price and by_layer < math.inf  # with a price, silence is worth some distance
+        if not settled and not priced:
             end = _better(model, parameters, fresh, target.distance, by_layer, uncalibrated)
         if options.global_steps:
             every_block = [block for segment in find_segments(model) for block in blocks_of(segment)]
@@ -97,13 +111,7 @@ def calibrate(
                     parameters, target.part_of, len(listed), options.global_steps, target.distance, end,
                     GLOBAL_LR[clock.config.coding], progress, together=True,
                 )  # fmt: skip
-        regression = getattr(model.config, "problem_type", None) == "regression"
-        kind, unit = ("squared error", "") if regression else ("KL", " nats")
-        summary = f"logits {kind} {uncalibrated:.4f} uncalibrated → {by_layer:.4f} by layer → {end:.4f}{unit}"
-        if settled:
-            summary = f"logits {kind} {end:.4f}{unit} by schedules; layers stay, for this is within {options.settled_within:g}"
-        elif not end < uncalibrated and not options.spike_price:
-            summary += "; no better, so the uncalibrated neurons stay"
+        summary = _summary(model, options, settled, uncalibrated, by_layer, end)
     except BaseException:
         for site, before in zip(sites, earlier, strict=True):  # nothing half-calibrated stays, nothing finished is lost
             if before is None:
@@ -123,8 +131,23 @@ def _checked(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> li
     listed = checked(batches)
     if not clock_of(model).folds:
         raise FasError("Stage 2 calibrates time: convert the model first and choose schedule='synchronous'")
+    refuse_offloaded(model, "fas.calibrate")
     require_finite(model)
     return listed
+
+
+def _summary(
+    model: PreTrainedModel, options: CalibrationOptions, settled: bool, uncalibrated: float, by_layer: float, end: float
+) -> str:
+    """What Stage 2 did to the distance between the logits of the SNN and of the QCFS model."""
+    regression = getattr(model.config, "problem_type", None) == "regression"
+    kind, unit = ("squared error", "") if regression else ("KL", " nats")
+    if settled:
+        return f"logits {kind} {end:.4f}{unit} by schedules; layers stay, for this is within {options.settled_within:g}"
+    summary = f"logits {kind} {uncalibrated:.4f} uncalibrated → {by_layer:.4f} by layer → {end:.4f}{unit}"
+    if not end < uncalibrated and not options.spike_price:
+        summary += "; no better, so the uncalibrated neurons stay"
+    return summary
 
 
 def _better(

@@ -65,7 +65,7 @@ class CalibrationOptions:
         asked = fit_steps is not None or given.get("align_steps") or given.get("spike_price")
         if fit_steps is None:
             fit_steps = 0 if deep else cls.fit_steps
-        given = {"settled_within": SETTLED if deep and not asked else 0.0} | given
+        given.setdefault("settled_within", SETTLED if deep and not asked else 0.0)
         return cls(settle=deep, fit_steps=fit_steps, search_rows=256 if deep else cls.search_rows, **given)
 
     @property

@@ -22,6 +22,7 @@ from fas.neurons.rotation import Rotation, rotate
 from fas.operators import SpikingGroup
 from fas.operators.population import NEURONS, Population
 from fas.runtime import attention
+from fas.runtime.calls import mark_calls
 from fas.runtime.control import SetTimesteps
 from fas.runtime.folding import fold_segment, silence_dropout
 from fas.runtime.hooks import SiteHook
@@ -62,6 +63,7 @@ def install(
     choose_attention(model, attention.NAME, everywhere=attends)
     for segment in decoders(plan) if prefix else ():
         add_prefix(segment, len(config.prefix), prefix or {}, model.dtype)
+    mark_calls(model, [segment.module for segment, _ in plan], clock)
     model.save_pretrained = SavePretrained(model)  # type: ignore[assignment]
     model.set_timesteps = SetTimesteps(sites, model, describe)  # type: ignore[assignment]
     describe(model)

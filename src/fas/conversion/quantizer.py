@@ -18,7 +18,8 @@ from fas.conversion.manifest import REFUSAL
 from fas.conversion.order import number
 from fas.errors import CheckpointError
 from fas.models import listed
-from fas.neurons import Site
+from fas.neurons import NeuronParameters, Site
+from fas.offloading import at_hand
 from fas.operators import SpikingGroup
 
 PARAMETER_NAMES = (
@@ -71,11 +72,11 @@ class FasQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         broken = [
-            f"{module.name}.{name}"
-            for module in model.modules()
-            if isinstance(module, Site | SpikingGroup)
-            for name, parameter in module.state_dict().items()
-            if not _is_valid(name, parameter)
+            f"{place}.{name}"
+            for place, module in model.named_modules()
+            if isinstance(module, Site | SpikingGroup | NeuronParameters)
+            for name in (*module._parameters, *module._buffers)
+            if (value := at_hand(module, name)) is not None and not _is_valid(name, value)
         ]
         if broken:
             raise CheckpointError(

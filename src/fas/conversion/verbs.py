@@ -19,6 +19,7 @@ from fas.conversion.scales import Samples, fitted_scale, mean_error, sampled
 from fas.errors import ConfigError
 from fas.models import Placement, Plan, find_segments, planned
 from fas.neurons import Site
+from fas.offloading import refuse_offloaded
 from fas.progress import Progress, Silent
 from fas.runtime.control import clock_of
 from fas.runtime.finite import finite_activations, require_finite
@@ -44,6 +45,7 @@ def prepare(
     architecture, `ConfigError` for targets or ignored names that match no site and
     `DataError` without batches, before the model is changed.
     """
+    refuse_offloaded(model, "fas.prepare")
     plan, batches, progress = planned(model, config), list(batches), progress or Silent()
     placements = [place for _, places in plan for place in places]
     require_finite(model)
@@ -138,8 +140,9 @@ def convert(model: Model) -> Model:
     """
     clock = clock_of(model)
     require_finite(model)
-    clock.stage = "snn"
-    for segment in find_segments(model):
-        silence_dropout(segment.module)
-    describe(model)
+    with clock.changing("fas.convert"):
+        clock.stage = "snn"
+        for segment in find_segments(model):
+            silence_dropout(segment.module)
+        describe(model)
     return model

@@ -93,7 +93,9 @@ def built(
     """Make ``model`` (what `Method.start` says) the method's SNN in place, for the configuration that is returned."""
     config = method.config(base, timesteps)
     neuron = method.build(model, config, timesteps, list(batches), progress)
-    clock_of(model).neuron = neuron
+    clock = clock_of(model)
+    with clock.changing(f"the method {method.name}"):
+        clock.neuron = neuron
     return config
 
 

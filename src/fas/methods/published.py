@@ -25,8 +25,9 @@ from fas.conversion import describe
 from fas.errors import ConfigError
 from fas.losses import logits_kl
 from fas.neurons import Site
+from fas.offloading import refuse_offloaded
 from fas.progress import Progress, Silent
-from fas.runtime.control import as_qcfs, clock_of, sites_of, without_cache
+from fas.runtime.control import as_qcfs, clock_of, refuse_frozen, sites_of, without_cache
 from fas.runtime.replay import checked
 
 _LEAST = 1e-3
@@ -63,6 +64,8 @@ def calibrate_as_published(
     """
     options, progress = options or PublishedOptions(), progress or Silent()
     clock, sequences = clock_of(model), list(_singly(checked(batches)))
+    refuse_offloaded(model, "the published Stage 2")
+    refuse_frozen(clock, "the published Stage 2")
     if clock.config.coding != "rate" or clock.config.rows != "step" or not clock.folds:
         raise ConfigError("the published recipe is for coding='rate', rows='step' in the synchronous schedule")
     sites = [site for site in sites_of(model).values() if site.calibrates]
@@ -70,7 +73,8 @@ def calibrate_as_published(
     training = model.training
     model.eval()
     try:
-        losses = _descend(model, sites, sequences, options, progress)
+        with clock.changing("the published Stage 2"):
+            losses = _descend(model, sites, sequences, options, progress)
     except BaseException:
         for site, before in zip(sites, earlier, strict=True):
             del site.neurons[clock.config.neuron_key]

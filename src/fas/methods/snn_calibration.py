@@ -65,13 +65,14 @@ def _means(sites: dict[str, Site], run: Callable[[], object]) -> dict[str, Tenso
 def as_ann(model: PreTrainedModel) -> Iterator[None]:
     """All sites let values pass: the ANN, for the length of the context."""
     clock = clock_of(model)
-    config, neuron = clock.config, clock.neuron
-    clock.config = config.replaced(schedule="layerwise", timesteps=config.levels)
-    clock.neuron = lambda site, x: Fired(x, torch.zeros_like(x).unsqueeze(0))
-    try:
-        yield
-    finally:
-        clock.config, clock.neuron = config, neuron
+    with clock.changing("a run as ANN"):
+        config, neuron = clock.config, clock.neuron
+        clock.config = config.replaced(schedule="layerwise", timesteps=config.levels)
+        clock.neuron = lambda site, x: Fired(x, torch.zeros_like(x).unsqueeze(0))
+        try:
+            yield
+        finally:
+            clock.config, clock.neuron = config, neuron
 
 
 def _build(model: PreTrainedModel, config: SpikingConfig, timesteps: int, batches: Batches, progress: Progress) -> None:

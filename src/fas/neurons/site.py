@@ -19,6 +19,23 @@ from fas.neurons.qcfs import codes, grid, qcfs
 from fas.neurons.rotation import NO_ROTATION, Rotation, rotate
 from fas.neurons.settled import restless
 from fas.neurons.sigma_delta import sigma_delta
+from fas.offloading import at_hand
+
+
+class Neuron(NamedTuple):
+    """θ, v₀, a₀ and the constant behind, each ``[C]``; k and δ of each step ``[PT]``."""
+
+    threshold: Tensor
+    v_init: Tensor
+    a_init: Tensor
+    constant: Tensor
+    steps: Tensor
+    dead_zone: Tensor
+
+    @property
+    def behind(self) -> Tensor | None:
+        """The constant, if there is one."""
+        return self.constant if bool(self.constant.any()) else None
 
 
 class NeuronParameters(nn.Module):
@@ -46,6 +63,10 @@ class NeuronParameters(nn.Module):
     def threshold(self) -> Tensor:
         """θ, positive by construction."""
         return self.log_threshold.exp()
+
+    def forward(self) -> Neuron:
+        """All of them: whoever needs them calls, so that what is hooked to a forward (offloading, sharding) sees it."""
+        return Neuron(self.threshold, self.v_init, self.a_init, self.constant, self.steps, self.dead_zone)
 
 
 class Site(nn.Module):
@@ -82,12 +103,12 @@ class Site(nn.Module):
         self.register_buffer("center", mean)  # the biases behind add it
         self.center: Tensor | None
         self.neurons = nn.ModuleDict()
-        self._memo: list[Any] | None = None
 
     @property
     def scale(self) -> Tensor:
         """λ ``[C]``, positive by construction."""
-        return self.log_scale.exp().expand(self.width)
+        scale: Tensor = at_hand(self, "log_scale")
+        return scale.exp().expand(self.width)
 
     @property
     def calibrates(self) -> bool:
@@ -104,6 +125,11 @@ class Site(nn.Module):
         key = config.neuron_key
         return self.neurons[key] if key in self.neurons else None  # type: ignore[return-value]
 
+    def neuron_for(self, config: SpikingConfig) -> Neuron | None:
+        """What was calibrated for ``config``'s coding and time, or None."""
+        stored = self.parameters_for(config)
+        return None if stored is None else stored()
+
     def add_parameters(self, key: str) -> NeuronParameters:
         """New neuron parameters under ``key``, starting from the uncalibrated values (θ = λ, v₀ = ½)."""
         fresh = NeuronParameters(self.width, self.starting_steps(steps_in(key), neurons_in(key)), self.log_scale.device)
@@ -116,20 +142,26 @@ class Site(nn.Module):
         """The encoding of ``x``, computed once for all consumers that are handed the same tensor."""
         if self.consumers == 1:
             return self(self.rotated(x))
-        if self._memo is None or self._memo[0] is not x:
-            self._memo = [x, self(self.rotated(x)), self.consumers]
-        memo = self._memo
-        memo[2] -= 1
-        if memo[2] == 0:
-            self._memo = None
-        return memo[1]
+        memo = self.clock.now.memo
+        kept = memo.get(self.name)
+        if kept is None or kept[0] is not x:
+            kept = memo[self.name] = [x, self(self.rotated(x)), self.consumers]
+        kept[2] -= 1
+        if kept[2] == 0:
+            del memo[self.name]
+        return kept[1]  # type: ignore[no-any-return]
+
+    @property
+    def _memo(self) -> list[Any] | None:
+        """What the running call of this thread keeps for further consumers: input, encoding, and for how many."""
+        return self.clock.now.memo.get(self.name)
 
     def rotated(self, x: Tensor) -> Tensor:
         """``x`` as the neurons see it (analog, fp32 or wider): rotated, and less the mean, where the site has those."""
         if self.rotation == NO_ROTATION and self.center is None:
             return x
         rows = rotate(_wide(x), self.rotation)
-        return (rows if self.center is None else rows - self.center).to(x.dtype)
+        return (rows if self.center is None else rows - at_hand(self, "center")).to(x.dtype)
 
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
         """Encode ``x`` ``[B, …, C]`` (QCFS, layerwise) or ``[T·B, …, C]`` (folded); arithmetic in fp32 or wider.
@@ -142,9 +174,10 @@ class Site(nn.Module):
             return self._quantize(wide, visible).to(x.dtype)
         self.require_segment()
         rows = self.over_time(wide)
-        out, spikes = self._fire(rows)
-        if (constant := self._settings(wide.dtype).constant) is not None:
-            out = out + constant
+        known = self._settings(wide.dtype)
+        out, spikes = self._fire(rows, known)
+        if known.constant is not None:
+            out = out + known.constant
         if clock.early is not None:
             clock.early.see(self, rows.detach(), spikes.detach(), visible)
         if clock.probe is not None:
@@ -164,14 +197,17 @@ class Site(nn.Module):
         )
 
     def meet(self) -> None:
-        """Say that the site runs now, if somebody wants to know."""
+        """Say that the site runs now, if somebody wants to know; it may run again for a backward pass."""
+        if self.clock.now.expected is not None:
+            self.clock.check_recomputed()
         if self.clock.met is not None:
             self.clock.met[self.name] = None
 
     def require_segment(self) -> None:
         """Raise `FasError` where time is not folded (a checkpoint's recomputation is inside); rows differ from now on."""
-        self.clock.still = False
-        if self.clock.depth == 0 and torch._C._current_graph_task_id() == -1:
+        now = self.clock.now
+        now.still = False
+        if now.depth == 0 and torch._C._current_graph_task_id() == -1:
             raise FasError(
                 f"site {self.name} was reached outside a folded segment; call the model, or a whole segment of it, "
                 "instead of an inner layer"
@@ -186,7 +222,7 @@ class Site(nn.Module):
         """Hand ``spikes`` ``[T, B, …, C]`` to the probe, which must be there; of P neurons a channel ``[P·T, B, …, C]`` as
         ``[T, B, …, C·P]``."""
         assert self.clock.probe is not None
-        self.clock.visible = visible
+        self.clock.now.visible = visible
         if self.clock.folds and len(spikes) > (timesteps := self.clock.config.timesteps):
             spikes = spikes.unflatten(0, (timesteps, -1)).movedim(1, -1).flatten(-2)
         self.clock.probe(self.name, spikes.detach())
@@ -208,13 +244,13 @@ class Site(nn.Module):
     def _own(self, x: Tensor) -> tuple[Tensor, Tensor]:
         assert self.clock.neuron is not None
         value, spikes, worth = self.clock.neuron(self, x)
-        self.clock.worth = None if self.clock.probe is None else worth
+        self.clock.now.worth = None if self.clock.probe is None else worth
         return value, spikes
 
-    def _fire(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _fire(self, rows: Tensor, known: _Settings) -> tuple[Tensor, Tensor]:
         if self.clock.neuron is not None and self.calibrates:
             return self._own(rows)
-        config, known = self.clock.config, self._settings(rows.dtype)
+        config = self.clock.config
         if known.prepared is not None and self.clock.probe is None and self.clock.early is None and kernels.takes(rows):
             return known.prepared(rows), rows.new_empty(0)
         threshold, v_init, a_init = known.values
@@ -228,17 +264,26 @@ class Site(nn.Module):
     def _settings(self, dtype: torch.dtype) -> _Settings:
         """What `_fire` needs to know, in fp32 or wider; worked out once while the clock is frozen."""
         config, frozen = self.clock.config, self.clock.frozen
-        if frozen is not None and (found := frozen.get((self.name, dtype))) is not None and found[0] is config:
-            return found[1]  # type: ignore[no-any-return]
-        wide = torch.promote_types(dtype, torch.float32)
-        threshold, v_init, a_init = (value.to(wide) for value in self.neuron_values(config))
-        steps: Sequence[int] = self.steps_for(config) if config.coding == "sigma_delta" else ()
-        zones: Sequence[float] = self.dead_zone_for(config) if config.coding == "sigma_delta" else ()
-        made = _Settings((threshold, v_init, a_init), steps, zones, self.constant_for(config))
+        if frozen is not None and (found := frozen.get((self.name, dtype))) is not None and found.config is config:
+            if found.is_fresh():
+                return found.made  # type: ignore[no-any-return]
+            self.clock.rewritten += 1
+        wide, stored = torch.promote_types(dtype, torch.float32), self.neuron_for(config)
+        threshold, v_init, a_init = (value.to(wide) for value in self._values(stored))
+        steps: Sequence[int] = self._steps(stored, config) if config.coding == "sigma_delta" else ()
+        zones: Sequence[float] = stored.dead_zone.tolist() if stored and config.coding == "sigma_delta" else ()
+        made = _Settings((threshold, v_init, a_init), steps, zones, None if stored is None else stored.behind)
         if frozen is not None and not torch.is_grad_enabled():
             made = made._replace(prepared=self._prepared(made))
-            frozen[self.name, dtype] = config, made
+            frozen[self.name, dtype] = _Frozen(config, made, self._read(config))
         return made
+
+    def _read(self, config: SpikingConfig) -> list[Tensor]:
+        """The parameters of which `_settings` are made."""
+        stored = self.parameters_for(config)
+        if stored is None:
+            return [self.log_scale]
+        return [value for value in (*stored._parameters.values(), *stored._buffers.values()) if value is not None]
 
     def _prepared(self, known: _Settings) -> kernels.Prepared | None:
         config, (threshold, v_init, a_init) = self.clock.config, known.values
@@ -261,7 +306,9 @@ class Site(nn.Module):
 
     def neuron_values(self, config: SpikingConfig) -> tuple[Tensor, Tensor, Tensor]:
         """(θ, v₀, a₀), each ``[C]``: calibrated for ``config``, else θ = λ, v₀ = ½, a₀ = 0."""
-        stored = self.parameters_for(config)
+        return self._values(self.neuron_for(config))
+
+    def _values(self, stored: Neuron | None) -> tuple[Tensor, Tensor, Tensor]:
         if stored is not None:
             return stored.threshold, stored.v_init, stored.a_init
         scale = self.scale
@@ -269,23 +316,26 @@ class Site(nn.Module):
 
     def constant_for(self, config: SpikingConfig) -> Tensor | None:
         """What the layers behind add as bias ``[C]``: calibrated for ``config``, else None."""
-        stored = self.parameters_for(config)
-        return None if stored is None or not bool(stored.constant.any()) else stored.constant
+        stored = self.neuron_for(config)
+        return None if stored is None else stored.behind
 
     def adds_constant(self, config: SpikingConfig) -> bool:
         """Whether the layers behind add something that is no spike: where tracking starts, or an absorbed error."""
-        stored = self.parameters_for(config) if self.clock.folds else None
+        stored = self.neuron_for(config) if self.clock.folds else None
         return stored is not None and bool(stored.a_init.any() | stored.constant.any())
 
     def steps_for(self, config: SpikingConfig) -> Sequence[int]:
         """k_1 … k_PT of this site: calibrated for ``config``, else the configuration's."""
-        if (stored := self.parameters_for(config)) is not None:
+        return self._steps(self.neuron_for(config), config)
+
+    def _steps(self, stored: Neuron | None, config: SpikingConfig) -> Sequence[int]:
+        if stored is not None:
             return [int(k) for k in stored.steps.tolist()]
         return self.starting_steps(config.step_schedule, config.neurons_per_channel)
 
     def dead_zone_for(self, config: SpikingConfig) -> Sequence[float]:
         """δ_1 … δ_PT of this site, in units of its steps: calibrated for ``config``, else none."""
-        stored = self.parameters_for(config)
+        stored = self.neuron_for(config)
         return () if stored is None else stored.dead_zone.tolist()
 
     def starting_steps(self, steps: Sequence[int], neurons: int) -> Sequence[int]:
@@ -302,9 +352,6 @@ class Site(nn.Module):
         super()._apply(keep_dtype, recurse)
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_memo": None}
-
     def extra_repr(self) -> str:
         return f"{self.name}, width={self.width}, signed={self.signed}, consumers={self.consumers}"
 
@@ -318,6 +365,23 @@ class _Settings(NamedTuple):
     constant: Tensor | None
     prepared: kernels.Prepared | None = None
     """The same as one call, while the clock is frozen."""
+
+
+class _Frozen:
+    """Settings that were worked out once, and what they were made of."""
+
+    __slots__ = ("config", "made", "values", "version")
+
+    def __init__(self, config: SpikingConfig, made: _Settings, values: list[Tensor]) -> None:
+        self.config, self.made, self.values = config, made, values
+        self.version = sum(value._version for value in values)
+
+    def is_fresh(self) -> bool:
+        """Whether nobody has written to the parameters since."""
+        version = 0
+        for value in self.values:
+            version += value._version
+        return version == self.version
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fas.neurons import pieces
+from fas.offloading import at_hand
 from fas.operators.group import read
 from fas.operators.ranges import LAST_OCTAVE
 from fas.operators.spiking import SpikingGroup
@@ -23,9 +24,10 @@ ELSEWHERE = 1 << 24
 
 def exp2_table(group: SpikingGroup, like: Tensor) -> Tensor:
     """2^{−u} ``[LAST_OCTAVE + 1, N + 1]``, by octave and by how far u is inside it (in N-ths)."""
-    size = len(group.corners)
+    size = group.corners.shape[0]
     full = torch.arange(size + 1, device=like.device)[:, None] > torch.arange(size, device=like.device)
-    even, odd = read(full.to(like.dtype) * group.site.scale.to(like), group.readout, group.readout_offset).unbind(-1)
+    readouts = at_hand(group, "readout"), at_hand(group, "readout_offset")
+    even, odd = read(full.to(like.dtype) * group.site.scale.to(like), *readouts).unbind(-1)
     octaves = torch.arange(LAST_OCTAVE + 1, device=like.device)
     values = torch.where(octaves[:, None] % 2 == 0, even, odd.flip(0)) * (-octaves[:, None].to(like.dtype)).exp2()
     values[LAST_OCTAVE] = 0

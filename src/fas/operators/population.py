@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fas.neurons import Clock, Held, qcfs
 from fas.neurons.held import dtype_for
 from fas.neurons.qcfs import codes
+from fas.offloading import at_hand
 from fas.operators.group import wide
 from fas.operators.spiking import GroupSite
 
@@ -37,7 +38,8 @@ class PopulationSite(GroupSite):
     @property
     def scale(self) -> Tensor:
         """λ of every neuron ``[2·P·C]``."""
-        return self.log_scale.exp().expand(self.channels).repeat(2 * self.neurons_each)
+        scale: Tensor = at_hand(self, "log_scale")
+        return scale.exp().expand(self.channels).repeat(2 * self.neurons_each)
 
 
 class Population(nn.Module):
@@ -55,7 +57,7 @@ class Population(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x, site = wide(x), self.site
         if isinstance(site, PopulationSite) and site.rests():
-            scale, levels = site.log_scale.exp().to(x.dtype) * self.neurons, self.neurons * site.levels
+            scale, levels = at_hand(site, "log_scale").exp().to(x.dtype) * self.neurons, self.neurons * site.levels
             if site.clock.probe is not None and site.clock.folds:
                 number = codes(site.over_time(x.detach()), scale.detach(), levels, signed=True)
                 number = number.to(dtype_for(self.neurons))

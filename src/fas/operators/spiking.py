@@ -52,7 +52,7 @@ class GroupSite(Site):
     def tell_held(self, held: Held, visible: Tensor | None) -> None:
         """Hand ``held`` to the probe, which must be there: as it is to one that has a method ``held``, else its spikes."""
         assert self.clock.probe is not None
-        self.clock.visible = visible
+        self.clock.now.visible = visible
         tell(self.clock.probe, self.name, held)
 
     def starting_steps(self, steps: Sequence[int], neurons: int) -> Sequence[int]:

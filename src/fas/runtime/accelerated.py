@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fas.errors import ConfigError, FasError
 from fas.models import find_segments
-from fas.neurons import Site
+from fas.neurons import Clock, Site
 from fas.runtime.control import clock_of
 from fas.runtime.decoding import attention_in_place
 from fas.runtime.hooks import SiteHook
@@ -32,13 +33,43 @@ def accelerated(model: nn.Module, bits: int = 0) -> Iterator[nn.Module]:
       with 16 bits, and what is no number becomes one.
 
     Convolutions, attention that spikes, models on a GPU and layers in training stay as they are. Weights may change inside,
-    neurons may not. Raises `FasError` for a model without sites, or with ``bits`` and a grid of more than 127 levels, and
-    `ConfigError` for other ``bits``.
+    neurons may not. It holds for the calls of all threads, and begins and ends when none runs; contexts inside one another
+    are one. Raises `FasError` for a model without sites, or with ``bits`` and a grid of more than 127 levels, and
+    `ConfigError` for other ``bits``, or than those of a context that is on.
     """
     refuse_bits(model, bits)
     clock = clock_of(model)
+    with clock.changing("fas.accelerated"):
+        if clock.shared is None:
+            clock.shared = _Shared(bits, _installed(model, bits, clock))
+        elif clock.shared.bits != bits:
+            raise ConfigError(
+                f"fas.accelerated is on already for this model, with bits={clock.shared.bits}; leave that context before one "
+                f"with bits={bits}"
+            )
+        clock.shared.uses += 1
+    try:
+        yield model
+    finally:
+        with clock.changing("leaving fas.accelerated", waits=True):
+            clock.shared.uses -= 1
+            if not clock.shared.uses:
+                shared, clock.shared = clock.shared, None
+                shared.undo.close()
+
+
+@dataclass
+class _Shared:
+    """What the first context of a model has installed, and the last one undoes."""
+
+    bits: int
+    undo: ExitStack
+    uses: int = 0
+
+
+def _installed(model: nn.Module, bits: int, clock: Clock) -> ExitStack:
     with ExitStack() as stack:
-        stack.callback(setattr, clock, "frozen", clock.frozen)
+        stack.callback(setattr, clock, "frozen", None)
         clock.frozen = {}
         for module, site, folded in _linear(model):
             if folded and not isinstance(module, Conv1D):
@@ -46,7 +77,7 @@ def accelerated(model: nn.Module, bits: int = 0) -> Iterator[nn.Module]:
             stack.callback(module.__dict__.pop, "forward", None)
             module.forward = Product(module, site, bits, clock)  # type: ignore[method-assign]
         stack.enter_context(attention_in_place(model))
-        yield model
+        return stack.pop_all()
 
 
 def integer_paths(model: nn.Module) -> str:

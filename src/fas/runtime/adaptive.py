@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -109,9 +109,6 @@ class Adaptive:
         self.clock, self.settled, self.confidence = clock_of(model), settled, confidence
         self.names = {module: name or type(module).__name__ for name, module in model.named_modules()}
         self.by_segment: dict[str, list[int]] = {}
-        self.running: list[Run] = []
-        self.trace: list[Run] | None = None
-        """Runs that wait for the head to decide."""
         if not settled and confidence is None:
             raise ConfigError("nothing would stop a sequence: choose settled=True, a confidence, or both")
         if confidence is not None and not (math.isfinite(confidence) and confidence >= 0):
@@ -128,6 +125,20 @@ class Adaptive:
                 "rate-coded values are running means, which move at every timestep, so no neuron can tell that it has settled; "
                 "stop by a confidence alone (settled=False), or choose coding='sigma_delta'"
             )
+
+    @property
+    def running(self) -> list[Run]:
+        """The calls of segments that have not ended in this thread, the inner ones last."""
+        return self.clock.now.runs
+
+    @property
+    def trace(self) -> list[Run] | None:
+        """Those of this thread that wait for the head to decide."""
+        return self.clock.now.trace
+
+    @trace.setter
+    def trace(self, runs: list[Run] | None) -> None:
+        self.clock.now.trace = runs
 
     @property
     def timesteps(self) -> list[int]:
@@ -204,31 +215,35 @@ class Adaptive:
     def finish(self, run: Run, stops: Tensor) -> None:
         """``run`` ends at ``stops`` ``[sequences]``."""
         run.finish(stops)
-        self.by_segment.setdefault(self.names[run.module], []).extend(stops.tolist())
+        if not self.clock.now.unheard:
+            self.by_segment.setdefault(self.names[run.module], []).extend(stops.tolist())
 
 
 @contextmanager
 def adaptive(model: nn.Module, *, settled: bool = True, confidence: float | None = None) -> Iterator[Adaptive]:
     """Inside, each sequence of every forward of ``model`` (and of ``generate``) stops by itself; yields the `Adaptive`.
 
-    ``settled``: when nothing would change any more, which changes no output (sigma_delta only). ``confidence``: when the mean
-    over the sequence's real tokens of the largest probability (of those whose logits are computed: the last one in
-    ``generate``) reaches it, or for classification the largest probability; 0 stops at once, above 1 never. Given both, what
-    comes first. Spikes are counted until a sequence stops, padding counts nowhere. Raises `ConfigError` where there is no time,
-    for rate with ``settled``, and for ``confidence`` with a key/value cache, which would hold timesteps that never ran.
+    ``settled``: when nothing would change any more, which changes no output (sigma_delta only). ``confidence``: when the
+    mean over the sequence's real tokens of the largest probability (of those whose logits are computed: the last one in
+    ``generate``) reaches it, or for classification the largest probability; 0 stops at once, above 1 never. Given both,
+    what comes first. It holds for the calls of all threads. Spikes are counted until a sequence stops, padding counts
+    nowhere. Raises `ConfigError` where there is no time, for rate with ``settled``, and for ``confidence`` with a key/value
+    cache, which would hold timesteps that never ran.
     """
-    found = Adaptive(model, settled, confidence)
-    if found.clock.early is not None:
-        raise ConfigError("fas.adaptive is on already for this model; leave the outer context first")
-    found.clock.early = found
-    try:
-        if confidence is None:
-            yield found
-        else:
-            with heads_over_time(model, found):
-                yield found
-    finally:
-        found.clock.early = None
+    clock = clock_of(model)
+
+    def begin(undo: ExitStack) -> Adaptive:
+        found = Adaptive(model, settled, confidence)
+        if clock.early is not None:
+            raise ConfigError("fas.adaptive is on already for this model; leave the outer context first")
+        if confidence is not None:
+            undo.enter_context(heads_over_time(model, found))
+        clock.early = found
+        undo.callback(setattr, clock, "early", None)
+        return found
+
+    with clock.turns.layered("fas.adaptive", begin) as found:
+        yield found
 
 
 def refuse_inside(clock: Clock, what: str) -> None:

@@ -87,7 +87,7 @@ def _folded(layer_class: Any, methods: Callable[[Any], dict[str, Any]]) -> Any:
         if methods is not _exact_methods and layer_class not in (DynamicLayer, DynamicSlidingWindowLayer):
             raise FasError(f"the settled cache needs a dynamic cache, not {layer_class.__name__}; use cache='exact'")
         kind = "Exact" if methods is _exact_methods else "Settled"
-        _FOLDED[key] = type(f"{kind}{layer_class.__name__}", (layer_class,), methods(layer_class))
+        _FOLDED.setdefault(key, type(f"{kind}{layer_class.__name__}", (layer_class,), methods(layer_class)))
     return _FOLDED[key]
 
 

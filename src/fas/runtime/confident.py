@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import partial, update_wrapper, wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fas.errors import ConfigError
+from fas.neurons import Clock
 from fas.runtime.folding import FoldHook, read
 from fas.runtime.limit import Limited
 
@@ -45,6 +46,11 @@ def heads_over_time(model: nn.Module, early: Any) -> Iterator[None]:
     home: Any = model.forward if isinstance(model.forward, Limited) else model
     plain, own = home.forward, "forward" in vars(home)
 
+    segments = [
+        part for part in model.modules() if any(isinstance(h, FoldHook) for h in part._forward_pre_hooks.values())
+    ]
+    before = {part: vars(part).get("forward") for part in segments}
+
     @wraps(plain)  # generate looks at the signature
     def forward(*args: Any, **kwargs: Any) -> Any:
         early.trace = []
@@ -63,14 +69,29 @@ def heads_over_time(model: nn.Module, early: Any) -> Iterator[None]:
         with _handing(runs, early, stops):
             return plain(*args, **kwargs)
 
+    for part in segments:
+        part.forward = _Handed(part, early.clock)  # type: ignore[method-assign]
     home.forward = forward
     try:
         yield
     finally:
-        if own:
-            home.forward = plain
-        else:
-            del home.forward
+        for module, replaced in ((home, plain if own else None), *before.items()):
+            if replaced is None:
+                del module.forward
+            else:
+                module.forward = replaced
+
+
+class _Handed:
+    """The forward of a segment: what it told before, while the head reads it again."""
+
+    def __init__(self, module: nn.Module, clock: Clock) -> None:
+        self.module, self.clock, self.forward = module, clock, module.forward
+        update_wrapper(self, self.forward)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        waiting = self.clock.now.handing
+        return self.forward(*args, **kwargs) if waiting is None else waiting[self.module].pop(0)
 
 
 def _first_confident(runs: list[Any], early: Any, head: Callable[[], Any]) -> Tensor:
@@ -99,16 +120,9 @@ def _handing(runs: list[Any], early: Any, stops: Tensor) -> Iterator[None]:
     waiting: dict[nn.Module, list[Any]] = {}
     for run, output in zip(runs, told, strict=True):
         waiting.setdefault(run.module, []).append(output)
-    before = {module: vars(module).get("forward") for module in waiting}
-    stage, early.clock.stage = early.clock.stage, "qcfs"  # nothing folds
-    for module, outputs in waiting.items():
-        module.forward = lambda *_, _outputs=outputs, **__: _outputs.pop(0)
+    now = early.clock.now
+    before, now.handing = now.handing, waiting
     try:
         yield
     finally:
-        early.clock.stage = stage
-        for module, forward in before.items():
-            if forward is None:
-                del module.forward
-            else:
-                module.forward = forward
+        now.handing = before

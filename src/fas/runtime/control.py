@@ -37,7 +37,8 @@ def calibrated_keys(sites: Iterable[Site]) -> list[str]:
 class SetTimesteps:
     """``model.set_timesteps(T, coding=…, steps=…, neurons_per_channel=…, rows=…, schedule=…, cache=…)``: choose time.
 
-    Neuron parameters calibrated for that coding and time are used where the model has them; else the uncalibrated ones,
+    Waits until other threads' calls of the model have ended; raises `FasError` if they do not (`fas.turns`), or inside a
+    call. Neuron parameters calibrated for that coding and time are used where the model has them; else the uncalibrated ones,
     and a warning says so where other times were calibrated. Raises `ConfigError` for contradictions.
     """
 
@@ -46,6 +47,15 @@ class SetTimesteps:
 
     def __call__(self, timesteps: int | None = None, **changes: Any) -> None:
         clock = self.sites[0].clock
+        if clock.is_called:
+            raise FasError(
+                "set_timesteps was asked for inside a call of the model, which would go on in another time; ask for it before "
+                "the call, or after it"
+            )
+        with clock.changing("set_timesteps"):
+            self._set(clock, timesteps, changes)
+
+    def _set(self, clock: Clock, timesteps: int | None, changes: dict[str, Any]) -> None:
         if timesteps is not None:
             changes["timesteps"] = timesteps
         if changes.get("prefix") == "auto":  # it was found when the model was prepared
@@ -65,6 +75,12 @@ class SetTimesteps:
             )
 
 
+def refuse_frozen(clock: Clock, what: str) -> None:
+    """Raise `FasError` where ``what`` would change neurons that `fas.accelerated` takes as they are."""
+    if clock.frozen is not None:
+        raise FasError(f"{what} changes neurons, which fas.accelerated takes as they are; leave that context first")
+
+
 def without_cache(model: nn.Module) -> dict[str, bool]:
     """Argument that keeps a generative model from filling a cache; encoders have none to fill."""
     return {"use_cache": False} if getattr(model, "can_generate", bool)() else {}
@@ -72,22 +88,24 @@ def without_cache(model: nn.Module) -> dict[str, bool]:
 
 @contextmanager
 def as_qcfs(model: nn.Module) -> Iterator[nn.Module]:
-    """The same model as QCFS model (no time), for the length of the context."""
+    """The same model as QCFS model (no time), for the length of the context, in which only this thread may call it."""
     clock = clock_of(model)
-    stage, clock.stage = clock.stage, "qcfs"
-    try:
-        yield model
-    finally:
-        clock.stage = stage
+    with clock.changing("a run as QCFS model"):
+        stage, clock.stage = clock.stage, "qcfs"
+        try:
+            yield model
+        finally:
+            clock.stage = stage
 
 
 @contextmanager
 def at_time(model: nn.Module, **changes: Any) -> Iterator[nn.Module]:
-    """The model under another coding or time, for the length of the context."""
+    """The model under another coding or time, for the length of the context, in which only this thread may call it."""
     clock = clock_of(model)
-    config = clock.config
-    clock.config = config.replaced(**changes)
-    try:
-        yield model
-    finally:
-        clock.config = config
+    with clock.changing("a run in another time"):
+        config = clock.config
+        clock.config = config.replaced(**changes)
+        try:
+            yield model
+        finally:
+            clock.config = config

@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
 from fas.neurons.native import kernels
-from fas.neurons.native.decoding import attend
+from fas.neurons.native.decoding import attend, attends
 from fas.runtime.attention import spiking_attention
 from fas.runtime.held_still import HeldStill
 from fas.runtime.prefix import BASES, PREFIXED, ordinary_attention, prefix_of
@@ -59,25 +59,33 @@ def _implementation(chosen: str) -> Any:
         one = query.shape[2] == 1 and not module.training and not torch.is_grad_enabled() and kernels.takes(query)
         strange = any(value is not None and name not in _PLAIN for name, value in kwargs.items())
         strange = strange or getattr(getattr(module, "config", None), "output_attentions", False)  # wants the weights
-        if not one or strange or key.dtype != query.dtype or value.shape[-1] != query.shape[-1]:
+        parts = None if not one or strange else _parts(module, query, key, value, attention_mask)
+        if parts is None:
             ordinary = ordinary_attention(module, chosen) or spiking_attention
             return ordinary(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
-        hidden = None if attention_mask is None else _hidden(attention_mask, key.shape[2])
+        one_query, key, value, hidden, fresh, front = parts
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        fresh = None
-        if isinstance(key, HeldStill) and isinstance(value, HeldStill):
-            key, value, fresh = key.past, value.past, (key.fresh, value.fresh)
-        front = None if (prefix := prefix_of(module)) is None else (prefix.key, prefix.value)
-        return attend(query[:, :, 0], key, value, hidden, scale, fresh, front).unsqueeze(1), None
+        return attend(one_query, key, value, hidden, scale, fresh, front).unsqueeze(1), None
 
     return attention
+
+
+def _parts(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Any:
+    """What the kernel reads: query, keys, values and what hides them, then the new ones and the prefix; None: it cannot."""
+    hidden = None if mask is None else _hidden(mask, key.shape[2])
+    fresh = None
+    if isinstance(key, HeldStill) and isinstance(value, HeldStill):
+        key, value, fresh = key.past, value.past, (key.fresh, value.fresh)
+    front = None if (prefix := prefix_of(module)) is None else prefix()
+    parts = query[:, :, 0], key, value, hidden, fresh, front
+    return parts if attends(*parts) else None
 
 
 def _hidden(mask: Tensor, tokens: int) -> Tensor:
     """A mask ``[B, 1 or H, 1, S]``, boolean or added, as what is added, float32 ``[B, 1 or H, S]``."""
     mask = mask[:, :, -1, :tokens]
     if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))
+        return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, float("-inf"))
     return mask.float()
 
 

@@ -7,6 +7,7 @@ see. Its neurons are written as step loops on purpose, sharing no arithmetic wit
 from __future__ import annotations
 
 import copy
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers.utils import ModelOutput
 
 from fas.errors import FasError
 from fas.neurons import Site
+from fas.offloading import refuse_offloaded
 from fas.runtime import event_attention
 from fas.runtime.adaptive import refuse_inside
 from fas.runtime.control import clock_of, sites_of
@@ -242,6 +244,8 @@ class EventExecutor:
         if not clock.folds:
             raise FasError("there are no timesteps to execute: convert the model and choose schedule='synchronous'")
         refuse_inside(clock, "the event executor")
+        self.turn = threading.Lock()  # its neurons remember what they did
+        refuse_offloaded(model, "the event executor")
         self.model = copy.deepcopy(model).eval()
         self.config, self.time = clock.config, _Time()
         choose_attention(self.model, event_attention.NAME)
@@ -266,10 +270,11 @@ class EventExecutor:
         """Simulate T timesteps; ``inputs`` are the model's keyword arguments (``input_ids`` ``[B, S]`` …), no cache."""
         if inputs.get("past_key_values") is not None:
             raise FasError("the event executor runs whole sequences; pass no past_key_values")
-        for neuron in self.neurons.values():
-            neuron.train = []
-        output = self.model(**(inputs | {"use_cache": False, "return_dict": True}))
-        return EventRun(output, {name: neuron.record() for name, neuron in self.neurons.items() if neuron.train})
+        with self.turn:
+            for neuron in self.neurons.values():
+                neuron.train = []
+            output = self.model(**(inputs | {"use_cache": False, "return_dict": True}))
+            return EventRun(output, {name: neuron.record() for name, neuron in self.neurons.items() if neuron.train})
 
 
 class _EventSite(nn.Module):

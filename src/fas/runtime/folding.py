@@ -35,6 +35,9 @@ class FoldHook(Hook):
         self.decodes: bool = parameters["is_decoder"].default if "is_decoder" in parameters else True
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        now = self.clock.now
+        if now.handing is not None:
+            return None
         self._check_attention(module)
         if not self.clock.folds:
             return None
@@ -46,8 +49,8 @@ class FoldHook(Hook):
             prepare_cache(module, kwargs, self.clock)
         if self.clock.early is not None:
             self.clock.early.begin(module, self.family, given, batch, kwargs.get("past_key_values"))
-        self.clock.still = self.clock.depth == 0
-        self.clock.depth += 1
+        now.still = now.depth == 0
+        now.depth += 1
         return (), kwargs
 
     def rows(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], int]:
@@ -105,12 +108,23 @@ class ReadoutHook(Hook):
         self.clock = clock
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if not self.clock.folds:
+        now = self.clock.now
+        if torch.is_grad_enabled() and output is not None and not torch.compiler.is_compiling():
+            _expect(output, self.clock)
+        if now.handing is not None or not self.clock.folds:
             return None
-        self.clock.depth, self.clock.still = max(0, self.clock.depth - 1), False
+        now.depth, now.still = max(0, now.depth - 1), False
         early = self.clock.early
         pick = partial(readout, clock=self.clock) if early is None else early.end(module, output)
         return read(output, pick)
+
+
+def _expect(output: Any, clock: Clock) -> None:
+    """Let the backward pass of ``output`` know in which time it was computed."""
+    entries = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else (output,)
+    for entry in entries:
+        if torch.is_tensor(entry) and entry.requires_grad:
+            entry.register_hook(clock.expect())
 
 
 def read(output: Any, pick: Callable[[Tensor], Tensor]) -> Any:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import update_wrapper
 from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,12 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fas.errors import ConfigError, FasError
 from fas.models.family import REGISTRY
-from fas.neurons import Site
+from fas.neurons import Clock, Site
 from fas.runtime import mean_loss, rows
 from fas.runtime.folding import FoldHook
 from fas.runtime.need import Need, Needs
 from fas.runtime.sizes import bytes_in, in_words
+from fas.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +33,14 @@ logger = logging.getLogger(__name__)
 class Limited:
     """Stands in the place of a model's forward."""
 
-    def __init__(self, model: nn.Module, limit: int) -> None:
+    def __init__(self, model: nn.Module, limit: int, clock: Clock | None) -> None:
         self.model, self.limit, self.forward = model, limit, model.forward
         update_wrapper(self, self.forward)  # generate looks at the signature
         self.names = [name for name in inspect.signature(type(model).forward).parameters if name != "self"]
         families = [REGISTRY[name] for module in model.modules() if (name := type(module).__name__) in REGISTRY]
         self.axes = {name: axis for family in families for name, axis in family.batch_axis.items()}
         self.packs = any(family.packed for family in families)
-        self.clock = next((module.clock for module in model.modules() if isinstance(module, Site)), None)
-        self.needs = Needs(self.clock)
+        self.clock, self.needs = clock, Needs(clock)
         self.said: set[str] = set()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -129,12 +130,23 @@ def memory_limit(model: nn.Module, limit: int | str) -> Iterator[nn.Module]:
             f"{type(model).__name__} is a bare segment, which folds time before its batch could be taken apart; limit the "
             "memory of a model with a head, or give it smaller batches"
         )
-    own, plain = "forward" in vars(model), model.forward
-    model.forward = Limited(model, size)  # type: ignore[method-assign]
-    try:
+    clock = next((module.clock for module in model.modules() if isinstance(module, Site)), None)
+    turns = _TURNS.setdefault(model, Turns()) if clock is None else clock.turns
+
+    def begin(undo: ExitStack) -> None:
+        undo.callback(_restore, model, vars(model).get("forward"))
+        model.forward = Limited(model, size, clock)  # type: ignore[method-assign]
+
+    with turns.layered("fas.memory_limit", begin):
         yield model
-    finally:
-        if own:
-            model.forward = plain  # type: ignore[method-assign]
-        else:
-            del model.forward
+
+
+_TURNS: WeakKeyDictionary[nn.Module, Turns] = WeakKeyDictionary()
+"""Of models without a clock."""
+
+
+def _restore(model: nn.Module, forward: Any) -> None:
+    if forward is None:
+        del model.forward
+    else:
+        model.forward = forward  # type: ignore[method-assign]

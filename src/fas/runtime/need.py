@@ -89,14 +89,11 @@ def _unheard(clock: Clock | None) -> Iterator[None]:
     if clock is None:
         yield
         return
-    probe, met, early = clock.probe, clock.met, clock.early
-    stops = None if early is None else {name: list(its) for name, its in early.by_segment.items()}
-    clock.met = None
+    probe, met, before = clock.probe, clock.met, clock.now.unheard
+    clock.now.unheard, clock.met = True, None
     if probe is not None:
         clock.probe = SpikeCount(clock) if isinstance(probe, SpikeCount) else lambda name, spikes: None
     try:
         yield
     finally:
-        clock.probe, clock.met = probe, met
-        if early is not None:
-            early.by_segment = stops
+        clock.probe, clock.met, clock.now.unheard = probe, met, before

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fas.models.functions import Norm, epsilon, norm_of
+from fas.offloading import at_hand
 from fas.operators import activation, rms_norm
 from fas.operators.group import wide
 from fas.runtime.hooks import Hook
@@ -48,7 +49,7 @@ class NormHook(Hook):
         if "input" in sites:
             shift = octave(x)
             x, eps = sites["input"](x / shift), eps / shift.square()
-        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        weight, bias = at_hand(module, "weight"), at_hand(module, "bias")
         group = sites["rsqrt"] if "rsqrt" in sites else None
         normed = rms_norm(x, weight, eps, group, self.norm.offset)
         if bias is not None:

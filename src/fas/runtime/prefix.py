@@ -43,6 +43,10 @@ class Prefix(nn.Module):
         self.key = nn.Parameter(torch.zeros(heads, tokens, key_width, dtype=dtype, device=device))
         self.value = nn.Parameter(torch.zeros(heads, tokens, value_width, dtype=dtype, device=device))
 
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Both, so that what is hooked to a forward (offloading) sees that they are needed."""
+        return self.key, self.value
+
     def extra_repr(self) -> str:
         return f"tokens={self.key.shape[1]}"
 
@@ -67,8 +71,9 @@ def with_prefix(
     if mask is None and query.shape[2] > 1:
         new, seen = query.shape[2], key.shape[2]
         mask = torch.ones(new, seen, dtype=torch.bool, device=key.device).tril_(seen - new)[None, None]
-    key = torch.cat([prefix.key.to(key.dtype).expand(rows, -1, -1, -1), key], 2)
-    value = torch.cat([prefix.value.to(value.dtype).expand(rows, -1, -1, -1), value], 2)
+    front, front_value = prefix()
+    key = torch.cat([front.to(key.dtype).expand(rows, -1, -1, -1), key], 2)
+    value = torch.cat([front_value.to(value.dtype).expand(rows, -1, -1, -1), value], 2)
     return key, value, None if mask is None else visible_in_front(mask, tokens)
 
 

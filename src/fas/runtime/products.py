@@ -48,11 +48,11 @@ class Product:
         self.module, self.site, self.bits, self.clock = module, site, bits, clock
         self.packed: dict[Any, _Whole] = {}
         self.few: dict[Any, _Few] = {}
-        self.config: Any = None
-        self.time: Any = None
+        self.axis = 0 if isinstance(module, Conv1D) else 1
+        self.time: tuple[Any, Any] = (None, (0,))
 
     def __call__(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or not kernels.takes(x) or x.dtype != self.module.weight.dtype:
+        if torch.is_grad_enabled() or not kernels.takes(x) or not self._fits(x):
             return type(self.module).forward(self.module, x)
         if (rows := x.numel() // x.shape[-1]) <= FEW:
             return self._few()(x, rows)
@@ -64,6 +64,12 @@ class Product:
             return forward(self.module, x)
         once = forward(self.module, x[: len(x) // timesteps])  # in front of the first neuron all timesteps are alike
         return once.repeat(timesteps, *[1] * (once.ndim - 1))
+
+    def _fits(self, x: Tensor) -> bool:
+        """Whether the layer could read ``x``: weights of its dtype beside it, inputs as many."""
+        weight, bias = _parameters_of(self.module)
+        same = weight.dtype is x.dtype and weight.is_cpu and (bias is None or bias.is_cpu)
+        return same and x.shape[-1] == weight.shape[self.axis]
 
     def _whole(self, dtype: torch.dtype) -> bool:
         """Whether operands are whole multiples of a unit, few enough for a byte, or for the digits of bfloat16."""
@@ -93,21 +99,48 @@ class Product:
 
     def _fresh(self, kept: dict[Any, Any], make: Callable[[], Any], path: Path | None = None) -> Any:
         """What was packed for the present configuration, weight and path."""
-        weight = self.module.weight
-        if self.site is not None and (config := self.site.clock.config) is not self.config:
-            self.config, self.time = config, (config.neuron_key, config.schedule)
-        found = kept.get(self.time)
-        if found is None or found.weight is not weight or found.version != weight._version or found.path is not path:
-            found = kept[self.time] = make()
+        parameters = _parameters_of(self.module)
+        known, clock = self.time, self.clock
+        if self.site is not None and (clock.config is not known[0] or clock.rewritten != known[1][0]):
+            time = clock.rewritten, clock.config.neuron_key, clock.config.schedule
+            known = self.time = clock.config, time  # at once: others may be reading
+        found = kept.get(known[1])
+        if found is None or found.path is not path or not found.state.holds(*parameters):
+            found = kept[known[1]] = make()
         return found
+
+
+def _parameters_of(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias, past the slow look-up of modules where they are plain parameters."""
+    found: Any = module._parameters
+    weight = found.get("weight")
+    bias: Any = found["bias"] if "bias" in found else module.bias
+    own: Any = module.weight if weight is None else weight
+    return own, bias
+
+
+class _State:
+    """Which values the parameters of a layer had when they were packed."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.weight, self.bias = weight, bias = _parameters_of(module)
+        self.version, self.place = weight._version, weight.data_ptr()
+        self.bias_version, self.bias_place = (0, 0) if bias is None else (bias._version, bias.data_ptr())
+
+    def holds(self, weight: Tensor, bias: Tensor | None) -> bool:
+        """Whether they still have them: they are the same, were not written to, and have no other memory (``.data``)."""
+        if weight is not self.weight or weight._version != self.version or weight.data_ptr() != self.place:
+            return False
+        if bias is None or bias is not self.bias:
+            return bias is self.bias
+        return bias._version == self.bias_version and bias.data_ptr() == self.bias_place
 
 
 class _Few:
     """Few rows: only inputs that are not silent."""
 
     def __init__(self, module: nn.Module, site: Site | None, bits: int) -> None:
-        self.module, self.weight, self.version = module, module.weight, module.weight._version
-        self.path = None
+        self.module, self.state, self.path = module, _State(module), None
         rows, bias = by_input(module), None if module.bias is None else module.bias.detach().float()
         base = None if site is None or not site.clock.folds else site.constant_for(site.clock.config)
         if base is not None:
@@ -148,7 +181,7 @@ class _Whole:
     """Weights ``[N, K]`` with the unit of each input folded in, as whole numbers of ``size`` bytes."""
 
     def __init__(self, module: nn.Module, site: Site, size: int, path: Path) -> None:
-        self.weight, self.version, self.path = module.weight, module.weight._version, path
+        self.state, self.path = _State(module), path
         self.unit, self.constant, self.times = unit, constant, _ = _worth(site)
         self.unit = self.unit.contiguous()
         weight = by_input(module).T.double()

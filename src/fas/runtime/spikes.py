@@ -111,10 +111,14 @@ class SpikeCount:
 
 @contextmanager
 def counting(model: nn.Module) -> Iterator[SpikeCount]:
-    """Count the spikes of every forward of ``model`` inside the context."""
+    """Count the spikes of every forward of ``model`` inside the context, in which only this thread may call it."""
     clock = clock_of(model)
-    count = SpikeCount(clock)
+    with clock.changing("a count of spikes"):
+        yield from _counting(model, clock)
 
+
+def _counting(model: nn.Module, clock: Clock) -> Iterator[SpikeCount]:
+    count = SpikeCount(clock)
     before, clock.probe = clock.probe, count
     handles = []
     for module in model.modules():

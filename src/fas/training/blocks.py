@@ -18,6 +18,7 @@ from fas import world
 from fas.config import SpikingConfig
 from fas.conversion.kept import Kept, fingerprint_of
 from fas.errors import ConfigError, DataError
+from fas.offloading import refuse_offloaded
 from fas.progress import Progress, Silent
 from fas.training.block import BlockOptions, BlockReport
 from fas.training.pair import Pair
@@ -46,6 +47,8 @@ def train_blocks(
         progress: Who is told how far it is.
         work: Folder for finished blocks and hidden states, so that an interrupted call goes on; None: all is held in memory.
     """
+    for each in (model, teacher):
+        refuse_offloaded(each, "fas.train_blocks")
     listed, options = checked_batches(batches), options or BlockOptions()
     kept = folder = None
     if work is not None:

@@ -51,11 +51,12 @@ class SpikeBudget:
     def metering(self, mask: Tensor | None = None) -> Iterator[None]:
         """Count one forward of the model, of its real tokens (``mask`` ``[B, S]``; None: all)."""
         self.spikes, self.neurons, self.mask = None, 0.0, mask
-        self.clock.meter = self._meter
-        try:
-            yield
-        finally:
-            self.clock.meter = None
+        with self.clock.changing("a step under a spike budget"):
+            self.clock.meter = self._meter
+            try:
+                yield
+            finally:
+                self.clock.meter = None
 
     def _everywhere(self, spikes: Tensor) -> Tensor:
         """Spikes a neuron of all processes together. The gradient is that of this one's, so many times that the processes'

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,21 +16,53 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from fas.neurons.native.build import library, loaded
+from fas.errors import FasError
+from fas.neurons.native.build import SWITCH, library, loaded
 
 SHARE = 1 << 16
 """Values that are worth a thread."""
 STREAMED = 1 << 24
 """Bytes of results from which on they go past the cache."""
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
+PLAIN = (Tensor, torch.nn.Parameter)
+"""Classes whose tensors are no more than their values."""
 
 
 def takes(rows: Tensor, *constants: Tensor) -> bool:
-    """Whether the kernels can do it: a plain tensor on a CPU in a dtype of theirs, and nobody traces operations."""
-    plain = type(rows) in (Tensor, torch.nn.Parameter) and rows.device.type == "cpu" and rows.dtype in KINDS
-    if not plain or torch.compiler.is_compiling() or rows.numel() == 0 or is_in_torch_dispatch_mode():
+    """Whether the kernels can do it: plain tensors on a CPU in dtypes and shapes of theirs, and nobody traces operations."""
+    if torch.compiler.is_compiling() or not is_plain(rows) or rows.dtype not in KINDS:
         return False
-    return all(value.dtype == torch.float32 for value in constants) and library() is not None
+    if not rows.shape or rows.numel() == 0 or is_in_torch_dispatch_mode():
+        return False
+    for value in constants:
+        if not (is_plain(value) and is_constant(value, rows)):
+            return False
+    return library() is not None
+
+
+def is_plain(value: Tensor) -> bool:
+    """Whether ``value`` is what lies in a CPU's memory where it points: no subclass, no other layout, no sign that is due."""
+    return type(value) in PLAIN and value.is_cpu and value.layout is torch.strided and not value.is_neg()
+
+
+def is_constant(value: Tensor, rows: Tensor) -> bool:
+    """Whether ``value`` is one float, or one for each channel of ``rows`` ``[…, C]``."""
+    shape = value.shape
+    return value.dtype is torch.float32 and (not shape or (len(shape) == 1 and shape[0] in (1, rows.shape[-1])))
+
+
+def addressed(name: str, value: Tensor, dtypes: Container[torch.dtype], *sizes: int) -> Tensor:
+    """``value`` of the axes ``sizes``, side by side in memory, so that compiled code may be pointed to it.
+
+    Raises `FasError` for another device, dtype or shape: compiled code would read what lies elsewhere.
+    """
+    if is_plain(value) and value.dtype in dtypes and value.shape == sizes:
+        return value if value.is_contiguous() else value.detach().contiguous()
+    kind = "" if type(value) in PLAIN else f" of {type(value).__name__}"
+    raise FasError(
+        f"a compiled kernel got {name}{kind} {list(value.shape)} in {value.dtype} on {value.device} where it reads "
+        f"{list(sizes)} on a CPU; give all tensors one device, or set {SWITCH}=0 to run in PyTorch"
+    )
 
 
 def track(
@@ -40,7 +72,7 @@ def track(
     """`fas.neurons.sigma_delta`; ``want``: spikes ``[P·T, …, C]`` of float32 too (else an empty tensor)."""
     call, out, spikes = _Call(rows), _out(rows, out), _spikes(rows, len(steps), want)
     constants = call.constants(unit, v_init, a_init)
-    plan = (_floats(steps), _floats(zones), len(rows), len(steps) // len(rows), *map(ctypes.c_float, bounds))
+    plan = (*_plan(steps, zones, len(rows)), *map(ctypes.c_float, bounds))
     call.run("fas_sigma_delta", *call.head, tail=(*constants, *plan, *call.tail(out, spikes)))
     return out, spikes
 
@@ -51,7 +83,7 @@ def track_back(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of the rows, the unit and v₀ (float32)."""
     call = _Call(rows, grad)
-    plan = (_floats(steps), _floats(zones), len(rows), len(steps) // len(rows), *map(ctypes.c_float, bounds))
+    plan = (*_plan(steps, zones, len(rows)), *map(ctypes.c_float, bounds))
     by_rows, by_unit, by_v_init = call.back("fas_sigma_delta_back", (unit, v_init, a_init), plan)
     return by_rows, by_unit, by_v_init
 
@@ -84,12 +116,17 @@ def fire_back(
 class Prepared:
     """A neuron whose constants do not change, without spikes told: rows ``[T, …, C]`` in, output rows out."""
 
-    def __init__(self, name: str, constants: Sequence[Tensor], width: int, plan: tuple[Any, ...]) -> None:
-        self.kernel, self.width = function_of(name), width
-        self.kept = [value.detach().expand(width).contiguous() for value in constants]
+    def __init__(
+        self, name: str, constants: Sequence[Tensor], width: int, timesteps: int, plan: tuple[Any, ...]
+    ) -> None:
+        self.kernel, self.width, self.timesteps = function_of(name), width, timesteps
+        self.kept = [_one_a_channel(value, width) for value in constants]
         self.fixed = (*[value.data_ptr() for value in self.kept], *plan)
 
     def __call__(self, rows: Tensor) -> Tensor:
+        shape = rows.shape
+        if not (is_plain(rows) and rows.dtype in KINDS and shape[0] == self.timesteps and shape[-1] == self.width):
+            addressed("rows", rows, KINDS, self.timesteps, *shape[1:-1], self.width)  # says what is wrong
         rows = rows.contiguous()
         out, size = torch.empty_like(rows), rows.numel() // len(rows)
         head = (KINDS[rows.dtype], rows.data_ptr(), size, 0, size, self.width)
@@ -103,15 +140,15 @@ def prepared_tracker(
     bounds: tuple[int, int], zones: Sequence[float],
 ) -> Prepared:  # fmt: skip
     """`track` with all but the rows."""
-    plan = (_floats(steps), _floats(zones), timesteps, len(steps) // timesteps, *map(float, bounds))
-    return Prepared("fas_sigma_delta", (unit, v_init, a_init), width, plan)
+    plan = (*_plan(steps, zones, timesteps), *map(float, bounds))
+    return Prepared("fas_sigma_delta", (unit, v_init, a_init), width, timesteps, plan)
 
 
 def prepared_firing(
     threshold: Tensor, v_init: Tensor, width: int, timesteps: int, signed: bool, mean: bool
 ) -> Prepared:
     """`fire` with all but the rows."""
-    return Prepared("fas_fire", (threshold, v_init), width, (timesteps, int(signed), int(mean)))
+    return Prepared("fas_fire", (threshold, v_init), width, timesteps, (timesteps, int(signed), int(mean)))
 
 
 def quantize(x: Tensor, unit: Tensor, bounds: tuple[int, int], out: Tensor | None = None) -> Tensor:
@@ -126,7 +163,7 @@ def quantize(x: Tensor, unit: Tensor, bounds: tuple[int, int], out: Tensor | Non
 def count(x: Tensor, unit: Tensor, offset: int = 128) -> Tensor:
     """Which multiple of ``unit`` ``[C]`` each of ``x`` ``[…, C]`` is, plus ``offset``, as uint8; at most 127 of either sign,
     of bfloat16, which is rounded, 31."""
-    call, out = _Call(x.unsqueeze(0)), torch.empty(x.shape, dtype=torch.uint8)
+    call, out = _Call(x.unsqueeze(0)), torch.empty(x.shape, dtype=torch.uint8, device=x.device)
     tail = (*call.constants(unit), ctypes.c_float(offset + 0.5), out.data_ptr())
     call.run("fas_count", call.kind, call.rows.data_ptr(), tail=tail)
     return out
@@ -149,11 +186,13 @@ class _Call:
     """One call on rows ``[T, size]``: what is common to all kernels, and the threads that share its columns."""
 
     def __init__(self, rows: Tensor, grad: Tensor | None = None, widens: bool = True) -> None:
+        if not (is_plain(rows) and rows.dtype in KINDS):
+            addressed("rows", rows, KINDS, *rows.shape)  # says what is wrong
         self.rows, self.kind, self.dtype = rows.contiguous(), KINDS[rows.dtype], rows.dtype
         self.width = rows.shape[-1]
         self.size = self.rows[0].numel()
         if grad is not None:
-            self.grad = grad.contiguous()
+            self.grad = addressed("a gradient", grad, KINDS if widens else (rows.dtype,), *rows.shape)
         if grad is not None and widens:
             self.rows, self.grad = self.rows.float(), self.grad.float()
         self.kept: list[Tensor] = []
@@ -167,7 +206,7 @@ class _Call:
 
     def constants(self, *values: Tensor) -> list[int]:
         """Pointers to one float a channel."""
-        self.kept += [value.detach().expand(self.width).contiguous() for value in values]
+        self.kept += [_one_a_channel(value, self.width) for value in values]
         return [value.data_ptr() for value in self.kept[-len(values) :]]
 
     def run(self, name: str, *head: Any, tail: Any = (), tails: Sequence[Any] | None = None) -> None:
@@ -196,7 +235,7 @@ class _Call:
     ) -> tuple[Tensor, ...]:
         """Gradients of the rows and of the first constants (one less than there are buffers; a start has none)."""
         by_rows, learned = torch.empty_like(self.rows), constants[:2]
-        sums = [torch.zeros(len(self.parts()), self.width) for _ in learned]  # a row a thread
+        sums = [torch.zeros(len(self.parts()), self.width, device="cpu") for _ in learned]  # a row a thread
         pointers = self.constants(*constants)
         tails = [
             (*pointers, *plan, by_rows.data_ptr(), *[each[i].data_ptr() for each in sums]) for i in range(len(sums[0]))
@@ -210,12 +249,34 @@ class _Call:
         )
 
 
+def _one_a_channel(value: Tensor, width: int) -> Tensor:
+    shape = value.shape
+    if not (is_plain(value) and value.dtype is torch.float32 and shape in ((width,), (1,), ())):
+        addressed("a constant", value, (torch.float32,), width)  # says what is wrong
+    return value.detach().expand(width).contiguous()
+
+
 def _out(rows: Tensor, out: Tensor | None) -> Tensor:
-    return torch.empty(rows.shape, dtype=rows.dtype) if out is None else out
+    if out is None:
+        return rows.new_empty(rows.shape)
+    if not out.is_contiguous():
+        raise FasError("a compiled kernel got a result tensor that is not contiguous; give one that is")
+    return addressed("a result", out, (rows.dtype,), *rows.shape)
 
 
 def _spikes(rows: Tensor, steps: int, want: bool) -> Tensor:
-    return torch.empty((steps, *rows.shape[1:]) if want else 0)
+    return torch.empty((steps, *rows.shape[1:]) if want else 0, device=rows.device)
+
+
+def _plan(steps: Sequence[float], zones: Sequence[float], timesteps: int) -> tuple[Any, Any, int, int]:
+    """Steps and dead zones, timesteps and steps of each; raises `FasError` where they do not fit together."""
+    each, rest = divmod(len(steps), timesteps)
+    if rest or each < 1 or len(zones) != len(steps):
+        raise FasError(
+            f"a compiled kernel got {len(steps)} steps and {len(zones)} dead zones for {timesteps} timesteps; give as many "
+            "steps in each of them, and a zone for each step"
+        )
+    return _floats(steps), _floats(zones), timesteps, each
 
 
 def _floats(values: Sequence[float]) -> Any:

@@ -28,7 +28,9 @@ def takes(rows: Tensor, *constants: Tensor) -> bool:
     """Whether a compiler traces, and the kernels could do it."""
     if not torch.compiler.is_compiling() or rows.device.type != "cpu" or rows.dtype not in kernels.KINDS:
         return False
-    return rows.numel() > 0 and all(value.dtype == torch.float32 for value in constants) and available()
+    if rows.numel() == 0 or rows.ndim == 0 or not all(value.device.type == "cpu" for value in constants):
+        return False
+    return all(kernels.is_constant(value, rows) for value in constants) and available()
 
 
 @torch.library.custom_op("fas::track", mutates_args=())

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from fas.errors import FasError
 from fas.neurons.native.build import SWITCH
 
 BLOCK = 1024
@@ -35,8 +36,14 @@ def takes(rows: Tensor, *constants: Tensor) -> bool:
     plain = type(rows) in (Tensor, torch.nn.Parameter) and rows.is_cuda and rows.dtype in _DTYPES
     if not plain or torch.compiler.is_compiling() or rows.numel() == 0 or is_in_torch_dispatch_mode():
         return False
-    fit = all(value.dtype == torch.float32 and value.device == rows.device for value in constants)
-    return fit and works(rows.device)
+    return rows.ndim > 0 and not rows.is_neg() and all(_fits(value, rows) for value in constants) and works(rows.device)
+
+
+def _fits(value: Tensor, rows: Tensor) -> bool:
+    """Whether ``value`` is one float, or one for each channel of ``rows``, on their device."""
+    plain = type(value) in (Tensor, torch.nn.Parameter) and value.layout == torch.strided and not value.is_neg()
+    same = value.device == rows.device and value.dtype == torch.float32
+    return plain and same and value.ndim <= 1 and value.numel() in (1, rows.shape[-1])
 
 
 @functools.cache
@@ -137,6 +144,7 @@ def _backward(
     settings: tuple[float, ...], **constants: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of the rows ``[T, …, C]`` and of the constants that are ``learned``, from sums of some tokens each."""
+    _same_place("a gradient", grad, rows)
     rows, grad, width = rows.contiguous(), grad.contiguous(), rows.shape[-1]
     tokens = rows[0].numel() // width
     columns = min(CHANNELS, 1 << (width - 1).bit_length())
@@ -163,11 +171,33 @@ def _programs(module: str, name: str) -> Any:
 
 def _constants(rows: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
     """One float a channel."""
+    for value in values:
+        if not _fits(value, rows):
+            raise FasError(
+                f"a compiled kernel got a constant {list(value.shape)} in {value.dtype} on {value.device} for rows of "
+                f"{rows.shape[-1]} channels on {rows.device}; give one float a channel there"
+            )
     return tuple(value.detach().expand(rows.shape[-1]).contiguous() for value in values)
 
 
 def _out(rows: Tensor, out: Tensor | None) -> Tensor:
-    return torch.empty(rows.shape, dtype=rows.dtype, device=rows.device) if out is None else out
+    if out is None:
+        return torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
+    _same_place("a result", out, rows)
+    if not out.is_contiguous() or out.dtype != rows.dtype:
+        raise FasError(
+            f"a compiled kernel got a result in {out.dtype} and strides {out.stride()}; give one as the rows"
+        )
+    return out
+
+
+def _same_place(name: str, value: Tensor, rows: Tensor) -> None:
+    """Raise `FasError` where ``value`` does not lie as the rows do: programs would read or write beyond it."""
+    if value.device != rows.device or value.shape != rows.shape or value.layout != torch.strided or value.is_neg():
+        raise FasError(
+            f"a compiled kernel got {name} {list(value.shape)} on {value.device} for rows {list(rows.shape)} on "
+            f"{rows.device}; give both one shape and device"
+        )
 
 
 def _spikes(rows: Tensor, steps: int, want: bool) -> Tensor:
