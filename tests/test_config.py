@@ -47,8 +47,8 @@ def test_refuses_with_one_sentence(case: str) -> None:
 
 def test_defaults_are_valid_and_immutable() -> None:
     config = SpikingConfig()
-    assert (config.coverage, config.coding, config.levels, config.timesteps) == ("linear", "sigma_delta", 8, 4)
-    assert config.step_schedule == (4, 2, 2, 1)
+    assert (config.coverage, config.coding, config.levels, config.timesteps) == ("linear", "sigma_delta", 15, 8)
+    assert config.step_schedule == (8, 4, 2, 2, 1, 1, 1, 1)
     with pytest.raises(ValueError, match="frozen"):
         config.timesteps = 8  # type: ignore[misc]
 

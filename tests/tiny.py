@@ -171,7 +171,7 @@ def qcfs_model(family: str, coverage: str = "linear", seed: int = 0, **settings:
 
     def build() -> PreTrainedModel:
         model = ann(family, seed)
-        config = fas.SpikingConfig(coverage=coverage, **settings)
+        config = fas.SpikingConfig(coverage=coverage, **({"levels": 8, "timesteps": 4} | settings))
         return fas.prepare(model, config, [inputs_for(model, 4, 9, seed=seed + 2)])
 
     return copy_of(("tiny", family, coverage, seed, sorted(settings.items())), build)

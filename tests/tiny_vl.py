@@ -149,7 +149,7 @@ def qcfs_model(name: str, coverage: str = "linear", **settings: Any) -> PreTrain
     """The prepared model (``settings`` are those of `SpikingConfig`)."""
 
     def build() -> PreTrainedModel:
-        config = fas.SpikingConfig(coverage=coverage, **settings)  # type: ignore[arg-type]
+        config = fas.SpikingConfig(coverage=coverage, **({"levels": 8, "timesteps": 4} | settings))  # type: ignore[arg-type]
         return fas.prepare(ann(name), config, [batch(name)])
 
     return copy_of(("tiny_vl", name, coverage, sorted(settings.items())), build)

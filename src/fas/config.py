@@ -12,6 +12,8 @@ from fas.errors import CheckpointError, ConfigError
 from fas.steps import default_steps, is_complete
 
 CONFIG_VERSION = 1
+USUAL_LEVELS, USUAL_TIMESTEPS = 15, 8
+"""L and T where nobody says another, on the command line and in Python."""
 
 Part = Literal["vision", "projector", "text"]
 Coverage = Literal["ffn", "linear", "attention", "full"]
@@ -38,11 +40,11 @@ class SpikingConfig(BaseModel):
     """Which operands spike: ``ffn`` (input of the FFN down-projection), ``linear`` (inputs of all linear layers),
     ``attention`` (also query, key, value and probabilities of the attention products) or ``full`` (also softmax, norms and
     activations, by groups of spiking neurons)."""
-    levels: int = Field(default=8, ge=1, le=1024)
+    levels: int = Field(default=USUAL_LEVELS, ge=1, le=1024)
     """L: signed grid {−L…L}, unsigned {0…L}; the step of the grid is λ/L."""
     coding: Coding = "sigma_delta"
     """How a value lives in time: ``rate`` (soft-reset integrate-and-fire) or ``sigma_delta`` (tracking quantizer)."""
-    timesteps: int = Field(default=4, ge=1, le=1024)
+    timesteps: int = Field(default=USUAL_TIMESTEPS, ge=1, le=1024)
     """T, steps of simulated time."""
     neurons_per_channel: int = Field(default=1, ge=1, le=16)
     """sigma_delta only: P, neurons that encode a channel together. In every timestep they fire one after the other, each on

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fas.cli.options import AsJson, Device, Quiet, numbers_in, words_in
+from fas.config import USUAL_LEVELS, USUAL_TIMESTEPS
 
 NAME = "ablate"
 EXAMPLE = "fas ablate --model builtin --data builtin --out runs/ablation --seeds 0,1,2 --jobs 4"
@@ -21,8 +22,8 @@ def command(
         str | None, typer.Option(help="Evaluation text; else its test split, or last 10 %.", show_default=False)
     ] = None,
     coverage: Annotated[str, typer.Option(help="What becomes spikes: ffn, linear, attention or full.")] = "linear",
-    levels: Annotated[int, typer.Option(help="L, where a variant does not say another.")] = 8,
-    timesteps: Annotated[int, typer.Option(help="T, where a variant does not say another.")] = 4,
+    levels: Annotated[int, typer.Option(help="L, where a variant does not say another.")] = USUAL_LEVELS,
+    timesteps: Annotated[int, typer.Option(help="T, where a variant does not say another.")] = USUAL_TIMESTEPS,
     seeds: Annotated[list[str] | None, typer.Option(help="One or several.", show_default="0,1,2")] = None,
     groups: Annotated[
         list[str] | None,

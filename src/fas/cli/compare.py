@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fas.cli.options import AsJson, Device, Quiet, Seed, numbers_in, words_in
+from fas.config import USUAL_LEVELS
 
 if TYPE_CHECKING:
     from fas.pipeline.options import ConvertOptions
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 
 NAME = "compare"
 EXAMPLE = "fas compare --model builtin --data builtin --methods qcfs,fas-sigma-delta --timesteps 4,8 --out runs/compare"
-LEVELS = 8
-"""Where neither the command nor a recipe says another."""
-
 
 def command(
     model: Annotated[str | None, typer.Option(help="Hub id, local folder, or builtin.", show_default=False)] = None,
@@ -41,7 +39,7 @@ def command(
     ] = None,
     levels: Annotated[
         int | None,
-        typer.Option(help="L of the QCFS model that methods start from.", show_default=f"{LEVELS}, or the recipe's"),
+        typer.Option(help="L of the QCFS model that methods start from.", show_default=f"{USUAL_LEVELS}, or the recipe's"),
     ] = None,
     activation: Annotated[
         str | None, typer.Option(help="As of fas convert.", show_default="replace; without training keep")
@@ -112,7 +110,7 @@ def _shared(flags: dict[str, Any], found: Recipe) -> ConvertOptions:
     from fas.cli.convert import options_from, prefix_in
     from fas.pipeline.compare import OF_A_METHOD
 
-    usual: dict[str, Any] = {"levels": LEVELS}
+    usual: dict[str, Any] = {"levels": USUAL_LEVELS}
     if (flags["stage1"] or found.options.get("stage1")) == "none":
         usual["activation"] = "keep"  # nothing could learn to do without one
     options = usual | {name: value for name, value in found.options.items() if name not in OF_A_METHOD}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fas.config import Coverage
+from fas.config import USUAL_LEVELS, USUAL_TIMESTEPS, Coverage
 from fas.errors import ConfigError
 from fas.pipeline.options import ConvertOptions
 
@@ -19,8 +19,8 @@ class AblateOptions:
     out: Path
     eval_data: str | None = None
     coverage: Coverage = "linear"
-    levels: int = 8
-    timesteps: int = 4
+    levels: int = USUAL_LEVELS
+    timesteps: int = USUAL_TIMESTEPS
     seeds: tuple[int, ...] = (0, 1, 2)
     groups: tuple[str, ...] = ()
     """By name; () is all of them."""

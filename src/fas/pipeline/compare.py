@@ -12,11 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 import fas.methods as known
+from fas.config import USUAL_LEVELS
 from fas.errors import ConfigError
 from fas.methods import Method
 from fas.methods.start import as_snn
 from fas.pipeline.measure import dense_row, qcfs_row, spiking_row
-from fas.pipeline.options import USUAL_LEVELS, ConvertOptions
+from fas.pipeline.options import ConvertOptions
 from fas.pipeline.outliers import outliers_of, prefixed_ann, with_outliers_treated
 from fas.pipeline.prepared import prepared
 from fas.pipeline.priced import peak_memory, priced, priced_as_integers

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from fas.config import SpikingConfig
 from fas.conversion.manifest import write_manifest
+from fas.pipeline.default_time import best_measured, named
 from fas.pipeline.measure import dense_row, layerwise_target, qcfs_row, spiking_row
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.outliers import outliers_of, prefixed_ann, with_outliers_treated
@@ -74,7 +76,10 @@ def run_conversion(
         }
     if resumed:
         results.extra["seconds_of"] = "the last leg of an interrupted run"
-    workspace.finish(lambda folder: _assemble(run, results, folder))
+    default = best_measured(rows, options.configurations())
+    results.extra["default_time"] = {"coding": default.coding, "timesteps": default.timesteps}
+    workspace.finish(lambda folder: _assemble(run, results, default, folder))
+    progress.note(f"{options.out} runs in {named(default)} where no other time is asked for: the best that was measured")
     return results
 
 
@@ -116,8 +121,10 @@ def _spiking_rows(run: Run) -> list[Row]:
     return rows
 
 
-def _assemble(run: Run, results: Results, folder: Path) -> None:
-    spiking_model(run, calibrated=True).save_pretrained(folder)
+def _assemble(run: Run, results: Results, default: SpikingConfig, folder: Path) -> None:
+    model = spiking_model(run, calibrated=True)
+    model.set_timesteps(**default.model_dump())
+    model.save_pretrained(folder)
     run.source.tokenizer.save_pretrained(folder)
     control = run.load("control").to(getattr(torch, run.options.dtype))
     control.save_pretrained(folder / "control")

@@ -17,6 +17,8 @@ from fas.runtime.control import clock_of
 
 DIAGNOSED = 8
 """Sequences on which is seen how the layers settle."""
+FEW = {"coding": "sigma_delta", "timesteps": 4}
+"""In what time the network writes and is looked at."""
 PROMPT = "The with statement is used to"
 
 
@@ -50,6 +52,7 @@ def run_demo(out: Path, seed: int = 0, progress: Progress | None = None) -> Resu
     progress.start("writing samples", 2)
     samples, decoding = {"prompt": PROMPT}, Decoding(max_new_tokens=48, sample=True, temperature=0.7, seed=seed)
     spiking = load_spiking(str(out / "model"))
+    spiking[0].set_timesteps(**FEW)  # few timesteps are what is shown
     for label, (model, tokenizer) in (("ann", load_ann("builtin")), ("snn", spiking)):
         samples[label] = continue_text(model, tokenizer, PROMPT, decoding).text
         progress.advance()

@@ -51,6 +51,7 @@ def run_vision_demo(out: Path, seed: int = 0, progress: Progress | None = None) 
     results = run_conversion(vision_demo_options(out / "model", data, seed), progress)
     ann, processor = load_seeing(MODEL)
     snn, _ = load_spiking(str(out / "model"), any_task=True)
+    snn.set_timesteps(timesteps=8, coding="sigma_delta")
     sites = tower_sites(snn)
     by_image = [list(rows) for _, rows in groupby(evaluation_seen(VQA, str(data)), lambda row: row.image)][:SCENES]
     progress.start("asking both about pictures", SCENES)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin, set_seed
 
 from fas.config import SpikingConfig
 from fas.errors import ConfigError, DataError
+from fas.pipeline.default_time import named
 from fas.pipeline.measure import Stopping, limited, stops_early
 from fas.pipeline.origin import Reader
 from fas.runtime.accelerated import accelerated
@@ -74,7 +75,7 @@ class Continuation:
         speed = f"{self.new_tokens} tokens in {self.seconds:.1f} s"
         if self.config is None:
             return speed
-        coding = f"{self.config.coding.replace('_', '-')}, T = {self.config.timesteps}"
+        coding = named(self.config)
         stopped = "" if self.mean_timesteps is None else f" ({self.mean_timesteps:.2f} a token)"
         return f"{speed}; {coding}{stopped}, {self.spikes_per_neuron:.2f} spikes/neuron"
 

@@ -8,7 +8,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fas.config import Activation, Coding, Coverage, Part, Rotation, Rows, Scales, SpikingConfig
+from fas.config import (
+    USUAL_LEVELS,
+    USUAL_TIMESTEPS,
+    Activation,
+    Coding,
+    Coverage,
+    Part,
+    Rotation,
+    Rows,
+    Scales,
+    SpikingConfig,
+)
 from fas.errors import ConfigError
 from fas.tasks.glue import LANGUAGE_MODELING, TEMPLATE, VISUAL, ZERO_SHOT_IMAGES, TextTask, text_task
 
@@ -20,7 +31,7 @@ _LEAST = {
     "stage1_finetune_steps": 0,
 }  # fmt: skip
 
-USUAL_LEVELS, FINE_LEVELS = 15, 31
+FINE_LEVELS = 31
 """L where it is left open: two neurons a channel settle on a grid twice as fine (docs/real-models.md)."""
 BUDGET_PRICE = 0.003
 """Under a spike budget: spikes of corrections on the way to the last timestep are half of all without it (docs/log.md)."""
@@ -49,7 +60,7 @@ class ConvertOptions:
     levels: int | None = None
     """None: `FINE_LEVELS` where activations are massive and several neurons share a channel, else `USUAL_LEVELS`."""
     codings: tuple[Coding, ...] = ("sigma_delta",)
-    timesteps: tuple[int, ...] = (8,)
+    timesteps: tuple[int, ...] = (USUAL_TIMESTEPS,)
     neurons_per_channel: int | None = None
     """None: two where activations are massive, as they are in deep pre-trained decoders, else one."""
     steps: tuple[int, ...] | None = None
@@ -205,7 +216,7 @@ class ConvertOptions:
         return BUDGET_PRICE if self.spikes_per_neuron is not None else 0.0
 
     def configurations(self) -> list[SpikingConfig]:
-        """The configurations of the SNN that are calibrated and measured; the first is what the folder loads as."""
+        """The configurations of the SNN that are calibrated and measured; the first is what is prepared and checked with."""
         return [
             SpikingConfig(
                 coverage=self.coverage,

@@ -12,7 +12,7 @@ from fas.conversion.install import decoders
 from fas.conversion.massive import MassiveReport
 from fas.conversion.prefix_search import PrefixSearch, find_prefix, give_prefix
 from fas.models import planned
-from fas.pipeline.options import FINE_LEVELS, USUAL_LEVELS, ConvertOptions
+from fas.pipeline.options import FINE_LEVELS, ConvertOptions
 from fas.pipeline.run import Run
 
 STAGE = "outliers"
