@@ -60,7 +60,9 @@ def command(
         model, tokenizer = load_spiking(str(folder), device, dtype, any_task=image is not None)
         model.set_timesteps(timesteps, cache=cache, **({"coding": coding.replace("-", "_")} if coding else {}))
         if timesteps is None:
-            progress.note(f"{folder} runs in {named(clock_of(model).config)}, as it was saved; --timesteps chooses another T")
+            progress.note(
+                f"{folder} runs in {named(clock_of(model).config)}, as it was saved; --timesteps chooses another T"
+            )
         stopping = chosen_stopping(model, confidence) if adaptive or confidence is not None else None
         written = continue_text(model, tokenizer, prompt, decoding, stopping, image, memory_limit, integer_bits)
         answer: dict[str, Any] = {"model": str(folder), "decoding": decoding.to_dict(), **written.to_dict()}
