@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from fas.config import SpikingConfig
+from fas.conversion.atomic import atomic
 from fas.conversion.description import describe
 from fas.conversion.install import absorb, decoders, install, rotate_reader
 from fas.conversion.order import measure_order
@@ -19,12 +19,13 @@ from fas.conversion.scales import Samples, fitted_scale, mean_error, sampled
 from fas.errors import ConfigError
 from fas.models import Placement, Plan, find_segments, planned
 from fas.neurons import Site
+from fas.neurons.rotation import NO_ROTATION
 from fas.offloading import refuse_offloaded
 from fas.progress import Progress, Silent
 from fas.runtime.control import clock_of
 from fas.runtime.finite import finite_activations, require_finite
 from fas.runtime.folding import silence_dropout
-from fas.runtime.prefix import Shape, remove_prefix, shapes_of
+from fas.runtime.prefix import Shape, shapes_of
 
 Fit = Callable[[Placement, Samples], Tensor]
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -43,24 +44,35 @@ def prepare(
     is fitted per channel by least squared error, or by ``fit``: λ ``[C]`` from a site's placement and samples. Raises
     `CheckpointError` for weights, and `DataError` for activations that are not finite, `UnsupportedModelError` for an unknown
     architecture, `ConfigError` for targets or ignored names that match no site and
-    `DataError` without batches, before the model is changed.
+    `DataError` without batches. Whatever is raised, the model is as it was.
     """
     refuse_offloaded(model, "fas.prepare")
     plan, batches, progress = planned(model, config), list(batches), progress or Silent()
     placements = [place for _, places in plan for place in places]
     require_finite(model)
-    with ExitStack() as undo, finite_activations(model, "the calibration data"):  # else the model stays as it was
-        config, shapes = _with_prefix(model, plan, config, batches, undo, progress)
-        samples = sampled(model, placements, config, batches, progress)
-        fitted = {place.name: _fitted(place, some, config, fit) for place, some in samples}
-        undo.pop_all()
-    sites = install(model, plan, config, "qcfs", shapes)
-    for placement, site in zip(placements, sites, strict=True):
-        if site.kind != "group":  # whose λ is the geometry of its function
-            _give(placement, site, fitted[site.name], config)
-    measure_order(model, sites, batches[0])
-    describe(model)
+    with atomic(model) as keep:
+        with finite_activations(model, "the calibration data"):
+            config, shapes = _with_prefix(model, plan, config, batches, progress)
+            samples = sampled(model, placements, config, batches, progress)
+            fitted = {place.name: _fitted(place, some, config, fit) for place, some in samples}
+        keep(_written(placements, config))
+        sites = install(model, plan, config, "qcfs", shapes)
+        for placement, site in zip(placements, sites, strict=True):
+            if site.kind != "group":  # whose λ is the geometry of its function
+                _give(placement, site, fitted[site.name], config)
+        measure_order(model, sites, batches[0])
+        describe(model)
     return model
+
+
+def _written(placements: Sequence[Placement], config: SpikingConfig) -> Iterator[Tensor]:
+    """The weights and biases of readers that sites write to: rotated, and what means are added to."""
+    for place in placements:
+        for reader in place.consumers if place.spec.kind == "input" else ():
+            if place.rotation(config) != NO_ROTATION:
+                yield cast(Tensor, reader.weight)
+            if isinstance(bias := getattr(reader, "bias", None), Tensor):
+                yield bias
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,6 @@ def _with_prefix(
     plan: Plan,
     config: SpikingConfig,
     batches: Sequence[Mapping[str, Any]],
-    undo: ExitStack,
     progress: Progress,
 ) -> tuple[SpikingConfig, dict[int, Shape]]:
     """``config`` with the prefix that its decoder has got, found on ``batches`` where it is ``auto``; and its shapes."""
@@ -129,7 +140,6 @@ def _with_prefix(
     if not tokens:
         return config.replaced(prefix=()), {}
     give_prefix(model, segment, tokens)
-    undo.callback(remove_prefix, segment)
     return config.replaced(prefix=tuple(tokens)), shapes_of(model)
 
 
@@ -140,7 +150,7 @@ def convert(model: Model) -> Model:
     """
     clock = clock_of(model)
     require_finite(model)
-    with clock.changing("fas.convert"):
+    with clock.changing("fas.convert"), atomic(model, clock):
         clock.stage = "snn"
         for segment in find_segments(model):
             silence_dropout(segment.module)

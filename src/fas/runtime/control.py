@@ -65,8 +65,12 @@ class SetTimesteps:
         fixed = ("coverage", "levels", "rotation", "center", "scales", "activation", "targets", "ignore", "prefix")
         if any(getattr(config, name) != getattr(clock.config, name) for name in fixed):
             raise FasError(f"{', '.join(fixed)} belong to Stage 1; convert anew to change them")
-        clock.config = config
-        self.changed(self.model)
+        before, clock.config = clock.config, config
+        try:
+            self.changed(self.model)
+        except BaseException:
+            clock.config = before
+            raise
         if config.folds_time and known and config.neuron_key not in known:
             logger.warning(
                 "no calibrated neurons for %s; using uncalibrated ones (calibrated: %s)",
