@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers.pytorch_utils import Conv1D
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -24,7 +25,7 @@ def obstacle(module: nn.Module) -> str | None:
     weight = module._parameters.get("weight")
     if weight is None:
         return "its weight is computed anew in each forward (parametrization, weight norm, pruning)"
-    if weight.dtype not in FLOATS or type(weight) not in (nn.Parameter, Tensor, *_sharded()):
+    if weight.dtype not in FLOATS or type(weight) not in (nn.Parameter, Tensor, FakeTensor, *_sharded()):
         return f"its weight is quantized ({type(weight).__name__}, {str(weight.dtype).removeprefix('torch.')})"
     if hasattr(module, "qweight"):  # optimum-quanto, before it is frozen
         return "its weight is quantized in each forward"
