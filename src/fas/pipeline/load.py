@@ -229,7 +229,9 @@ def _load(
     loaded, tokenizer, missing = loaded_with(model, device, dtype, cls, {})
     if missing:  # transformers would go on with random weights
         raise CheckpointError(f"{model} lacks {len(missing)} weights, first {min(missing)}")
-    words, rows = len(getattr(tokenizer, "tokenizer", tokenizer)) if tokenizer else 0, _vocabulary(loaded)
+    reader = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor, which may read images only
+    words = len(reader) if hasattr(reader, "__len__") else 0
+    rows = _vocabulary(loaded)
     if rows is not None and words > rows:
         raise CheckpointError(
             f"{model} has a tokenizer of {words} words and a model of {rows}: they do not belong together; put the model's own "

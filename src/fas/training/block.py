@@ -14,6 +14,7 @@ from transformers import get_cosine_schedule_with_warmup
 from fas.errors import FasError
 from fas.neurons import Clock
 from fas.progress import Progress
+from fas.runtime.finite import is_finite
 from fas.runtime.replay import Stream, run_block
 from fas.training.optimizer import adamw
 from fas.training.states import states_loss
@@ -74,7 +75,7 @@ def train_block(
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     for number in islice(_drawn(len(inputs), options.seed, index), options.steps):
         loss = error_of(run_block(block, index, inputs[number], clock), targets[number], masks[number])
-        if not bool(torch.isfinite(loss.detach())):
+        if not is_finite(loss):
             raise FasError(
                 f"training of block {index} diverged: its error is {float(loss.detach())}; choose a smaller learning rate"
             )

@@ -22,6 +22,7 @@ from fas.errors import ConfigError, FasError
 from fas.losses import logits_loss, logits_of
 from fas.neurons import NeuronParameters, Site
 from fas.progress import Progress, Silent
+from fas.runtime.finite import is_finite
 from fas.training.budget import SpikeBudget
 from fas.training.lora import Lora, adapted
 from fas.training.optimizer import adamw
@@ -130,7 +131,7 @@ class Stage1Trainer(Trainer):
             loss = loss + weight * logits_loss(logits, target, self.options.temperature)
             if states:
                 loss = loss + states * states_loss(mine, wanted, inputs.get("attention_mask"))
-        if model.training and not bool(torch.isfinite(loss.detach())):
+        if model.training and not is_finite(loss):
             raise FasError(
                 f"training diverged: the loss of step {self.state.global_step + 1} is {float(loss.detach())}; choose a smaller "
                 "learning rate (--lr, --scale-lr)"
