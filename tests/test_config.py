@@ -48,7 +48,7 @@ def test_refuses_with_one_sentence(case: str) -> None:
 def test_defaults_are_valid_and_immutable() -> None:
     config = SpikingConfig()
     assert (config.coverage, config.coding, config.levels, config.timesteps) == ("linear", "sigma_delta", 15, 8)
-    assert config.step_schedule == (8, 4, 2, 2, 1, 1, 1, 1)
+    assert config.step_schedule == (8, 4, 4, 2, 4, 2, 1, 1)
     with pytest.raises(ValueError, match="frozen"):
         config.timesteps = 8  # type: ignore[misc]
 
@@ -137,7 +137,7 @@ def test_neuron_key_tells_apart_what_is_calibrated_apart() -> None:
         SpikingConfig(timesteps=4, coding="rate", rows="step").neuron_key,
     }
     assert len(keys) == 7
-    assert SpikingConfig(timesteps=4).neuron_key == SpikingConfig(timesteps=4, steps=(4, 2, 2, 1)).neuron_key
+    assert SpikingConfig(timesteps=4).neuron_key == SpikingConfig(timesteps=4, steps=(8, 4, 2, 1)).neuron_key
     assert all("." not in key for key in keys), "a dot would end a module's name"
 
 
@@ -149,7 +149,7 @@ def test_neuron_key_tells_apart_what_is_calibrated_apart() -> None:
         {"timesteps": 3, "steps": (4, 2, 1), "levels": 7, "cache": "settled"},
         {"timesteps": 3, "steps": (8, 4, 2, 2, 1, 1), "levels": 15, "neurons_per_channel": 2},
         {"coding": "rate", "rows": "step", "timesteps": 16},
-        {"schedule": "layerwise", "timesteps": 8},
+        {"schedule": "layerwise", "levels": 8, "timesteps": 8},
     ],
 )
 def test_dictionary_round_trip(values: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 NAME = "compare"
 EXAMPLE = "fas compare --model builtin --data builtin --methods qcfs,fas-sigma-delta --timesteps 4,8 --out runs/compare"
 
+
 def command(
     model: Annotated[str | None, typer.Option(help="Hub id, local folder, or builtin.", show_default=False)] = None,
     data: Annotated[
@@ -39,7 +40,9 @@ def command(
     ] = None,
     levels: Annotated[
         int | None,
-        typer.Option(help="L of the QCFS model that methods start from.", show_default=f"{USUAL_LEVELS}, or the recipe's"),
+        typer.Option(
+            help="L of the QCFS model that methods start from.", show_default=f"{USUAL_LEVELS}, or the recipe's"
+        ),
     ] = None,
     activation: Annotated[
         str | None, typer.Option(help="As of fas convert.", show_default="replace; without training keep")

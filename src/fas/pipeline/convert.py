@@ -79,7 +79,9 @@ def run_conversion(
     default = best_measured(rows, options.configurations())
     results.extra["default_time"] = {"coding": default.coding, "timesteps": default.timesteps}
     workspace.finish(lambda folder: _assemble(run, results, default, folder))
-    progress.note(f"{options.out} runs in {named(default)} where no other time is asked for: the best that was measured")
+    progress.note(
+        f"{options.out} runs in {named(default)} where no other time is asked for: the best that was measured"
+    )
     return results
 
 

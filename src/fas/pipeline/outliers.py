@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from fas.config import USUAL_LEVELS
 from fas.conversion.install import decoders
 from fas.conversion.massive import MassiveReport
 from fas.conversion.prefix_search import PrefixSearch, find_prefix, give_prefix
