@@ -30,7 +30,7 @@ def command(
         float | None, typer.Option(help="Draw from this share.", rich_help_panel=_SAMPLING, show_default="1")
     ] = None,
     num_beams: Annotated[int, typer.Option(help="Width of the beam search; 1 searches none.")] = 1,
-    timesteps: Annotated[int | None, typer.Option(help="T.", show_default="as converted")] = None,
+    timesteps: Annotated[int | None, typer.Option(help="T.", show_default="as saved, the best measured")] = None,
     coding: Annotated[str | None, typer.Option(help="rate or sigma_delta.", show_default="as converted")] = None,
     cache: Annotated[str, typer.Option(help="exact, or settled: T times smaller, past tokens spike once.")] = "exact",
     adaptive: Adaptive = False,
