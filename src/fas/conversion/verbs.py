@@ -46,6 +46,7 @@ def prepare(
     `DataError` without batches, before the model is changed.
     """
     refuse_offloaded(model, "fas.prepare")
+    config.note_if_too_short()
     plan, batches, progress = planned(model, config), list(batches), progress or Silent()
     placements = [place for _, places in plan for place in places]
     require_finite(model)
