@@ -34,7 +34,7 @@ def test_what_is_the_same_is_one_cell_and_what_is_not_is_another() -> None:
     cells = planned(base())
     same = [
         ("stages", "both stages"), ("calibration", "coarse and fine"), ("losses", "error at the readers of each site"),
-        ("coding", "sigma-delta, schedules by site"), ("size", "32 sequences"), ("grid", "L = 8, T = 4"),
+        ("coding", "sigma-delta, schedules by site"), ("size", "32 sequences"), ("grid", "L = 15, T = 8"),
     ]  # fmt: skip
     assert len({cells[name] for name in same}) == len({cells[name].key for name in same}) == 1
     assert cells["stages", "Stage 1 only"] == cells["calibration", "no Stage 2"]
@@ -54,7 +54,7 @@ def test_a_key_is_of_the_content_and_not_of_seeds_groups_or_the_folder() -> None
 
 DEFAULT = asdict(CalibrationOptions())
 BASE = {
-    "stage1": "full", "stage2": DEFAULT, "calibration_sequences": 32, "levels": 8, "timesteps": 4, "rows": "mean",
+    "stage1": "full", "stage2": DEFAULT, "calibration_sequences": 32, "levels": 15, "timesteps": 8, "rows": "mean",
     "coding": "sigma_delta", "neurons_per_channel": 1,
 }  # fmt: skip
 SEARCH = DEFAULT | {"fit_steps": 0}

@@ -6,9 +6,12 @@ import warnings
 from typing import Any
 
 import pytest
+import tiny
 
+import fas
 from fas.config import CONFIG_VERSION, SpikingConfig
 from fas.errors import CheckpointError, ConfigError, FasError
+from fas.runtime.control import at_time
 from fas.steps import default_steps, is_complete
 
 REFUSED = {
@@ -102,12 +105,33 @@ def test_is_complete(steps: tuple[int, ...], levels: int, complete: bool) -> Non
     assert is_complete(steps, levels) is complete
 
 
-def test_incomplete_steps_warn() -> None:
-    with pytest.warns(UserWarning, match="incomplete for 16 levels"):
-        SpikingConfig(levels=16, timesteps=4, steps=(8, 4, 2, 1))
+def test_times_that_are_too_short_are_noted_where_they_are_used() -> None:
+    """Not where they are only described; and the note points at this file, not into FAS or pydantic."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        SpikingConfig(levels=15, timesteps=4, steps=(8, 4, 2, 1))
+        given = SpikingConfig(levels=16, timesteps=4, steps=(8, 4, 2, 1))
+        few = SpikingConfig(levels=15, timesteps=2)
+        for enough in (SpikingConfig(levels=15, timesteps=4, steps=(8, 4, 2, 1)), few.replaced(coding="rate")):
+            enough.note_if_too_short()
+    for config, said in ((given, "steps .* are incomplete for 16 levels"), (few, "2 timesteps are few for 15 levels")):
+        with pytest.warns(UserWarning, match=said) as found:
+            config.note_if_too_short()
+        assert [one.filename for one in found] == [__file__]
+
+
+def test_the_time_that_is_asked_for_is_noted_at_the_line_that_asks() -> None:
+    batch, few = {"input_ids": tiny.tokens()}, SpikingConfig(levels=15, timesteps=2)
+    with pytest.warns(UserWarning, match="2 timesteps are few for 15 levels") as first:
+        model = fas.convert(fas.prepare(tiny.ann("gpt2"), few, [batch]))
+    assert [one.filename for one in first] == [__file__]
+    with pytest.warns(UserWarning, match="3 timesteps are few for 15 levels") as found:
+        model.set_timesteps(3)  # type: ignore[operator]
+    with pytest.warns(UserWarning, match="2 timesteps are few for 15 levels") as again, at_time(model, timesteps=2):
+        pass
+    assert {one.filename for one in [*found, *again]} == {__file__}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.set_timesteps(8)  # type: ignore[operator]
 
 
 def test_replaced_is_validated_and_drops_what_no_longer_applies() -> None:
@@ -149,7 +173,7 @@ def test_neuron_key_tells_apart_what_is_calibrated_apart() -> None:
         {"timesteps": 3, "steps": (4, 2, 1), "levels": 7, "cache": "settled"},
         {"timesteps": 3, "steps": (8, 4, 2, 2, 1, 1), "levels": 15, "neurons_per_channel": 2},
         {"coding": "rate", "rows": "step", "timesteps": 16},
-        {"schedule": "layerwise", "timesteps": 8, "levels": 8},
+        {"schedule": "layerwise", "levels": 8, "timesteps": 8},
     ],
 )
 def test_dictionary_round_trip(values: dict[str, Any]) -> None:

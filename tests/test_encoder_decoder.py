@@ -63,7 +63,8 @@ def inputs_for(batch: int = 3) -> dict[str, Tensor]:
 
 def snn(kind: str, coverage: str = "linear", **settings: Any) -> PreTrainedModel:
     def build() -> PreTrainedModel:
-        return fas.prepare(t5(kind), fas.SpikingConfig(coverage=coverage, **settings), [inputs_for()])
+        config = fas.SpikingConfig(coverage=coverage, **({"levels": 8, "timesteps": 4} | settings))
+        return fas.prepare(t5(kind), config, [inputs_for()])
 
     return fas.convert(copy_of(("t5", kind, coverage, sorted(settings.items())), build))
 

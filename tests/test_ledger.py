@@ -43,7 +43,7 @@ def families() -> Iterator[None]:
 
 
 def converted(model: PreTrainedModel, x: dict[str, Tensor], coverage: str, **settings: Any) -> PreTrainedModel:
-    config = fas.SpikingConfig(coverage=coverage, levels=LEVELS, **settings)
+    config = fas.SpikingConfig(coverage=coverage, levels=LEVELS, **({"timesteps": 4} | settings))
     return fas.convert(fas.prepare(model, config, [x]))
 
 

@@ -56,7 +56,10 @@ def test_rows_and_folder(whole):
     assert not options.out.with_name("whole.work").exists()
     assert len(list(options.out.glob("*.safetensors"))) == 1
     model, _ = load_spiking(str(options.out))
-    assert model.config.quantization_config.spiking["coding"] == "rate"
+    best = min((row for row in results.rows if row.stage2), key=lambda row: (row.value, row.timesteps))
+    saved = model.config.quantization_config.spiking
+    assert (saved["coding"], saved["timesteps"]) == (best.coding, best.timesteps)
+    assert results.extra["default_time"] == {"coding": best.coding, "timesteps": best.timesteps}
     load_ann(str(options.out / "control"))
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fas.errors import CheckpointError, ConfigError
+from fas.notes import warn
 from fas.steps import default_steps, is_complete
 
 CONFIG_VERSION = 1
@@ -103,12 +103,6 @@ class SpikingConfig(BaseModel):
             )
         if self.steps is not None:
             self._check_steps(self.steps)
-        elif self.coding == "sigma_delta" and self.folds_time and not is_complete(self.step_schedule, self.levels):
-            warnings.warn(
-                f"{self.timesteps} timesteps are few for {self.levels} levels: with steps {list(self.step_schedule)} some "
-                "constant inputs do not settle",
-                stacklevel=2,
-            )
         return self
 
     def _check_steps(self, steps: tuple[int, ...]) -> None:
@@ -119,11 +113,16 @@ class SpikingConfig(BaseModel):
             )
         if any(k < 1 or k & (k - 1) for k in steps):
             raise ValueError(f"steps {list(steps)} must be powers of two (a weighted spike is a shift in hardware)")
-        if not is_complete(steps, self.levels):
-            warnings.warn(
-                f"steps {list(steps)} are incomplete for {self.levels} levels: some constant inputs do not settle",
-                stacklevel=2,
-            )
+
+    def note_if_too_short(self) -> None:
+        """Warn, at the user's line, where some constant inputs do not settle within T; for what is about to use this time."""
+        if self.coding != "sigma_delta" or not self.folds_time or is_complete(self.step_schedule, self.levels):
+            return
+        steps, unsettled = list(self.step_schedule), "some constant inputs do not settle"
+        if self.steps is not None:
+            warn(f"steps {steps} are incomplete for {self.levels} levels: {unsettled}")
+        else:
+            warn(f"{self.timesteps} timesteps are few for {self.levels} levels: with steps {steps} {unsettled}")
 
     @property
     def step_schedule(self) -> tuple[int, ...]:

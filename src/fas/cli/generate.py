@@ -30,7 +30,7 @@ def command(
         float | None, typer.Option(help="Draw from this share.", rich_help_panel=_SAMPLING, show_default="1")
     ] = None,
     num_beams: Annotated[int, typer.Option(help="Width of the beam search; 1 searches none.")] = 1,
-    timesteps: Annotated[int | None, typer.Option(help="T.", show_default="as converted")] = None,
+    timesteps: Annotated[int | None, typer.Option(help="T.", show_default="as saved, the best measured")] = None,
     coding: Annotated[str | None, typer.Option(help="rate or sigma_delta.", show_default="as converted")] = None,
     cache: Annotated[str, typer.Option(help="exact, or settled: T times smaller, past tokens spike once.")] = "exact",
     adaptive: Adaptive = False,
@@ -50,23 +50,18 @@ def command(
     from fas.cli.session import print_json, session
 
     with session(quiet) as progress:
-        from fas.pipeline.default_time import named
         from fas.pipeline.generate import Decoding, continue_text
         from fas.pipeline.load import load_ann, load_spiking
         from fas.pipeline.measure import chosen_stopping
-        from fas.runtime.control import clock_of
 
         decoding = Decoding(max_new_tokens, sample, temperature, top_p, num_beams, seed)
         model, tokenizer = load_spiking(str(folder), device, dtype, any_task=image is not None)
         model.set_timesteps(timesteps, cache=cache, **({"coding": coding.replace("-", "_")} if coding else {}))
-        if timesteps is None:
-            progress.note(
-                f"{folder} runs in {named(clock_of(model).config)}, as it was saved; --timesteps chooses another T"
-            )
         stopping = chosen_stopping(model, confidence) if adaptive or confidence is not None else None
         written = continue_text(model, tokenizer, prompt, decoding, stopping, image, memory_limit, integer_bits)
         answer: dict[str, Any] = {"model": str(folder), "decoding": decoding.to_dict(), **written.to_dict()}
-        progress.note(written.summary())
+        as_saved = " (T as it was saved; --timesteps chooses another)" if timesteps is None else ""
+        progress.note(written.summary() + as_saved)
         if ann:
             control = folder / "control"
             if control.is_dir():

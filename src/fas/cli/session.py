@@ -56,8 +56,13 @@ def session(quiet: bool = False, parallel: bool = False) -> Iterator[Progress]:
 
 
 def _notes_on(progress: Progress) -> Callable[..., None]:
+    shown: set[str] = set()
+
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        progress.note(f"note: {one_line(message)}")
+        text = one_line(message)
+        if text not in shown:  # "once" forgets whenever a filter changes
+            shown.add(text)
+            progress.note(f"note: {text}")
 
     return show
 

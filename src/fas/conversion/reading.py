@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
 from fas.conversion.files import read_json
+from fas.conversion.hub import quickly, why_not
 from fas.conversion.integrity import check_description
 from fas.conversion.manifest import CONFIG
 from fas.errors import CheckpointError, FasError
@@ -19,13 +20,18 @@ LONGEST = 300
 
 
 @contextmanager
-def reading(model: str | Path) -> Iterator[None]:
-    """Raise `FasError`, one sentence, for whatever a library raises while it reads the folder of ``model``."""
+def reading(model: str | Path, place: str | Path | None = None) -> Iterator[None]:
+    """Raise `FasError`, one sentence, for whatever a library raises while it reads ``model``, which lies in ``place`` (None: of
+    that name). Where that is no folder the hub is asked, which has seconds to answer."""
+    remote = not Path(model if place is None else place).exists()
     try:
-        yield
+        with quickly() if remote else nullcontext():
+            yield
     except FasError:
         raise
     except Exception as error:
+        if remote and (sentence := why_not(str(model), error)) is not None:
+            raise FasError(sentence) from error
         text = " ".join(str(error).split())
         kind = "" if isinstance(error, OSError | ValueError | RuntimeError) and text else f"{type(error).__name__} "
         cut = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
@@ -46,7 +52,7 @@ def configuration(model: str, place: str, here: bool = False) -> Any:
                 "expected; put the original file back"
             )
         check_description(Path(place))
-    with reading(model):
+    with reading(model, place):
         raw, _ = PreTrainedConfig.get_config_dict(place, local_files_only=here)
         if "auto_map" in raw:
             raise FasError(

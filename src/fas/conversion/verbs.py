@@ -17,7 +17,7 @@ from fas.conversion.order import measure_order
 from fas.conversion.prefix_search import find_prefix, give_prefix
 from fas.conversion.scales import Samples, fitted_scale, mean_error, sampled
 from fas.errors import ConfigError
-from fas.models import Placement, Plan, find_segments, planned
+from fas.models import Placement, Plan, find_segments, note_unknown, planned
 from fas.neurons import Site
 from fas.neurons.rotation import NO_ROTATION
 from fas.offloading import refuse_offloaded
@@ -47,7 +47,9 @@ def prepare(
     `DataError` without batches. Whatever is raised, the model is as it was.
     """
     refuse_offloaded(model, "fas.prepare")
+    config.note_if_too_short()
     plan, batches, progress = planned(model, config), list(batches), progress or Silent()
+    note_unknown(model, [segment for segment, _ in plan])
     placements = [place for _, places in plan for place in places]
     require_finite(model)
     with atomic(model) as keep:

@@ -28,6 +28,7 @@ from fas.models import (  # noqa: F401  (importing a family registers it)
 )
 from fas.models.family import REGISTRY, Family, SiteSpec, register, supported
 from fas.models.find import Placement, Segment, find_placements, find_segments
+from fas.models.outside import Stack, linear_macs, note_unknown, unknown_stacks
 from fas.models.select import Plan, listed, planned
 
 __all__ = [
@@ -37,10 +38,14 @@ __all__ = [
     "Plan",
     "Segment",
     "SiteSpec",
+    "Stack",
     "find_placements",
     "find_segments",
+    "linear_macs",
     "listed",
+    "note_unknown",
     "planned",
     "register",
     "supported",
+    "unknown_stacks",
 ]

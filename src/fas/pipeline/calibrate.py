@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ def _in_memory(options: CalibrateOptions, progress: Progress) -> dict[str, list[
         model.set_timesteps(**target.model_dump())
         layers = work / file_name(target.neuron_key)
         reports[target.neuron_key] = calibrate(model, batches, settings, progress, layers)
-    model.set_timesteps(**config.model_dump())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nothing runs in this time here
+        model.set_timesteps(**config.model_dump())
     world.once(lambda: _write(options, model, tokenizer, work))
     return reports
 

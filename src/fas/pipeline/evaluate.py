@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from fas.calibration import diagnose
 from fas.config import SpikingConfig
 from fas.errors import ConfigError, FasError
 from fas.pipeline.asked import as_converted, named, results_of
-from fas.pipeline.load import load_ann, load_spiking
+from fas.pipeline.load import READERS, auto_class_of, load_ann, load_spiking, reader_of, spiking_config_of
 from fas.pipeline.measure import (
     EVALUATION_BATCH,
     Stopping,
@@ -75,17 +75,17 @@ def evaluate_folder(
     little text.
     """
     progress, batch, folder = progress or Silent(), batch_size or EVALUATION_BATCH, Path(folder)
-    model, tokenizer = load_spiking(str(folder), device, dtype, any_task=True)
+    saved, stored = spiking_config_of(str(folder)), results_of(folder)
+    asked = {"data": data, "eval_data": eval_data, "length": length, "eval_sequences": eval_sequences}
+    options = as_converted(folder, stored, asked | named(columns))
+    tokenizer, reading = reader_of(folder, READERS.get(auto_class_of(saved), AutoTokenizer)), Reading(progress)
+    blocks = evaluation_of(options, saved, tokenizer, reading)  # refused, if it is, before weights are loaded
+    reading.tell()
+    examples = blocks if stride is None else sliding_of(options, saved, tokenizer, stride, eval_sequences)
+    model, _ = load_spiking(str(folder), device, dtype, any_task=True)
     config = clock_of(model).config
     targets = targets_of(model, config, timesteps, codings)
     plan = _adaptive_plan(targets, confidences, progress) if adaptive or confidences else {}
-    stored = results_of(folder)
-    asked = {"data": data, "eval_data": eval_data, "length": length, "eval_sequences": eval_sequences}
-    options = as_converted(folder, stored, asked | named(columns))
-    reading = Reading(progress)
-    blocks = evaluation_of(options, model.config, tokenizer, reading)
-    reading.tell()
-    examples = blocks if stride is None else sliding_of(options, model.config, tokenizer, stride, eval_sequences)
     text = {"data": options.data, "eval_data": options.eval_data, **examples.about()}
     precision, integers = str(model.dtype).removeprefix("torch."), with_integers(model, integer_bits)
     same_text = stored is not None and stored.extra.get("evaluation") == text

@@ -35,6 +35,7 @@ from fas.pipeline.gguf import folder_of, gguf_file_of
 from fas.runtime.finite import require_finite
 from fas.runtime.memory import keep_freed_memory
 from fas.tasks.builtin import model_path, vision_path
+from fas.tasks.glue import CAPTIONING, IMAGE_CLASSIFICATION, VQA, ZERO_SHOT_IMAGES
 
 logger = logging.getLogger(__name__)
 _HEADS: dict[str, Any] = {
@@ -42,6 +43,11 @@ _HEADS: dict[str, Any] = {
     "ForImageClassification": AutoModelForImageClassification,
     "ForCausalLM": AutoModelForCausalLM,
     "LMHeadModel": AutoModelForCausalLM,
+}
+_TASKS_OF: dict[Any, tuple[str, ...]] = {
+    AutoModelForImageClassification: (IMAGE_CLASSIFICATION,),
+    AutoModelForImageTextToText: (VQA, CAPTIONING),
+    AutoModelForZeroShotImageClassification: (ZERO_SHOT_IMAGES,),
 }
 READERS: dict[Any, Any] = {
     AutoModelForImageTextToText: AutoProcessor,
@@ -114,13 +120,27 @@ def load_ann(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The original model and its tokenizer. Raises `FasError` for a missing folder, or what is no causal language model
     (``any_task``: nor any other with a head)."""
-    config = original_config(model)
-    cls = auto_class_of(config)
-    if cls is None or (cls is not AutoModelForCausalLM and not any_task):
-        raise FasError(f"{model} is not a causal language model: its architectures are {config.architectures or []}")
+    _, cls = original_class_of(model, any_task)
     with reading(model):
         check_saved(Path(resolve(model)))
     return _load(model, device, dtype, cls)
+
+
+def original_class_of(model: str, any_task: bool = False) -> tuple[Any, Any]:
+    """Configuration of a model that was not converted, and the class that loads it; raises as `load_ann` does."""
+    config = original_config(model)
+    cls = auto_class_of(config)
+    if cls is not None and (cls is AutoModelForCausalLM or any_task):
+        return config, cls
+    told = (
+        f"{model} is no causal language model but {', '.join(config.architectures or ['of an unnamed architecture'])}"
+    )
+    if getattr(config, "is_encoder_decoder", False):
+        raise FasError(
+            f"{told}; no command has a task for encoders with decoders, fas.prepare and fas.convert in Python do"
+        )
+    tasks = " or ".join(_TASKS_OF.get(cls, ("text-classification", "sst2")))
+    raise FasError(f"{told}; say what it is for, such as --task {tasks} (fas convert --help lists tasks)")
 
 
 def load_seeing(
@@ -271,7 +291,7 @@ def loaded_with(
     """Model, tokenizer (or the processor of images and text), and the names of weights that the checkpoint lacks."""
     place = resolve(model)
     target = pick_device(device)
-    with reading(model):
+    with reading(model, place):
         _check_index(place)
         tokenizer: Any = reader_of(place, READERS.get(cls, AutoTokenizer))
         loaded, found = cls.from_pretrained(place, dtype=dtype or "auto", output_loading_info=True, **more)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from fas import world
 from fas.errors import ConfigError
-from fas.models import planned
+from fas.models import note_unknown, planned
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.origin import Source
 from fas.pipeline.run import Run
@@ -58,7 +58,8 @@ def prepared(options: ConvertOptions, progress: Progress | None = None) -> Prepa
     if options.stage1 == "lora":
         require_peft()
     ann, source = source_of(options, progress or Silent())
-    planned(ann, options.configurations()[0])  # an unsupported model is refused before anything is trained
+    plan = planned(ann, options.configurations()[0])  # an unsupported model is refused before anything is trained
+    note_unknown(ann, [segment for segment, _ in plan])
     if source.new_head and options.stage1 in ("none", "blocks"):
         raise ConfigError(
             f"{options.model} has no head for {options.task} yet, so stage1={options.stage1!r} would convert a random one; "

@@ -15,7 +15,7 @@ from transformers import (
 
 from fas.errors import ConfigError, FasError
 from fas.pipeline.classifiers import Head, load_classifier
-from fas.pipeline.load import auto_class_of, block_length, load_ann
+from fas.pipeline.load import auto_class_of, block_length, load_ann, original_class_of, reader_of, resolve
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.origin import Reader, Source, in_order_of, name_classes, names_of
 from fas.pipeline.source_images import SEEING, image_examples, of_images
@@ -43,8 +43,9 @@ def source_of(options: ConvertOptions, progress: Progress) -> tuple[PreTrainedMo
 
 
 def _of_text(options: ConvertOptions, progress: Progress) -> tuple[PreTrainedModel, Source]:
-    ann, tokenizer = load_ann(options.model, options.device)
-    length, reading = block_length(ann.config, options.length), Reading(progress)
+    config, _ = original_class_of(options.model)
+    tokenizer = reader_of(resolve(options.model))  # what can be refused of the data is, before weights are loaded
+    length, reading = block_length(config, options.length), Reading(progress)
     text = load_text(options.data, options.eval_data, tokenizer, reading)
     reading.tell()
     if text.note:
@@ -56,6 +57,7 @@ def _of_text(options: ConvertOptions, progress: Progress) -> tuple[PreTrainedMod
         )
     )  # fmt: skip
     evaluation = evaluation.some(options.eval_sequences)
+    ann, tokenizer = load_ann(options.model, options.device)
     return ann, Source(
         lambda: load_ann(options.model, options.device)[0], tokenizer, training, held_out, evaluation, reading
     )

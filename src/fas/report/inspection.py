@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,11 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from fas.config import SpikingConfig
 from fas.conversion.reading import configuration, reading
-from fas.errors import FasError, UnsupportedModelError
-from fas.models import Placement, Segment, planned
+from fas.errors import ConfigError, FasError, UnsupportedModelError
+from fas.models import Placement, Segment, Stack, linear_macs, planned, unknown_stacks
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.Dropout, nn.Identity)
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -46,6 +46,8 @@ class Workload:
     batch_size: int = 8
     length: int = 256
     dtype: str = "float32"
+    unit: str = "sequences"
+    """What a batch is of; ``length`` of images follows from the model."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,15 @@ class Inspection:
     """Layers of each segment."""
     sites: list[SiteGroup]
     analog: dict[str, int]
-    """What stays analog, and how often it is there."""
+    """What stays analog in the segments, and how often it is there."""
+    outside: dict[str, int]
+    """What lies outside of the segments, and how often: it is analog, too, and runs without time."""
+    unknown: list[Stack]
+    """Layers that no family knows."""
     parameters: int
     macs_per_token: dict[str, int]
-    """Multiply–accumulates of linear layers: ``covered`` by sites, ``blocks`` (all in the segments), ``head``."""
+    """Multiply–accumulates of linear layers: ``covered`` by sites, ``blocks`` (all in the segments), ``unknown`` (layers of
+    `unknown`), ``head``."""
     memory: dict[str, int]
     """Bytes, rough."""
     seconds: dict[str, float]
@@ -90,6 +97,11 @@ def inspect_model(name: str, place: str, coverage: str | None, workload: Workloa
         for name in ("rotation", "center", "scales", "activation", "targets", "ignore")
         if name in spiking
     }
+    if spiking and coverage is not None and coverage != spiking["coverage"]:
+        raise ConfigError(
+            f"{name} was converted with coverage {spiking['coverage']}, so it has no sites of coverage {coverage}; leave "
+            "--coverage out, or inspect the model that it was converted from"
+        )
     settled = SpikingConfig(coverage=coverage or spiking.get("coverage", "linear"), **kept)
     return inspected(name, _skeleton(name, config), settled, workload, converted)
 
@@ -102,9 +114,12 @@ def inspected(
     converted: dict[str, Any] | None = None,
 ) -> Inspection:
     """The same of ``model``, which needs no memory for its weights, as ``settled`` would convert it."""
+    if (tokens := tokens_of_an_image(model.config)) is not None:
+        workload = replace(workload, length=tokens, unit="images")
     plan = planned(model, settled)
     segments, placements = [segment for segment, _ in plan], [place for _, places in plan for place in places]
-    macs = _macs(model, segments, placements)
+    unknown = unknown_stacks(model, segments)
+    macs = _macs(model, segments, placements, unknown)
     return Inspection(
         model=name,
         architecture=type(model).__name__,
@@ -113,6 +128,8 @@ def inspected(
         segments={s.name or type(s.module).__name__: _blocks(s) for s in segments},
         sites=_groups(placements),
         analog=_analog(model, segments, placements, settled),
+        outside=_outside(model, segments),
+        unknown=unknown,
         parameters=sum(p.numel() for p in model.parameters()),
         macs_per_token=macs,
         memory=_memory(model, placements, workload),
@@ -129,10 +146,8 @@ def configuration_of(name: str, place: str, here: bool = False) -> tuple[PreTrai
     try:
         config = configuration(name, place, here)
     except FasError as error:
-        if not local and isinstance(error.__cause__, OSError):
-            raise FasError(f"{name} is neither a folder with a model's config.json nor a model on the hub") from error
         if local and not (Path(place) / "config.json").exists():
-            raise FasError(f"{name} is no folder with a model's config.json, and no model on the hub") from error
+            raise FasError(f"{name} is a folder without config.json, so it holds no model") from error
         raise
     description = getattr(config, "quantization_config", None)
     if description is None:
@@ -175,34 +190,27 @@ def _readers(place: Placement) -> tuple[str, ...]:
     return place.spec.consumers if any(place.spec.consumers) else ("itself",)
 
 
-def _linear_macs(module: nn.Module) -> int:
-    return module.weight.numel() if isinstance(module, nn.Linear | Conv1D) else 0
-
-
-def _macs(model: PreTrainedModel, segments: list[Segment], placements: list[Placement]) -> dict[str, int]:
+def _macs(
+    model: PreTrainedModel, segments: list[Segment], placements: list[Placement], unknown: list[Stack]
+) -> dict[str, int]:
     head = model.get_output_embeddings()
     return {
-        "covered": sum(_linear_macs(c) for place in placements if place.spec.kind == "input" for c in place.consumers),
-        "blocks": sum(_linear_macs(module) for segment in segments for module in segment.module.modules()),
-        "head": _linear_macs(head) if head is not None else 0,
+        "covered": sum(linear_macs(c) for place in placements if place.spec.kind == "input" for c in place.consumers),
+        "blocks": sum(linear_macs(module) for segment in segments for module in segment.module.modules()),
+        "unknown": sum(stack.macs for stack in unknown),
+        "head": linear_macs(head) if head is not None else 0,
     }
 
 
 def _analog(
     model: PreTrainedModel, segments: list[Segment], placements: list[Placement], config: SpikingConfig
 ) -> dict[str, int]:
-    """Leaf modules that no site reaches, by class, and the parts of attention that are no modules."""
+    """Leaf modules of the segments that no site reaches, by class, and the parts of attention that are no modules."""
     # a linear layer whose output spikes is covered only where its input does, too
-    covering = [p for p in placements if p.spec.kind != "output" or not any(map(_linear_macs, p.consumers))]
+    covering = [p for p in placements if p.spec.kind != "output" or not any(map(linear_macs, p.consumers))]
     spiking = {id(consumer) for place in covering for consumer in place.consumers}
     spiking |= {id(place.owner.get_submodule(place.spec.replaces)) for place in placements if place.spec.replaces}
-    head = model.get_output_embeddings()
-    kinds: Counter[str] = Counter()
-    for module in model.modules():
-        if id(module) in spiking or isinstance(module, _CONTAINERS) or next(module.children(), None) is not None:
-            continue
-        kind = type(module).__name__
-        kinds["output head" if module is head else f"{kind} (not covered)" if _linear_macs(module) else kind] += 1
+    kinds = _kinds(module for segment in segments for module in segment.module.modules() if id(module) not in spiking)
     modules = _attention_modules(model) or sum(map(_blocks, segments))
     operands = [place for place in placements if place.spec.kind in ("operand", "cross")]
     products = 2 * (modules - len({id(place.home) for place in operands}))
@@ -220,6 +228,22 @@ def _analog(
     return {what: count for what, count in {**found, **kinds}.items() if count}
 
 
+def _outside(model: PreTrainedModel, segments: list[Segment]) -> dict[str, int]:
+    inside = {id(module) for segment in segments for module in segment.module.modules()}
+    head = model.get_output_embeddings()
+    kinds = _kinds(module for module in model.modules() if id(module) not in inside and module is not head)
+    return {**({} if head is None else {"output head": 1}), **kinds}
+
+
+def _kinds(modules: Iterable[nn.Module]) -> Counter[str]:
+    """Leaf modules by class."""
+    kinds: Counter[str] = Counter()
+    for module in modules:
+        if not isinstance(module, _CONTAINERS) and next(module.children(), None) is None:
+            kinds[f"{type(module).__name__} (not covered)" if linear_macs(module) else type(module).__name__] += 1
+    return kinds
+
+
 def _attention_modules(model: PreTrainedModel) -> int:
     """How many modules have attention products; 0 where FAS cannot reach them."""
     try:
@@ -231,9 +255,10 @@ def _attention_modules(model: PreTrainedModel) -> int:
 
 def _seconds(macs: dict[str, int], work: Workload) -> dict[str, float]:
     second = 2 * work.batch_size * work.length / throughput()
-    dense = (macs["blocks"] + macs["head"]) * second
+    without_time = macs["unknown"] + macs["head"]
+    dense = (macs["blocks"] + without_time) * second
     # forward and backward are three forwards: of the control and of the QCFS model; the teacher runs forward only
-    return {"stage1_step": 7 * dense, "snn_batch": (work.timesteps * macs["blocks"] + macs["head"]) * second}
+    return {"stage1_step": 7 * dense, "snn_batch": (work.timesteps * macs["blocks"] + without_time) * second}
 
 
 def throughput() -> float:
@@ -264,7 +289,27 @@ def _memory(model: PreTrainedModel, placements: list[Placement], work: Workload)
         "weights": bytes_each * parameters,
         # alive at once: the residual stream, the FFN, and eight fp32 copies inside its site (measured: within 20 %)
         "activations": rows * (bytes_each * (2 * config.hidden_size + 2 * widest) + 4 * 8 * widest) + scores,
-        # a classifier of images has no words
-        "logits": 4 * work.batch_size * work.length * getattr(config, "vocab_size", 0),
-        "exact_cache": rows * bytes_each * 2 * heads * head_width * config.num_hidden_layers,
+        "logits": 4 * work.batch_size * _answers(model, work.length),
+        # what does not generate keeps no keys and values
+        "exact_cache": rows * bytes_each * 2 * heads * head_width * config.num_hidden_layers * model.can_generate(),
     }
+
+
+def _answers(model: PreTrainedModel, length: int) -> int:
+    """Logits of a sequence of ``length`` tokens: over words or labels, of each token or of the whole."""
+    head, kind = model.get_output_embeddings(), type(model).__name__
+    if head is not None and linear_macs(head):
+        return length * head.weight.shape[0]
+    if kind.endswith(("SequenceClassification", "ImageClassification")):
+        return model.config.num_labels
+    if kind.endswith("TokenClassification"):
+        return length * model.config.num_labels
+    return 2 * length if kind.endswith("QuestionAnswering") else 0
+
+
+def tokens_of_an_image(config: PreTrainedConfig) -> int | None:
+    """Tokens that a classifier of images makes of one, its class token among them; None for what reads text."""
+    size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if not isinstance(size, int) or not isinstance(patch, int) or hasattr(config, "vocab_size"):
+        return None
+    return (size // patch) ** 2 + 1

@@ -37,35 +37,50 @@ def _sites(found: Inspection) -> list[str]:
         values = "signed" if group.signed else "unsigned"
         replaces = f"; stands in for {group.replaces}" if group.replaces else ""
         table.append((group.pattern, str(group.count), str(group.width), values, ", ".join(group.consumers) + replaces))
-    return [f"{count} sites become spikes with coverage {found.coverage}:", *aligned(table)]
+    become = "spike, with" if found.converted else "become spikes with"
+    return [f"{count} sites {become} coverage {found.coverage}:", *aligned(table)]
 
 
 def _analog(found: Inspection) -> list[str]:
-    table = [(str(count), what) for what, count in found.analog.items()]
-    return ["What stays analog, evaluated at every timestep (the output head once):", *aligned(table)]
+    tables = [[(str(count), what) for what, count in kinds.items()] for kinds in (found.analog, found.outside)]
+    lines = ["What stays analog, evaluated at every timestep:", *aligned(tables[0])]
+    if tables[1]:
+        lines += [
+            "",
+            "Outside of the layers that time is folded through, analog and evaluated once:",
+            *aligned(tables[1]),
+        ]
+    return lines
 
 
 def _macs(found: Inspection) -> list[str]:
     macs = found.macs_per_token
-    everything = macs["blocks"] + macs["head"]
-    blocks, whole = macs["covered"] / macs["blocks"], macs["covered"] / everything
-    return [
-        f"Spikes drive {blocks:.1%} of the multiply–accumulates of the blocks' linear layers, {whole:.1%} with the output",
+    layers = macs["blocks"] + macs["unknown"]
+    everything = layers + macs["head"]
+    lines = [
+        f"Spikes drive {macs['covered'] / layers:.1%} of the multiply–accumulates of the blocks' linear layers, "
+        f"{macs['covered'] / everything:.1%} with the output",
         f"head ({everything:,} per token). Attention products are not in this.",
     ]
+    for stack in found.unknown:
+        lines.append(f"{stack.macs / layers:.1%} of them lie in {stack}, which no family knows: it stays analog.")
+    return lines
 
 
 def _memory(found: Inspection) -> list[str]:
     work, memory = found.workload, found.memory
     total = memory["weights"] + memory["activations"] + memory["logits"]
-    size = f"T = {work.timesteps}, {work.batch_size} sequences of {work.length} tokens, {work.dtype}"
+    size = f"T = {work.timesteps}, {work.batch_size} {work.unit} of {work.length} tokens, {work.dtype}"
     table = [
         (human(memory["stage1"]), "Stage 1: fp32 weights, gradients and Adam's two moments; activations come on top"),
         (human(total), f"inference at {size}: {human(memory['weights'])} weights, "
                        f"{human(memory['activations'])} activations, {human(memory['logits'])} logits"),
-        (human(memory["exact_cache"]), "exact key/value cache of these tokens; the settled one takes "
-                                       f"{human(memory['exact_cache'] // work.timesteps)}"),
     ]  # fmt: skip
+    if memory["exact_cache"]:
+        settled = human(memory["exact_cache"] // work.timesteps)
+        table.append(
+            (human(memory["exact_cache"]), f"exact key/value cache of these tokens; the settled one takes {settled}")
+        )
     return ["Memory, roughly:", *aligned(table)]
 
 
@@ -75,7 +90,7 @@ def _time(found: Inspection) -> list[str]:
         (duration(found.seconds["stage1_step"]), "a step of Stage 1, its control and its teacher included"),
         (duration(found.seconds["snn_batch"]), f"a batch through the SNN at T = {work.timesteps}"),
     ]
-    size = f"{work.batch_size} sequences of {work.length} tokens, fp32"
+    size = f"{work.batch_size} {work.unit} of {work.length} tokens, fp32"
     return [f"Time on this machine, at least (matrix products alone; {size}):", *aligned(table)]
 
 

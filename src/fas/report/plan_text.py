@@ -34,10 +34,13 @@ def _head(plan: Plan) -> list[str]:
 def _sites(found: Inspection) -> list[str]:
     count, macs = sum(group.count for group in found.sites), found.macs_per_token
     analog = ", ".join(f"{number} {what}" for what, number in found.analog.items())
+    outside = ", ".join(f"{number} {what}" for what, number in found.outside.items())
+    share = macs["covered"] / (macs["blocks"] + macs["unknown"])
     return [
-        f"Spikes: {count} sites (coverage {found.coverage}), which drive {macs['covered'] / macs['blocks']:.0%} of the blocks' "
-        "linear layers",
+        f"Spikes: {count} sites (coverage {found.coverage}), which drive {share:.0%} of the blocks' linear layers",
+        *[f"No family knows {stack}: it stays analog" for stack in found.unknown],
         f"Analog: {analog}",
+        *[f"Analog and once, outside of these layers: {outside}"] * bool(outside),
     ]
 
 

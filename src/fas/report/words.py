@@ -16,7 +16,7 @@ UNTRAINED_CAPTION = (
 )
 CAPTION = (
     "SNN: the same network, its neurons exchanging spikes over T timesteps. Spikes/neuron: non-zero spikes per neuron and "
-    "token, summed over all T. Quality was measured in simulation; nothing here is a claim about energy."
+    "token, summed over all T. Quality was measured in simulation."
 )
 ADAPTIVE_NOTE = (
     "Mean T: timesteps after which a sequence stopped; spikes of later ones do not count. In simulation all T are computed, "
@@ -25,10 +25,10 @@ ADAPTIVE_NOTE = (
 METHODS_NOTE = (
     "Latency: timesteps until the network has answered: T where all layers advance together, T for each layer in series where "
     "a layer fires only when it has seen its whole input. Methods without training start from the control, the others from the "
-    "QCFS model; which, and what was assumed of them, stands in docs/methods.md. Energy: of the whole network by the ledger, "
-    "against the ANN in fp32 (products only), the ANN in int8 (all operations) and the quantized ANN of the same bits (memory "
-    "traffic too). Analog: the share of multiply-accumulates that stay, and how many exponentials, roots and divisions run for "
-    "each of the ANN's. MiB: weights and what a forward holds at once, in simulation."
+    "QCFS model; which, and what was assumed of them, stands in docs/methods.md. Energy: estimated by the ledger, of the whole "
+    "network, against the ANN in fp32 (products only), the ANN in int8 (all operations) and the quantized ANN of the same bits "
+    "(memory traffic too). Analog: the share of multiply-accumulates that stay, and how many exponentials, roots and divisions "
+    "run for each of the ANN's. MiB: weights and what a forward holds at once, in simulation."
 )
 UNTRAINED_METHODS_NOTE = (
     "Papers of those that start from the QCFS model train it; here all ({names}) take it untrained. Every method is given the "

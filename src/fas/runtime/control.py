@@ -71,6 +71,7 @@ class SetTimesteps:
         except BaseException:
             clock.config = before
             raise
+        config.note_if_too_short()
         if config.folds_time and known and config.neuron_key not in known:
             logger.warning(
                 "no calibrated neurons for %s; using uncalibrated ones (calibrated: %s)",
@@ -109,6 +110,7 @@ def at_time(model: nn.Module, **changes: Any) -> Iterator[nn.Module]:
     with clock.changing("a run in another time"):
         config = clock.config
         clock.config = config.replaced(**changes)
+        clock.config.note_if_too_short()
         try:
             yield model
         finally:

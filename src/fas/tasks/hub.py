@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fas.conversion.hub import quickly, why_not
 from fas.errors import DataError
 from fas.tasks.reading.contents import kind_of
 
@@ -25,7 +26,10 @@ def from_hub(source: str, local: str, split: str | None = None) -> Any:
 
     which: dict[str, Any] = {} if split is None else {"split": split}
     try:
-        return load_dataset(name, configuration or None, **which)
+        with quickly():
+            return load_dataset(name, configuration or None, **which)
     except Exception as error:  # the hub client raises many unrelated types; the user needs one sentence
+        if (sentence := why_not(name, error, "data set")) is not None:
+            raise DataError(sentence) from None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{source} is neither a local {local} nor a data set that the hub gives: {reason}") from None

@@ -15,7 +15,7 @@ from fas.config import SpikingConfig
 from fas.conversion.install import decoders
 from fas.conversion.prefix_search import find_prefix
 from fas.errors import ConfigError, FasError
-from fas.models import Placement, Segment, planned
+from fas.models import Placement, Segment, note_unknown, planned
 from fas.progress import Progress
 from fas.runtime.prefix import attention_modules, fill_prefix, prefix_of, prefix_states
 from fas.runtime.replay import blocks_of
@@ -39,6 +39,7 @@ class Pair:
 def only_segment(model: PreTrainedModel, config: SpikingConfig) -> tuple[Segment, list[Placement]]:
     """The one segment of ``model`` with its sites to be; raises `FasError` where there are several, or no blocks."""
     plan = planned(model, config)
+    note_unknown(model, [segment for segment, _ in plan])
     kind = type(model).__name__
     if len(plan) != 1:
         names = ", ".join(segment.name for segment, _ in plan)
