@@ -297,13 +297,13 @@ def _memory(model: PreTrainedModel, placements: list[Placement], work: Workload)
 
 def _answers(model: PreTrainedModel, length: int) -> int:
     """Logits of a sequence of ``length`` tokens: over words or labels, of each token or of the whole."""
-    head, kind = model.get_output_embeddings(), type(model).__name__
+    head, kind, labels = model.get_output_embeddings(), type(model).__name__, model.config.num_labels or 0
     if head is not None and linear_macs(head):
         return length * head.weight.shape[0]
     if kind.endswith(("SequenceClassification", "ImageClassification")):
-        return model.config.num_labels
+        return labels
     if kind.endswith("TokenClassification"):
-        return length * model.config.num_labels
+        return length * labels
     return 2 * length if kind.endswith("QuestionAnswering") else 0
 
 
