@@ -6,10 +6,11 @@ import io
 import sys
 from pathlib import Path
 
+import folders
 import pytest
 import tiny
 from rich.console import Console
-from transformers import LlamaConfig, XLMRobertaConfig, XLMRobertaForSequenceClassification
+from transformers import AutoTokenizer, LlamaConfig, XLMRobertaConfig, XLMRobertaForSequenceClassification
 
 import fas
 from fas.cli import main
@@ -59,9 +60,7 @@ def test_a_narrow_terminal_folds_no_word(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "…" not in text
     assert text.count("SNN  ") == 6  # a line each
     assert text.count("after   ") == text.count("before  ") == 3
-    assert "Left out, for the width of this terminal: schedule, steps, coding; --json has all." in " ".join(
-        text.split()
-    )
+    assert "Left out, for the width of this terminal: schedule, steps, coding; --json has" in " ".join(text.split())
 
 
 def test_recipes_fit_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,6 +135,20 @@ def test_a_folder_without_tokenizer_says_so_whole(tmp_path: Path, capsys: pytest
     said = capsys.readouterr().err
     assert "bare has no tokenizer" in said
     assert "tokenizer.json and tokenizer_config.json beside config.json" in said
+
+
+def test_data_is_refused_before_weights_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ann, text = folders.save_ann(tmp_path / "ann"), str(tmp_path / "nowhere.txt")
+    snn = tmp_path / "snn"
+    AutoTokenizer.from_pretrained(ann).save_pretrained(snn)
+    tiny.snn("gpt2").save_pretrained(snn)
+    for place in ("source.load_ann", "evaluate.load_spiking"):
+        monkeypatch.setattr(f"fas.pipeline.{place}", lambda *_, **__: pytest.fail("weights were loaded"))
+    for command in (["convert", "--model", ann, "--out", str(tmp_path / "out")], ["eval", str(snn)]):
+        assert main([*command, "--data", text]) == 2
+        assert "nowhere.txt" in capsys.readouterr().err
 
 
 def test_extras_are_installed_from_a_clone() -> None:
