@@ -150,7 +150,7 @@ def test_without_peft_it_says_so_before_anything_is_computed(
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     assert main(command(place, "refused")) == 2
-    assert "pip install 'fas-snn[lora]'" in capsys.readouterr().err
+    assert "in a clone of FAS: pip install '.[lora]'" in capsys.readouterr().err
     assert not list(place[0].glob("refused*"))
 
 

@@ -210,6 +210,22 @@ def neurons_in(neuron_key: str) -> int:
     return int(several[1:]) if several.startswith("x") else 1
 
 
+def spoken(neuron_key: str) -> str:
+    """A key of `SpikingConfig.neuron_key` in words.
+
+    >>> spoken("sigma_delta_4_2_1"), spoken("rate_mean_8"), spoken("rate_step_8")
+    ('sigma-delta, T = 3 (steps 4, 2, 1)', 'rate, T = 8', 'rate, T = 8 (step rows)')
+    >>> spoken("sigma_delta_x2_4_2_1_1")
+    'sigma-delta, T = 2 (2 neurons a channel, steps 4, 2, 1, 1)'
+    """
+    if neuron_key.startswith("rate_"):
+        _, rows, timesteps = neuron_key.split("_")
+        return f"rate, T = {timesteps}" + (" (step rows)" if rows == "step" else "")
+    steps, neurons = steps_in(neuron_key), neurons_in(neuron_key)
+    several = f"{neurons} neurons a channel, " if neurons > 1 else ""
+    return f"sigma-delta, T = {len(steps) // neurons} ({several}steps {', '.join(map(str, steps))})"
+
+
 def _one_sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))

@@ -21,3 +21,8 @@ class CheckpointError(FasError):
 
 class DataError(FasError):
     """Text or data that cannot be used."""
+
+
+def with_extra(extra: str) -> str:
+    """What to type for the packages of an ``extra`` of FAS, which is on no package index and is installed from its clone."""
+    return f"in a clone of FAS: pip install '.[{extra}]'"

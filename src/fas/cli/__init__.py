@@ -31,7 +31,8 @@ from fas.errors import FasError
 app = typer.Typer(
     name="fas",
     help="Turn Hugging Face language models into spiking ones, and see how good they still are.",
-    epilog="Start with: fas demo",
+    epilog="Start with: fas demo. FAS_DEBUG=1 in the environment shows where an error arose.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
@@ -66,7 +67,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+        bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print it.")
     ] = False,
 ) -> None:
     pass

@@ -16,12 +16,18 @@ from fas.cli.options import (
     Quiet,
     Seed,
     TextColumn,
+    no_file,
     numbers_in,
     words_in,
 )
 
 NAME = "energy"
 EXAMPLE = "fas energy gpt2-snn --data notes.txt --timesteps 4,8 --plots figures"
+
+_Plots = Annotated[
+    Path | None,
+    typer.Option(help="Folder for SVG figures: firing rates, rasters, energy.", show_default=False, callback=no_file),
+]
 
 
 def command(
@@ -55,9 +61,7 @@ def command(
     energy_model: Annotated[
         Path | None, typer.Option(help="YAML file with other constants; else 45 nm.", show_default=False)
     ] = None,
-    plots: Annotated[
-        Path | None, typer.Option(help="Folder for SVG figures: firing rates, rasters, energy.", show_default=False)
-    ] = None,
+    plots: _Plots = None,
     raster: Annotated[
         list[str] | None,
         typer.Option(

@@ -28,6 +28,7 @@ from fas.cli.options import (
     TextColumn,
     fractions_in,
     names_in,
+    no_file,
     numbers_in,
     words_in,
 )
@@ -78,7 +79,9 @@ def command(
     plots: Annotated[
         Path | None,
         typer.Option(
-            help="With --diagnose: folder for SVG figures, how far each layer has settled.", show_default=False
+            help="With --diagnose: folder for SVG figures, how far each layer has settled.",
+            show_default=False,
+            callback=no_file,
         ),
     ] = None,
     adaptive: Adaptive = False,

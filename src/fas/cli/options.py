@@ -15,6 +15,14 @@ N = TypeVar("N", int, float)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+def no_file(folder: Path | None) -> Path | None:
+    """A folder for figures; raises `ConfigError`, before any work, where a file is in its place."""
+    there = next((place for place in (folder, *folder.parents) if place.exists()), None) if folder is not None else None
+    if there is not None and not there.is_dir():
+        raise ConfigError(f"--plots {folder}: {there} is a file, and figures need a folder; give another name")
+    return folder
+
+
 def known_dtype(value: str | None) -> str | None:
     """The value itself; raises `ConfigError` if it is no precision that models run in."""
     if value is not None and value not in DTYPES:

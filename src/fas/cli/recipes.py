@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
+
 from fas.cli.options import AsJson
 
 NAME = "recipes"
@@ -19,4 +23,17 @@ def command(as_json: AsJson = False) -> None:
         print_json({"recipes": found})
     else:
         columns = ("name", "model", "data", "reproduces", "published")
-        print("\n".join(line.strip() for line in aligned([columns, *(tuple(e[c] for c in columns) for e in found)])))
+        lines = [line.strip() for line in aligned([columns, *(tuple(e[c] for c in columns) for e in found)])]
+        if sys.stdout.isatty() and max(map(len, lines)) > shutil.get_terminal_size().columns:
+            lines = [line for entry in found for line in _stacked(entry)]
+        print("\n".join(lines))
+
+
+def _stacked(entry: dict[str, str]) -> list[str]:
+    """A recipe below its name, where a terminal is too narrow for a line each."""
+    about = f"reproduces {entry['reproduces']}; published: {entry['published']}"
+    return [
+        entry["name"],
+        f"  {entry['model']}, {entry['data']}",
+        *textwrap.wrap(about, shutil.get_terminal_size().columns - 1, initial_indent="  ", subsequent_indent="  "),
+    ]

@@ -26,7 +26,7 @@ CONFIG = "config.json"
 REFUSAL = "transformers_weights"
 """Entry of a configuration that names the file of the weights. Without FAS transformers would skip the neurons and compute
 something else; a name that is none makes it refuse, and say why."""
-NOT_WITHOUT_FAS = "this is a spiking network: `import fas` (pip install fas-snn) before from_pretrained"
+NOT_WITHOUT_FAS = "this is a spiking network: `import fas` before from_pretrained"
 _ANY_VALUE = {
     "_name_or_path", "transformers_version", "use_cache", "output_attentions", "output_hidden_states", "return_dict", REFUSAL,
 }  # fmt: skip

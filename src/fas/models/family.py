@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from torch import nn
+
 from fas.config import Coverage, Part
 
 COVERAGE_ORDER: tuple[Coverage, ...] = ("ffn", "linear", "attention", "full")
@@ -111,3 +113,13 @@ def register(family: Family) -> Family:
 def supported() -> str:
     """The names of all registered families, for messages."""
     return ", ".join(sorted({family.name for family in REGISTRY.values()}))
+
+
+def relative_of(model: nn.Module) -> str:
+    """For messages: the family after which ``model`` is named, if there is one, which is where a declaration starts from.
+
+    Among several the longest name counts: ``XLMRobertaModel`` is nearer to RoBERTa than to BERT.
+    """
+    name = type(model).__name__.lower()
+    close = [f.name for f in REGISTRY.values() if f.name.replace("_", "") in name]
+    return f"its nearest relative is {max(close, key=len)}; " if close else ""

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fas.config import SpikingConfig
 from fas.errors import UnsupportedModelError
-from fas.models.family import COMMON_ANALOG, REGISTRY, Family, SiteSpec, supported
+from fas.models.family import COMMON_ANALOG, REGISTRY, Family, SiteSpec, relative_of, supported
 from fas.models.functions import activation_of, group_for, known_norm_of
 from fas.models.linear import obstacle
 from fas.neurons.rotation import NO_ROTATION, Rotation, block_of
@@ -74,8 +74,8 @@ def find_segments(model: nn.Module) -> list[Segment]:
     ]
     if not found:
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no part that FAS can convert; supported families are {supported()}, and a new "
-            "one is a file of data in fas/models"
+            f"{type(model).__name__} has no part that FAS can convert; {relative_of(model)}supported families are "
+            f"{supported()}, and docs/adding-a-family.md says how to declare a new one"
         )
     modules = dict(model.named_modules())
     readers = [(segment, segment.family.reads) for segment in found if segment.family.reads is not None]

@@ -22,6 +22,7 @@ from fas.pipeline.estimate import HOLES, HOLES_OF_IMAGES, Estimate, Workload
 from fas.pipeline.forwards import Architecture, Shape
 from fas.pipeline.image_shapes import Amount, counted, described, image_shape, seeing
 from fas.pipeline.load import auto_class_of, block_length, pick_device, resolve
+from fas.pipeline.machine import memory_of
 from fas.pipeline.measure import evaluation_batch, labelled_batch
 from fas.pipeline.options import ConvertOptions
 from fas.pipeline.recipes import Counts, Recipe
@@ -81,6 +82,7 @@ def dry_run(options: ConvertOptions, recipe: Recipe | None = None) -> Plan:
         inspection=inspected(options.model, model, first, shape),
         stages=stages,
         speed=speed,
+        memory_here=None if speed is ASSUMED_GPU else memory_of(pick_device(options.device)),
         files=_files(options, estimate),
         notes=notes,
         commands=_commands(recipe) if recipe is not None else {},

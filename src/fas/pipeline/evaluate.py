@@ -187,10 +187,11 @@ def dense_rows(
     if stored is not None and any(row.name == "ann" for row in stored.rows):
         try:
             ann, _ = load_ann(stored.model, device, precision, any_task=True)
-            rows.append(dense_row("ann", ann, examples, batch, progress, memory_limit))
         except FasError as error:
             progress.note(f"the original model is not at hand ({error})")
             rows += [replace(row, stored=True) for row in stored.rows if row.name == "ann" and same_text]
+        else:
+            rows.append(dense_row("ann", ann, examples, batch, progress, memory_limit))
     if (folder / "control").exists():
         control, _ = load_ann(str(folder / "control"), device, precision, any_task=True)
         rows.append(dense_row("control", control, examples, batch, progress, memory_limit))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fas.errors import CheckpointError, FasError
+from fas.errors import CheckpointError, FasError, with_extra
 
 ENDING = ".gguf"
 
@@ -48,7 +48,7 @@ def folder_of(file: Path) -> Path:
     if (folder / "config.json").exists():
         return folder
     if importlib.util.find_spec("gguf") is None:
-        raise FasError(f"{file} is a GGUF file, and reading it needs a package; pip install 'fas-snn[gguf]'")
+        raise FasError(f"{file} is a GGUF file, and reading it needs a package; {with_extra('gguf')}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as place:
         made = Path(place) / "model"

@@ -29,7 +29,7 @@ from fas import world
 from fas.conversion.files import indexed
 from fas.conversion.integrity import check_saved
 from fas.conversion.reading import configuration, reading
-from fas.errors import CheckpointError, ConfigError, FasError
+from fas.errors import CheckpointError, ConfigError, FasError, with_extra
 from fas.neurons import Site
 from fas.pipeline.gguf import folder_of, gguf_file_of
 from fas.runtime.finite import require_finite
@@ -163,7 +163,7 @@ def load_seeing(
 def need_pillow() -> None:
     """Raises `FasError` where images cannot be read."""
     if importlib.util.find_spec("PIL") is None:
-        raise FasError("images need Pillow, which is not installed; pip install 'fas-snn[vision]'")
+        raise FasError(f"images need Pillow, which is not installed; {with_extra('vision')}")
 
 
 def original_config(model: str) -> Any:
@@ -269,18 +269,26 @@ def _vocabulary(model: PreTrainedModel) -> int | None:
     return len(weight) if weight.ndim == 2 and hasattr(model.config.get_text_config(), "vocab_size") else None
 
 
+_TOKENIZER_FILES = "put the original model's tokenizer.json and tokenizer_config.json beside config.json"
+
+
 def reader_of(place: str | Path, cls: Any = AutoTokenizer) -> Any:
     """The tokenizer (or processor ``cls``) of a checkpoint. Raises `CheckpointError` where it has no words: of a folder without
     tokenizer transformers makes one that knows special tokens only, and reads every text as unknown."""
-    with reading(place):
-        reader = cls.from_pretrained(place, trust_remote_code=False)
+    try:
+        with reading(place):
+            reader = cls.from_pretrained(place, trust_remote_code=False)
+    except FasError as error:
+        if "instantiate the backend tokenizer" not in str(error):
+            raise
+        raise CheckpointError(f"{place} has no tokenizer; {_TOKENIZER_FILES}") from error
     tokenizer = getattr(reader, "tokenizer", reader)
     if tokenizer is not None and hasattr(tokenizer, "all_special_tokens"):
         words = len(tokenizer) - len(set(tokenizer.all_special_tokens))
         if words <= 0:
             raise CheckpointError(
-                f"{place} has no tokenizer: what was found knows {len(tokenizer)} special tokens and no word; put the original "
-                "model's tokenizer.json and tokenizer_config.json beside config.json"
+                f"{place} has no tokenizer: what was found knows {len(tokenizer)} special tokens and no word; "
+                f"{_TOKENIZER_FILES}"
             )
     return reader
 

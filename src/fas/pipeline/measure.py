@@ -145,6 +145,8 @@ def spiking_row(
     start = time.time()
     rate = target.coding == "rate"
     label = "layerwise" if not target.folds_time else f"{target.coding} T={target.timesteps}"
+    calibrated = target.folds_time and target.neuron_key in calibrated_keys(sites_of(model).values())
+    label += "" if not target.folds_time else ", after Stage 2" if calibrated else ", without Stage 2"
     label += "" if stopping is None else f", {stopping.label}"
     with at_time(model, **target.model_dump()), limited(model, limit), stops_early(model, stopping) as early:
         measured = examples.evaluate_spiking(model, batch_size, progress, f"evaluating SNN, {label}")
@@ -160,7 +162,7 @@ def spiking_row(
         steps=None if rate or not target.folds_time else list(target.step_schedule),
         timesteps=target.timesteps,
         levels=target.levels,
-        stage2=target.folds_time and target.neuron_key in calibrated_keys(sites_of(model).values()),
+        stage2=calibrated,
         settled=None if stopping is None else stopping.settled,
         confidence=None if stopping is None else stopping.confidence,
         mean_timesteps=None if early is None else early.mean_timesteps,

@@ -152,7 +152,8 @@ class ConvertOptions:
             if isinstance(value, bool | str):
                 raise ConfigError(f"{name}={value!r} is not a number (YAML reads 1e-4 as text; write 1.0e-4)")
             if value is not None and value < least:
-                raise ConfigError(f"{name}={value} is not valid: it must be at least {least}")
+                hint = "; stage1='none' (--stage1 none) leaves Stage 1 out" if name == "stage1_steps" else ""
+                raise ConfigError(f"{name}={value} is not valid: it must be at least {least}{hint}")
         if self.spikes_per_neuron is not None and (self.spikes_per_neuron == 0 or self.stage1 == "none"):
             raise ConfigError(
                 f"spikes_per_neuron={self.spikes_per_neuron} is not valid with stage1={self.stage1!r}: a budget is above 0 and "

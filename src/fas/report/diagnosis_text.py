@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fas.config import spoken
 from fas.report.ledger_text import aligned
 
 DEAREST = 3
@@ -29,7 +30,7 @@ def diagnosis_text(found: Mapping[str, Any]) -> str:
     names = ", ".join(f"{layer['name']} ({layer['cost']:.4f})" for layer in dear)
     return "\n".join(
         [
-            f"Temporal error of {found['key']}: KL to the QCFS model {found['kl']:.4f} nats a token",
+            f"Temporal error of {spoken(found['key'])}: KL to the QCFS model {found['kl']:.4f} nats a token",
             f"Costs most: {names}." if dear else "No layer costs anything.",
             "",
             *aligned(lines),

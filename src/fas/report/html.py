@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jinja2
 
+from fas.config import spoken
 from fas.report import comparison, diagnosis_plots, plots, scenes, words
 from fas.report.results import Results, Row, write_whole
 from fas.report.table import columns_of
@@ -39,7 +40,7 @@ def render(results: Results) -> str:
         counted=counted,
         counted_name=words.describe_snn(counted) if counted else "",
         by_layer=plots.spikes_by_layer(counted) if counted and not methods else None,
-        settling=diagnosis_plots.of_results(results),
+        settling={spoken(key): figure for key, figure in diagnosis_plots.of_results(results).items()},
         samples=words.samples(results),
         figures=comparison.figures(results),
         scenes=scenes.shown(results),

@@ -49,6 +49,8 @@ class Plan:
     inspection: Inspection
     stages: list[PlannedStage]
     speed: Speed
+    memory_here: int | None
+    """Bytes of memory that this machine (or its GPU) has; None where the plan is for a device that is not here."""
     files: dict[str, int]
     """Bytes of what will lie in the folder, and (``while it runs``) beside it."""
     notes: list[str] = field(default_factory=list)
@@ -61,10 +63,15 @@ class Plan:
         return max(stage.peak for stage in self.stages)
 
     @property
+    def fits(self) -> bool | None:
+        """Whether the peak fits into the memory here; None: for another machine."""
+        return None if self.memory_here is None else self.peak <= self.memory_here
+
+    @property
     def seconds(self) -> float:
         """Of all stages."""
         return sum(stage.seconds for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self) | {"peak_bytes": self.peak, "seconds": self.seconds}
+        return asdict(self) | {"peak_bytes": self.peak, "fits_here": self.fits, "seconds": self.seconds}

@@ -56,7 +56,13 @@ def _stages(plan: Plan) -> list[str]:
 def _peak(plan: Plan) -> list[str]:
     largest = max(plan.stages, key=lambda stage: stage.peak)
     table = [(human(size), part) for part, size in largest.memory.items() if size]
-    return [f"Peak memory: {human(plan.peak)} ({plan.peak / 2**30:.1f} GiB), in {largest.name}:", *aligned(table)]
+    lines = [f"Peak memory: {human(plan.peak)} ({plan.peak / 2**30:.1f} GiB), in {largest.name}:", *aligned(table)]
+    if plan.fits is False:
+        here = (plan.memory_here or 0) / 2**30
+        lines.append(
+            f"This does not fit here: it needs {plan.peak / 2**30:.1f} GiB, and this machine has {here:.1f} GiB."
+        )
+    return lines
 
 
 def _files(plan: Plan) -> list[str]:

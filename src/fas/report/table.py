@@ -12,6 +12,11 @@ from fas.report.results import Results, Row
 
 # metrics that stand beside the perplexity
 _BESIDE = {"word_perplexity": "word perplexity", "bits_per_byte": "bits/byte"}
+_SPARED = (
+    "schedule, steps", "MiB", "analog functions", "analog MACs", "memory traffic", "int8", "s to convert", "items", "latency",
+    "energy", "bits/byte", "word perplexity", "coding",
+)  # fmt: skip
+"""Columns that a narrow terminal goes without, first to last."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,11 @@ class Column:
     title: str
     cells: list[str]
     numbers: bool = False
+
+    @property
+    def width(self) -> int:
+        """Characters of its widest cell, the title among them."""
+        return max(map(len, [self.title, *self.cells]))
 
 
 def columns_of(results: Results) -> list[Column]:
@@ -76,6 +86,26 @@ def columns_of(results: Results) -> list[Column]:
     return [column for column in columns if _says_something(column)]
 
 
+def fitting(columns: list[Column], width: int) -> tuple[list[Column], list[str]]:
+    """Those of ``columns`` that stand whole in ``width`` characters, and the titles of those left out, the least telling first.
+
+    What says which row it is, and how good, is always there.
+    """
+    kept, left_out = list(columns), []
+    for title in _SPARED:
+        if sum(column.width + 3 for column in kept) <= width:
+            break
+        if any(column.title == title and not _tells_apart(column) for column in kept):
+            kept = [column for column in kept if column.title != title]
+            left_out.append(title)
+    return kept, left_out
+
+
+def _tells_apart(column: Column) -> bool:
+    """Whether rows are known by it: codings, where there are two."""
+    return column.title == "coding" and len(set(column.cells) - {""}) > 1
+
+
 def _says_something(column: Column) -> bool:
     # one coverage or one L for all rows stands in the title
     enough = 1 if column.title in ("task", "coverage", "L") else 0
@@ -87,7 +117,7 @@ def plain_table(results: Results) -> str:
     columns = columns_of(results)
     laid_out = []
     for column in columns:
-        width = max(map(len, [column.title, *column.cells]))
+        width = column.width
         align = str.rjust if column.numbers else str.ljust
         laid_out.append([align(text, width) for text in [column.title, "-" * width, *column.cells]])
     lines = ["  ".join(line).rstrip() for line in zip(*laid_out, strict=True)]
@@ -105,8 +135,10 @@ def print_results(results: Results, file: TextIO | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = columns_of(results)
-    notes = "\n".join(words.notes(results))
+    console = Console(file=file)
+    columns, left_out = fitting(columns_of(results), console.width)
+    more = [f"Left out, for the width of this terminal: {', '.join(left_out)}; --json has all."] if left_out else []
+    notes = "\n".join([*more, *words.notes(results)])
     table = Table(title=words.title(results), caption=notes, box=box.SIMPLE_HEAD, pad_edge=False)
     table.title_justify = table.caption_justify = "left"
     for column in columns:
@@ -115,7 +147,7 @@ def print_results(results: Results, file: TextIO | None = None) -> None:
         if before is not None and _group(before) != _group(row):
             table.add_section()
         table.add_row(*cells)
-    Console(file=file).print(table)
+    console.print(table)
 
 
 def _group(row: Row) -> tuple[str | None, ...]:

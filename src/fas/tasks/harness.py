@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fas.errors import FasError
+from fas.errors import FasError, with_extra
 from fas.progress import Progress, Silent
 
 try:
@@ -19,8 +19,7 @@ try:
     from lm_eval.models.utils import normalize_gen_kwargs
 except ImportError as missing:
     raise FasError(
-        f"zero-shot tasks are measured by lm-evaluation-harness, which is not there ({missing}); "
-        "install it with: pip install 'fas-snn[eval]'"
+        f"zero-shot tasks are measured by lm-evaluation-harness, which is not there ({missing}); {with_extra('eval')}"
     ) from None
 
 GENERATED = 256

@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Sequence
 
-from fas.errors import FasError
+from fas.errors import FasError, with_extra
 
 _NUMBERS = {
     name: str(number)
@@ -54,9 +54,7 @@ def bleu4(written: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     try:
         from sacrebleu.metrics.bleu import BLEU
     except ImportError:
-        raise FasError(
-            "captions are scored by sacrebleu, which is not installed; pip install 'fas-snn[vision]'"
-        ) from None
+        raise FasError(f"captions are scored by sacrebleu, which is not installed; {with_extra('vision')}") from None
     most = max(map(len, references))
     columns = [[some[i] if i < len(some) else None for some in references] for i in range(most)]
     return BLEU(lowercase=True).corpus_score(list(written), columns).score / 100  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from fas.errors import ConfigError
+from fas.errors import ConfigError, with_extra
 from fas.models import find_segments
 from fas.neurons import Site
 from fas.runtime.folding import follow
@@ -30,7 +30,7 @@ def require_peft() -> Any:
     try:
         import peft
     except ImportError:
-        raise ConfigError("stage1='lora' needs peft, which is not installed; pip install 'fas-snn[lora]'") from None
+        raise ConfigError(f"stage1='lora' needs peft, which is not installed; {with_extra('lora')}") from None
     return peft
 
 
