@@ -15,6 +15,15 @@ from fas.progress import Progress
 from fas.runtime.replay import number_of_layers
 
 
+MOVES = 16
+"""Moves that a value makes until 30 layers have settled on a grid of 31 levels a side (docs/real-models.md, "Measured")."""
+
+
+def neurons_for(timesteps: int) -> int:
+    """Neurons a channel so that ``timesteps`` of them make `MOVES` moves, at least one."""
+    return max(1, -(-MOVES // timesteps))
+
+
 def step_rows(timesteps: int) -> dict[str, Any]:
     """Integrate-and-fire on the charge of single timesteps, as the released codes run it."""
     return {"coding": "rate", "rows": "step"}
@@ -71,5 +80,12 @@ register(
         "fas-population", "FAS, two neurons a channel (ours)", "docs/results.md: sigma-delta, two a channel", "qcfs",
         _ours, lambda timesteps: {"coding": "sigma_delta", "neurons_per_channel": 2},
         assumed="twice as many neurons, whose spikes are counted by neuron: a channel has twice as many",
+    )
+)  # fmt: skip
+register(
+    Method(
+        "fas-moves", "FAS, 16 / T neurons a channel (ours)", "docs/real-models.md: T timesteps of 16 / T moves each", "qcfs",
+        _ours, lambda timesteps: {"coding": "sigma_delta", "neurons_per_channel": neurons_for(timesteps)},
+        assumed="16 / T times as many neurons, whose spikes are counted by neuron; one neuron a channel from T = 16 on",
     )
 )  # fmt: skip
