@@ -13,15 +13,7 @@ from fas.methods.published import PublishedOptions, calibrate_as_published
 from fas.methods.start import as_snn
 from fas.progress import Progress
 from fas.runtime.replay import number_of_layers
-
-
-MOVES = 16
-"""Moves that a value makes until 30 layers have settled on a grid of 31 levels a side (docs/real-models.md, "Measured")."""
-
-
-def neurons_for(timesteps: int) -> int:
-    """Neurons a channel so that ``timesteps`` of them make `MOVES` moves, at least one."""
-    return max(1, -(-MOVES // timesteps))
+from fas.steps import neurons_for_moves
 
 
 def step_rows(timesteps: int) -> dict[str, Any]:
@@ -85,7 +77,7 @@ register(
 register(
     Method(
         "fas-moves", "FAS, 16 / T neurons a channel (ours)", "docs/real-models.md: T timesteps of 16 / T moves each", "qcfs",
-        _ours, lambda timesteps: {"coding": "sigma_delta", "neurons_per_channel": neurons_for(timesteps)},
+        _ours, lambda timesteps: {"coding": "sigma_delta", "neurons_per_channel": neurons_for_moves(timesteps)},
         assumed="16 / T times as many neurons, whose spikes are counted by neuron; one neuron a channel from T = 16 on",
     )
 )  # fmt: skip
