@@ -25,6 +25,7 @@ from fas.calibration.driver import described
 from fas.calibration.kept import KeptLayers, file_name
 from fas.calibration.options import CalibrationOptions
 from fas.conversion import describe
+from fas.conversion.card import write_card
 from fas.conversion.kept import fingerprint_of
 from fas.conversion.manifest import write_manifest
 from fas.conversion.shelf import Shelf, without_weights
@@ -54,8 +55,8 @@ def calibrate_folder(
     runs in front of the first one (the embedding) while that is recorded, one batch of hidden states, and the tokens that sites
     are fitted on. ``auto_class`` is the class that loads the folder. Finished layers are kept in ``out``.work; the same call
     goes on after an interruption and ends the same, bit for bit. Raises `CheckpointError` for a folder that cannot be read a
-    block at a time, `ConfigError` if ``out`` exists or the model is calibrated for that time already, `DataError` without
-    batches, and `FasError` for a model of several parts.
+    block at a time or whose weights are not finite, `ConfigError` if ``out`` exists or the model is calibrated for that time
+    already, `DataError` without batches, and `FasError` for a model of several parts.
     """
     progress = progress or Silent()
     out, device, listed = Path(out), torch.device(device), checked(batches)
@@ -71,9 +72,10 @@ def calibrate_folder(
     key = clock.config.neuron_key
     _require(model, key)
     (segment,) = find_segments(model)
+    fingerprint = fingerprint_of(shelf.tensors(), listed, options, key)  # refused before anything is written
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
-    kept = KeptLayers(work / "layers", fingerprint_of(shelf.tensors(), listed, options, key))
+    kept = KeptLayers(work / "layers", fingerprint)
     blocks = blocks_of(segment)
     progress.start(f"Stage 2 from disk, {described(clock.config)}", len(blocks) * (1 + options.align_steps))
     reports = []
@@ -181,6 +183,7 @@ def _write(shelf: Shelf, model: PreTrainedModel, key: str, values: dict[str, Ten
         (staged / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
         model.config.save_pretrained(staged)
         write_manifest(staged)
+        write_card(staged, str(shelf.folder))
         staged.rename(out)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{out} could not be written ({error}); the calibrated layers are kept") from error

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fas.conversion.card import write_card
 from fas.conversion.files import Place, places_in, read_json
 from fas.errors import CheckpointError
 
@@ -144,9 +145,9 @@ def _write_json(file: Path, value: Any) -> None:
 
 
 class SavePretrained:
-    """``model.save_pretrained`` of a prepared or converted model: transformers' own, which a manifest follows.
+    """``model.save_pretrained`` of a prepared or converted model: transformers' own, which a manifest and a card follow.
 
-    Takes what `transformers.PreTrainedModel.save_pretrained` takes. Raises `CheckpointError` where the manifest cannot be
+    Takes what `transformers.PreTrainedModel.save_pretrained` takes. Raises `CheckpointError` where these cannot be
     written.
     """
 
@@ -167,6 +168,7 @@ class SavePretrained:
         # of several processes the first writes
         if is_main_process and (Path(save_directory) / CONFIG).exists():
             write_manifest(save_directory)
+            write_card(save_directory, str(self.model.config.name_or_path))
         if push_to_hub:  # only now, with its manifest
             self.model.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -14,6 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 from fas.conversion.description import FasQuantizationConfig
 from fas.conversion.install import install
 from fas.conversion.integrity import check_loaded
+from fas.conversion.leftovers import refuse_leftovers, refuse_missing, watched
 from fas.conversion.manifest import REFUSAL
 from fas.conversion.order import number
 from fas.errors import CheckpointError
@@ -44,6 +45,7 @@ class FasQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: FasQuantizationConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
+        self._told: Callable[[], tuple[set[str], set[str]]] | None = None
 
     def update_attn_implementation(self, config: Any) -> Any:
         """Let the weights be found: what transformers alone is told in their place is removed."""
@@ -53,6 +55,10 @@ class FasQuantizer(HfQuantizer):
     def update_tp_plan(self, config: Any) -> Any:
         """The same, where transformers is older than 5.20."""
         return self.update_attn_implementation(config)
+
+    def preprocess_model(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        super().preprocess_model(model, *args, **kwargs)
+        self._told = watched(model)
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if files := kwargs.get("checkpoint_files"):
@@ -71,6 +77,12 @@ class FasQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        if self._told is not None:
+            (missing, unexpected), self._told = self._told(), None
+            place = str(model.config.name_or_path) or "the checkpoint"
+            refuse_missing(model, missing, place)
+            if type(model).__name__ in (model.config.architectures or ()):
+                refuse_leftovers(model, unexpected, place)
         broken = [
             f"{place}.{name}"
             for place, module in model.named_modules()

@@ -17,6 +17,7 @@ from fas.conversion.description import FasQuantizationConfig
 from fas.conversion.files import Place, places_in, weight_files
 from fas.conversion.quantizer import FasQuantizer
 from fas.errors import CheckpointError
+from fas.runtime.finite import require_finite_weight
 
 
 class Shelf:
@@ -57,8 +58,11 @@ class Shelf:
         return found
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """All of them, one at a time."""
-        return ((name, self.read(name)) for name in sorted(self.places))
+        """All of them, one at a time; raises `CheckpointError` at the first that holds NaN or infinity."""
+        for name in sorted(self.places):
+            value = self.read(name)
+            require_finite_weight(name, value, str(self.folder))
+            yield name, value
 
     def learn_names(self, model: PreTrainedModel) -> None:
         """Find the weights of ``model`` that are stored under another name: checkpoints of an inner model leave its name out,

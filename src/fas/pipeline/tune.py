@@ -15,11 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from fas.config import SpikingConfig
+from fas.conversion.card import write_card
 from fas.errors import CheckpointError, ConfigError, FasError
 from fas.pipeline.evaluate import dense_rows
 from fas.pipeline.load import block_length, load_ann, load_spiking
 from fas.pipeline.measure import EVALUATION_BATCH, as_tuned, dense_row, qcfs_row, spiking_row
 from fas.progress import Progress
+from fas.report.card import measured_lines
 from fas.report.results import Results, Row
 from fas.runtime.control import calibrated_keys, clock_of, sites_of
 from fas.tasks.language_modeling import Blocks, encode_blocks, spread
@@ -237,7 +239,7 @@ def _results(ready: _Ready, rows: list[Row], dropped: list[str]) -> Results:
 
 def _write(ready: _Ready, results: Results) -> None:
     """Model, control and results, in a folder beside that is renamed."""
-    out, control = ready.options.out, Path(ready.options.folder) / "control"
+    options, out, control = ready.options, ready.options.out, Path(ready.options.folder) / "control"
     staged = out.with_name(out.name + ".new")
     shutil.rmtree(staged, ignore_errors=True)
     try:
@@ -246,6 +248,7 @@ def _write(ready: _Ready, results: Results) -> None:
         if control.exists():
             shutil.copytree(control, staged / "control")
         results.write(staged / "results.json")
+        write_card(staged, options.folder, measured_lines(results))
         staged.rename(out)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(staged, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.resources import files
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def headline_row(results: Results) -> Row | None:
         and row.schedule != "layerwise"
         and row.mean_timesteps is None
         and (found := words.ratio(row, results))
+        and math.isfinite(found)
     ]
     close = [(row.timesteps or 0, found, row) for found, row in rated if found <= CLOSE]
     if close:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -19,6 +20,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from fas.config import SpikingConfig
+from fas.conversion.card import NAME as CARD
+from fas.conversion.card import write_card
 from fas.conversion.description import describe
 from fas.conversion.install import decoders
 from fas.conversion.kept import Kept, fingerprint_of
@@ -52,8 +55,8 @@ def train_blocks_folder(
 
     In memory are the weights of one block, its gradients and optimizer states, what runs in front of the first block (the
     embedding) while that is recorded, and one batch. Finished blocks are kept in ``out``.work; the same call goes on after an
-    interruption and ends the same, bit for bit. Raises `CheckpointError` for a folder that cannot be read a block at a time,
-    `ConfigError` if ``out`` exists, and what `train_blocks` raises.
+    interruption and ends the same, bit for bit. Raises `CheckpointError` for a folder that cannot be read a block at a time or
+    whose weights are not finite, `ConfigError` if ``out`` exists, and what `train_blocks` raises.
 
     Args:
         folder: The ANN, in the safetensors format.
@@ -75,9 +78,10 @@ def train_blocks_folder(
     shelf = Shelf(folder)
     pair, placed = _pair(shelf, auto_class, device), _placed(listed, device)
     only_segment(pair.teacher, config)  # refused before anything is written
+    fingerprint = fingerprint_of(shelf.tensors(), listed, options, key_of(config))
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
-    kept = Kept(work / "blocks", fingerprint_of(shelf.tensors(), listed, options, key_of(config)))
+    kept = Kept(work / "blocks", fingerprint)
     walk = Walk(pair, config, placed, options, progress or Silent(), kept, work)
     reports = walk.run()
     clock_of(walk.pair.student).stage = stage
@@ -96,7 +100,7 @@ def prefix_search_from_disk(
     auto_class: Any = AutoModelForCausalLM,
 ) -> PrefixSearch | None:
     """Search a prefix for the ANN in ``folder`` as `find_prefix` does, its blocks read anew for each pass; None where the model
-    can have none.
+    can have none. Raises `CheckpointError` for weights that are not finite.
 
     Args:
         folder: The ANN, in the safetensors format.
@@ -107,7 +111,9 @@ def prefix_search_from_disk(
         auto_class: The class that loads the folder.
     """
     listed, device = checked_batches(batches), torch.device(device)
-    pair = _pair(Shelf(folder), auto_class, device)
+    shelf = Shelf(folder)
+    deque(shelf.tensors(), maxlen=0)  # which looks for numbers that are none
+    pair = _pair(shelf, auto_class, device)
     segment, places = only_segment(pair.teacher, config)
     if not decoders([(segment, places)]):
         return None
@@ -159,6 +165,7 @@ def _write(shelf: Shelf, walk: Walk, kept: Kept, out: Path) -> None:
         (staged / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
         model.config.save_pretrained(staged)
         write_manifest(staged)
+        write_card(staged, str(shelf.folder))
         staged.rename(out)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{out} could not be written ({error}); the trained blocks are kept") from error
@@ -181,9 +188,10 @@ def _outside(
 
 
 def _left_out(weights: set[str], folder: str, names: list[str]) -> list[str]:
-    """What of the ANN's folder is not taken along: weights in any format, and what is no file."""
+    """What of the ANN's folder is not taken along: weights in any format, its card, and what is no file."""
     endings = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".work", ".new")
-    return [name for name in names if name in weights or name.endswith(endings) or not (Path(folder) / name).is_file()]
+    unwanted = weights | {CARD}
+    return [name for name in names if name in unwanted or name.endswith(endings) or not (Path(folder) / name).is_file()]
 
 
 def _link(source: Path, target: Path) -> None:
