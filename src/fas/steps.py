@@ -50,3 +50,19 @@ def is_complete(steps: tuple[int, ...], levels: int) -> bool:
         for k, head, tail in zip(steps, heads, tails, strict=True)
     )
     return catches_up and steps[-1] == 1 and levels <= 0.5 + sum(steps)
+
+
+MOVES = 16
+"""Moves of a value, timesteps × neurons a channel, within which 30 layers have settled at L = 31 (docs/real-models.md)."""
+
+
+def neurons_for_moves(timesteps: int) -> int:
+    """Fewest neurons a channel, powers of two, that make `MOVES` moves in ``timesteps``.
+
+    >>> [neurons_for_moves(timesteps) for timesteps in (2, 3, 4, 8, 16, 32)]
+    [8, 8, 4, 2, 1, 1]
+    """
+    neurons = 1
+    while neurons * timesteps < MOVES:
+        neurons *= 2
+    return neurons

@@ -13,6 +13,7 @@ from fas.methods.published import PublishedOptions, calibrate_as_published
 from fas.methods.start import as_snn
 from fas.progress import Progress
 from fas.runtime.replay import number_of_layers
+from fas.steps import neurons_for_moves
 
 
 def step_rows(timesteps: int) -> dict[str, Any]:
@@ -71,5 +72,12 @@ register(
         "fas-population", "FAS, two neurons a channel (ours)", "docs/results.md: sigma-delta, two a channel", "qcfs",
         _ours, lambda timesteps: {"coding": "sigma_delta", "neurons_per_channel": 2},
         assumed="twice as many neurons, whose spikes are counted by neuron: a channel has twice as many",
+    )
+)  # fmt: skip
+register(
+    Method(
+        "fas-moves", "FAS, 16 / T neurons a channel (ours)", "docs/real-models.md: T timesteps of 16 / T moves each", "qcfs",
+        _ours, lambda timesteps: {"coding": "sigma_delta", "neurons_per_channel": neurons_for_moves(timesteps)},
+        assumed="16 / T times as many neurons, whose spikes are counted by neuron; one neuron a channel from T = 16 on",
     )
 )  # fmt: skip

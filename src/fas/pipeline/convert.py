@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from fas.config import SpikingConfig
 from fas.conversion.card import write_card
 from fas.conversion.manifest import write_manifest
+from fas.pipeline.advice import more_moves
 from fas.pipeline.default_time import best_measured, named
 from fas.pipeline.measure import dense_row, layerwise_target, qcfs_row, spiking_row
 from fas.pipeline.options import ConvertOptions
@@ -84,6 +85,8 @@ def run_conversion(
     progress.note(
         f"{options.out} runs in {named(default)} where no other time is asked for: the best that was measured"
     )
+    if (advice := more_moves(rows)) is not None:
+        progress.note(advice)
     return results
 
 
