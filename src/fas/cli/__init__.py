@@ -25,6 +25,7 @@ from fas.cli import (
     tune,
     verify,
 )
+from fas.cli.options import readable
 from fas.cli.session import one_line
 from fas.errors import FasError
 
@@ -80,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ``FAS_DEBUG=1`` in the environment shows the traceback of an error instead.
     """
     try:
-        code = app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="fas", standalone_mode=False)
+        given = readable(sys.argv[1:] if arguments is None else arguments)
+        code = app(args=given, prog_name="fas", standalone_mode=False)
     except (FasError, OSError, typer.TyperException) as error:
         if os.environ.get("FAS_DEBUG") == "1":
             raise
