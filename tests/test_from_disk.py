@@ -256,4 +256,4 @@ def test_the_command_adds_a_time(tmp_path: Path, where: list[str], capsys: pytes
     assert "exists already" in capsys.readouterr().err
     command[command.index("3")], command[command.index(str(tmp_path / "out"))] = "", str(tmp_path / "none")
     assert main([*command, *where]) == 2
-    assert "--timesteps has nothing behind it" in capsys.readouterr().err
+    assert "no timesteps" in capsys.readouterr().err

@@ -14,8 +14,9 @@ import pytest
 from fas.errors import FasError
 from fas.report import plots, words
 from fas.report.html import headline, headline_row, render, write_report
-from fas.report.results import Results, Row, this_command, write_whole
+from fas.report.results import Results, Row, this_command
 from fas.report.table import columns_of, plain_table, print_results
+from fas.storage import write_whole
 
 BY_SITE = {
     f"transformer.h.{layer}.{kind}": 0.1 * layer + 0.2 for layer in range(3) for kind in ("ffn_input", "ffn_hidden")

@@ -1,16 +1,14 @@
-"""What is not read or written: archives, images that end early, options with nothing behind them, folders of others."""
+"""What is not read: archives, and images that end early."""
 
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import folders
 import pytest
 from PIL import Image
 
-from fas.cli import main
 from fas.errors import DataError
 from fas.tasks.choices import settings_of
 from fas.tasks.glue import text_task
@@ -93,27 +91,3 @@ def test_an_image_file_that_ends_early_is_refused_before_anything(form: str, tmp
     place.write_bytes(place.read_bytes()[:-400])
     with pytest.raises(DataError, match=rf"7\.{form.lower()} is no image that can be read"):
         load_visual("image-classification", str(tmp_path))
-
-
-@pytest.mark.parametrize("given", [("--data", ""), ("--data=",), ("--out", "")])
-def test_an_option_with_nothing_behind_it_is_refused(
-    given: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["calibrate", "snn", *given, "--timesteps", "2"]) == 2
-    assert f"{given[0].rstrip('=')} has nothing behind it" in capsys.readouterr().err
-
-
-def test_a_folder_to_write_whose_name_is_no_text_is_refused_at_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = os.fsdecode(os.fsencode(tmp_path) + b"/o\xff")
-    assert main(["convert", "--model", "x", "--data", "y", "--out", out]) == 2
-    assert "is no UTF-8, so nothing can be written there" in capsys.readouterr().err
-
-
-def test_a_demonstration_does_not_write_among_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "results.json").write_text("mine")
-    for more in ([], ["--vision"]):
-        assert main(["demo", "--out", str(tmp_path), *more]) == 2
-        assert "holds other files and no demonstration of FAS" in capsys.readouterr().err
-    assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("results.json", "mine")]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -29,13 +28,14 @@ from fas.conversion.card import write_card
 from fas.conversion.kept import fingerprint_of
 from fas.conversion.manifest import write_manifest
 from fas.conversion.shelf import Shelf, without_weights
-from fas.errors import CheckpointError, ConfigError, FasError
+from fas.errors import ConfigError, FasError
 from fas.models import Segment, find_segments
 from fas.neurons import Site
 from fas.progress import Progress, Silent
 from fas.runtime.control import calibrated_keys, clock_of, sites_of
 from fas.runtime.memory import return_freed_memory
 from fas.runtime.replay import Stream, blocks_of, both_streams, checked, number_of_layers
+from fas.storage import whole_folder
 
 
 def calibrate_folder(
@@ -166,10 +166,8 @@ def _neurons(shelf: Shelf, model: PreTrainedModel, key: str, device: torch.devic
 def _write(shelf: Shelf, model: PreTrainedModel, key: str, values: dict[str, Tensor], out: Path) -> None:
     """The folder of ``shelf`` and, in a file of their own, the neurons for ``key``."""
     describe(model)
-    staged = out.with_name(out.name + ".new")
-    shutil.rmtree(staged, ignore_errors=True)
-    try:
-        shutil.copytree(shelf.folder, staged, ignore=shutil.ignore_patterns("*.work", "*.new"))
+    with whole_folder(out, "the calibrated layers are kept") as staged:
+        shutil.copytree(shelf.folder, staged, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.work", "*.new"))
         if (staged / SAFE_WEIGHTS_NAME).exists():  # transformers would read it alone
             (staged / SAFE_WEIGHTS_NAME).rename(staged / "weights.safetensors")
         mapped = {
@@ -184,6 +182,3 @@ def _write(shelf: Shelf, model: PreTrainedModel, key: str, values: dict[str, Ten
         model.config.save_pretrained(staged)
         write_manifest(staged)
         write_card(staged, str(shelf.folder))
-        staged.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{out} could not be written ({error}); the calibrated layers are kept") from error

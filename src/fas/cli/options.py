@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -107,20 +105,6 @@ def words_in(values: Iterable[str] | None) -> tuple[str, ...] | None:
     if not values:
         return None
     return tuple(word.replace("-", "_") for value in values for word in value.replace(",", " ").split())
-
-
-def readable(arguments: Sequence[str]) -> list[str]:
-    """``arguments`` of the command line; raises `ConfigError` for an option with nothing behind it, as an unset variable of the
-    shell leaves it, and for a folder to write whose name is no UTF-8, which files of weights cannot have."""
-    for before, argument in pairwise(["", *arguments]):
-        option, joined, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
-        if value == "" and option.startswith("--") and (joined or argument == "") and option != "--prompt":
-            raise ConfigError(f"{option} has nothing behind it; give a value, or leave {option} out")
-        if option == "--out" and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise ConfigError(
-                f"{option} {os.fsencode(value)!r} is no UTF-8, so nothing can be written there; choose another name"
-            )
-    return list(arguments)
 
 
 def names_in(values: Iterable[str] | None) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fas.conversion.files import read_json
-from fas.errors import CheckpointError
+from fas.storage import write_whole
 
 NAME = "README.md"
 _MARK = re.compile(r"<!-- written by fas: (\{.*\}) -->\n\Z")
@@ -33,10 +33,7 @@ def write_card(folder: Path | str, base: str = "", measured: Sequence[str] = ())
         return
     config = read_json(folder / "config.json")
     text = _text(config, _origin(base), measured)
-    try:
-        file.write_text(text + _mark(text, _origin(base)), encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{file} could not be written ({error})") from error
+    write_whole(file, text + _mark(text, _origin(base)))
 
 
 def _written(file: Path) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,6 +18,7 @@ from typing import Any
 from fas.conversion.card import write_card
 from fas.conversion.files import Place, places_in, read_json
 from fas.errors import CheckpointError
+from fas.storage import write_whole
 
 NAME = "fas_manifest.json"
 VERSION = 1
@@ -135,13 +135,7 @@ def content(file: Path) -> str:
 
 def _write_json(file: Path, value: Any) -> None:
     """Replace ``file`` whole or not at all."""
-    staged = file.with_name(f"{file.name}.new")
-    try:
-        staged.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(staged, file)
-    except OSError as error:
-        staged.unlink(missing_ok=True)
-        raise CheckpointError(f"{file} could not be written ({error})") from error
+    write_whole(file, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 class SavePretrained:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, set_seed
 import fas.methods as known
 from fas.config import USUAL_LEVELS
 from fas.errors import ConfigError
+from fas.locks import one_at_a_time
 from fas.methods import Method
 from fas.methods.start import as_snn
 from fas.pipeline.measure import dense_row, qcfs_row, spiking_row
@@ -27,7 +28,8 @@ from fas.pipeline.workspace import Workspace
 from fas.progress import Progress, Silent
 from fas.report.comparison import as_csv
 from fas.report.html import write_report
-from fas.report.results import Results, Row, write_whole
+from fas.report.results import Results, Row
+from fas.storage import write_whole
 from fas.tasks.glue import LANGUAGE_MODELING
 
 USUAL = (2, 4, 8, 16, 32)
@@ -73,6 +75,7 @@ class CompareOptions:
         )
 
 
+@one_at_a_time(lambda options: options.base.out)
 def run_comparison(options: CompareOptions, progress: Progress | None = None) -> Results:
     """Measure every method at every T; writes compare.json, compare.csv and compare.html to the base's ``out``.
 

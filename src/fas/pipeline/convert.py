@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from fas.config import SpikingConfig
 from fas.conversion.card import write_card
 from fas.conversion.manifest import write_manifest
+from fas.locks import one_at_a_time
 from fas.pipeline.advice import more_moves
 from fas.pipeline.default_time import best_measured, named
 from fas.pipeline.measure import dense_row, layerwise_target, qcfs_row, spiking_row
@@ -36,6 +37,7 @@ from fas.report.card import measured_lines
 from fas.report.results import Results, Row
 
 
+@one_at_a_time(lambda options: options.out)
 def run_conversion(
     options: ConvertOptions, progress: Progress | None = None, control_of: Path | None = None
 ) -> Results:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from fas.errors import ConfigError
+from fas.locks import one_at_a_time
 from fas.pipeline.convert import run_conversion
+from fas.pipeline.demo_folder import begin_anew
 from fas.pipeline.evaluate import diagnoses
 from fas.pipeline.generate import Decoding, continue_text
 from fas.pipeline.load import load_ann, load_spiking
@@ -40,25 +40,11 @@ def demo_options(out: Path, seed: int = 0) -> ConvertOptions:
     )
 
 
-def begin_anew(out: Path) -> None:
-    """Remove the finished conversion of an earlier demonstration in ``out``.
-
-    Raises `ConfigError` where other files lie there, among which results would be written.
-    """
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file; give a folder to write into (--out)")
-    names = {entry.name for entry in out.iterdir()} if out.exists() else set()
-    if names and not names & {"model", "model.work", "shapes"}:
-        raise ConfigError(f"{out} holds other files and no demonstration of FAS; give another folder (--out)")
-    if (out / "model" / "run.json").exists():  # a finished conversion of ours; anything else is refused, not removed
-        shutil.rmtree(out / "model")
-
-
+@one_at_a_time(lambda out: out)
 def run_demo(out: Path, seed: int = 0, progress: Progress | None = None) -> Results:
     """Convert the embedded model into ``out``/model and let ANN and SNN continue one prompt.
 
-    An interrupted demonstration goes on where it stopped; a finished one starts anew. Raises `ConfigError` for a folder with
-    other files.
+    An interrupted demonstration goes on where it stopped; a finished one starts anew.
     """
     progress = progress or Silent()
     begin_anew(out)

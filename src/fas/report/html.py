@@ -10,8 +10,9 @@ import jinja2
 
 from fas.config import spoken
 from fas.report import comparison, diagnosis_plots, plots, scenes, words
-from fas.report.results import Results, Row, write_whole
+from fas.report.results import Results, Row
 from fas.report.table import columns_of
+from fas.storage import write_whole
 
 CLOSE = 1.02
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -28,11 +27,12 @@ from fas.conversion.kept import Kept, fingerprint_of
 from fas.conversion.manifest import write_manifest
 from fas.conversion.prefix_search import PrefixSearch, find_prefix
 from fas.conversion.shelf import Shelf, skeleton
-from fas.errors import CheckpointError, ConfigError
+from fas.errors import ConfigError
 from fas.neurons.clock import Stage
 from fas.progress import Progress, Silent
 from fas.runtime.control import clock_of
 from fas.runtime.replay import blocks_of
+from fas.storage import whole_folder
 from fas.training.block import BlockOptions, BlockReport
 from fas.training.blocks import checked_batches, key_of
 from fas.training.pair import Pair, in_turn, only_segment
@@ -142,11 +142,9 @@ def _write(shelf: Shelf, walk: Walk, kept: Kept, out: Path) -> None:
     """The folder of ``shelf`` with the weights of the QCFS model: a file for each block, and for each weight outside."""
     model = walk.pair.student
     describe(model)
-    staged = out.with_name(out.name + ".new")
-    shutil.rmtree(staged, ignore_errors=True)
     weights = {file.name for file in shelf.files} | {SAFE_WEIGHTS_INDEX_NAME}
-    try:
-        shutil.copytree(shelf.folder, staged, ignore=partial(_left_out, weights))
+    with whole_folder(out, "the trained blocks are kept") as staged:
+        shutil.copytree(shelf.folder, staged, dirs_exist_ok=True, ignore=partial(_left_out, weights))
         mapped: dict[str, str] = {}
         total = 0
         names = {module: name for name, module in model.named_modules()}
@@ -166,9 +164,6 @@ def _write(shelf: Shelf, walk: Walk, kept: Kept, out: Path) -> None:
         model.config.save_pretrained(staged)
         write_manifest(staged)
         write_card(staged, str(shelf.folder))
-        staged.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{out} could not be written ({error}); the trained blocks are kept") from error
 
 
 def _outside(
