@@ -99,7 +99,7 @@ class FasQuantizer(HfQuantizer):
             )
         _unify(model)
         _align(model)
-        model.is_quantized = False  # its weights are plain ones, which may be cast (float, half) and trained
+        model.is_quantized = False  # type: ignore[assignment]  # its weights are plain ones, which may be cast (float, half) and trained
         return model
 
     def is_serializable(self, **kwargs: Any) -> bool:
