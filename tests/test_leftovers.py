@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from fas.cli import main
 from fas.errors import CheckpointError
+from fas.runtime.control import sites_of
 
 
 def of_old(folder: Path, family: str, change: Callable[[dict[str, Tensor]], Any]) -> Path:
@@ -66,3 +68,44 @@ def test_weights_without_a_place_are_refused_by_name(tmp_path: Path) -> None:
     folder = of_old(tmp_path, "llama", lambda tensors: tensors.update({"model.norm.bias": torch.ones(32)}))
     with pytest.raises(CheckpointError, match=r"no place for, first model\.norm\.bias"):
         AutoModelForCausalLM.from_pretrained(folder)
+
+
+def in_parts(folder: Path) -> Path:
+    tiny.snn("llama").save_pretrained(folder, max_shard_size="20KB")
+    return folder / "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize("damage", ["gone", "elsewhere"])
+def test_an_index_that_has_lost_a_weight_is_seen_by_all_doors(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = in_parts(tmp_path)
+    told = json.loads(index.read_text())
+    mapped = told["weight_map"]
+    if damage == "gone":
+        del mapped["lm_head.weight"]  # the only one in its file
+    else:
+        mapped["lm_head.weight"] = mapped["model.norm.weight"]
+    index.write_text(json.dumps(told))
+    with pytest.raises(CheckpointError, match=r"lacks the tensor lm_head\.weight"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert main(["verify", str(tmp_path)]) == 1
+    assert "lm_head.weight" in capsys.readouterr().out
+
+
+def test_weights_in_another_form_are_refused(tmp_path: Path) -> None:
+    folder = of_old(tmp_path, "gpt2", lambda tensors: None)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin holds weights in another form than safetensors"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_loaded_model_may_be_cast_as_a_new_one(tmp_path: Path) -> None:
+    tiny.snn("gpt2").save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    before = model(input_ids=tiny.tokens()).logits
+    assert model.half().dtype == torch.float16
+    assert {value.dtype for site in sites_of(model).values() for value in site.state_dict().values()} == {torch.float32}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).float()
+    assert torch.equal(model(input_ids=tiny.tokens()).logits, before)

@@ -62,6 +62,7 @@ class FasQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if files := kwargs.get("checkpoint_files"):
+            _refuse_other_forms(files)
             check_loaded(files, model.config)
         description = cast(FasQuantizationConfig, self.quantization_config)
         config = description.spiking_config()
@@ -98,6 +99,7 @@ class FasQuantizer(HfQuantizer):
             )
         _unify(model)
         _align(model)
+        model.is_quantized = False  # type: ignore[assignment]  # its weights are plain ones, which may be cast (float, half) and trained
         return model
 
     def is_serializable(self, **kwargs: Any) -> bool:
@@ -110,6 +112,16 @@ class FasQuantizer(HfQuantizer):
     @property
     def is_qat_trainable(self) -> bool:
         return True
+
+
+def _refuse_other_forms(files: Iterable[str]) -> None:
+    """Neither the manifest nor the checks of neurons know weights that are no safetensors."""
+    for file in files:
+        if not file.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{file} holds weights in another form than safetensors, which FAS does not read; put the original files back, "
+                "or save the model anew (save_pretrained)"
+            )
 
 
 def _compare(built: dict[str, int], described: dict[str, int]) -> None:
