@@ -29,7 +29,7 @@ def fail(file: Path, error: BaseException) -> None:
 
 @pytest.mark.parametrize("error", AS_RAISED, ids=["python", "tokenizers", "safetensors"])
 def test_a_full_disk_is_one_sentence_whoever_meets_it(tmp_path: Path, error: Exception) -> None:
-    said = r"no space left on device .* MiB are free .*; free some.*; stages are kept"
+    said = r"No space left on device .* MiB are free .*; free some.*; stages are kept"
     with pytest.raises(CheckpointError, match=said), whole_folder(tmp_path / "out", "stages are kept") as staged:
         fail(staged / "part", error)
     assert list(tmp_path.iterdir()) == []

@@ -127,14 +127,14 @@ def _reason(number: int, place: Path) -> str:
     """What the system said, and the remedy."""
     said = os.strerror(number)
     if number in _FULL:
-        return f"{said.lower()}{_free(place)}; free some, or choose a folder on another disk, and start the same command again"
+        return f"{said}{_free(place)}; free some, or choose a folder on another disk, and start the same command again"
     if number in _FORBIDDEN:
-        return f"{said.lower()}; mend the permissions, or choose another folder"
+        return f"{said}; mend the permissions, or choose another folder"
     if number in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY):
-        return f"{said.lower()}: a file or folder of another kind is in the way; choose another name"
+        return f"{said}: a file or folder of another kind is in the way; choose another name"
     if number == errno.ENAMETOOLONG:
-        return f"{said.lower()}; choose a shorter one"
-    return f"{said.lower()}; choose a folder on a disk that can be written"
+        return f"{said}; choose a shorter one"
+    return f"{said}; choose a folder on a disk that can be written"
 
 
 def _free(place: Path) -> str:
