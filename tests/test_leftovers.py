@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import folders
 import pytest
 import tiny
 import torch
@@ -16,6 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 from fas.cli import main
 from fas.errors import CheckpointError
+from fas.pipeline.load import load_ann
 from fas.runtime.control import sites_of
 
 
@@ -109,3 +111,12 @@ def test_a_loaded_model_may_be_cast_as_a_new_one(tmp_path: Path) -> None:
     assert {value.dtype for site in sites_of(model).values() for value in site.state_dict().values()} == {torch.float32}
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).float()
     assert torch.equal(model(input_ids=tiny.tokens()).logits, before)
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod."])
+def test_names_of_a_wrapper_are_called_so(wrapper: str, tmp_path: Path) -> None:
+    folders.save_ann(tmp_path, "llama")
+    tensors = {f"{wrapper}{name}": value for name, value in load_file(tmp_path / "model.safetensors").items()}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"a wrapper has saved under its own names .* take {wrapper} off"):
+        load_ann(str(tmp_path), "cpu")

@@ -17,11 +17,20 @@ logger = logging.getLogger(__name__)
 _COMPUTED = ("inv_freq", "masked_bias", "position_ids", ".attn.bias")
 """Endings of buffers that older versions of transformers stored and models compute."""
 
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")
+"""What DataParallel, torch.compile and FSDP put in front of all names."""
+
 
 def refuse_leftovers(model: nn.Module, names: Iterable[str], place: str) -> None:
     """Raise `CheckpointError` for weights in ``place`` that ``model`` has no place for although it has their module, or that
     are of a layer; others are of a head for another task, and are left out with a note."""
     modules, names = dict(model.named_modules()), sorted(names)
+    wrapper = next((w for w in _WRAPPERS if names and all(name.startswith(w) for name in names)), None)
+    if wrapper is not None:
+        raise CheckpointError(
+            f"{place} holds weights that a wrapper has saved under its own names ({len(names)}, first {names[0]}); take "
+            f"{wrapper} off their names, or save the model inside of the wrapper"
+        )
     inside = [
         name
         for name in names
