@@ -1,4 +1,4 @@
-"""Step schedules of the sigma-delta coding: the power of two k_t that a spike of timestep t is worth (DESIGN §3)."""
+"""Step schedules of the sigma-delta coding: the power of two k_t that a spike of timestep t is worth."""
 
 from __future__ import annotations
 

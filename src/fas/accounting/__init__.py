@@ -1,4 +1,4 @@
-"""The ledger: what a real forward pass executed, what of it were spikes, and what it costs (DESIGN §5)."""
+"""The ledger: what a real forward pass executed, what of it were spikes, and what it costs."""
 
 from __future__ import annotations
 

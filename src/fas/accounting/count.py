@@ -196,7 +196,7 @@ class Counter:
     def _incremental(
         self, func: Any, rule: Rule, given: list[Tensor], origins: Sequence[Origin], elements: int, timed: bool
     ) -> list[Events]:
-        """Sums, squares and products of spikes, which follow them one by one (DESIGN §4)."""
+        """Sums, squares and products of spikes, which follow them one by one."""
         operation = func._schema.name.removeprefix("aten::").rstrip("_")
         emissions = [origin.emission for origin in origins]
         if not emissions or any(emission is None for emission in emissions):

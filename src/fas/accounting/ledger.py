@@ -176,7 +176,7 @@ def ledger(
     """Run ``model`` once on ``batch`` (keyword arguments, ``input_ids`` ``[B, S]`` …) and account for every operation.
 
     Counted from what PyTorch executed, not from shapes of layers; an operand is called spikes only where its rows were found to
-    be sums of ternary spikes worth powers of two (DESIGN §5). Works for ANNs too, which have no spikes. ``decode``: also
+    be sums of ternary spikes worth powers of two. Works for ANNs too, which have no spikes. ``decode``: also
     one decoding step, the last token of ``batch`` behind a cache of the others. ``neurobench``: also the metrics of that
     benchmark. ``energy_model``: a file to use
     instead of the built-in constants. Raises `FasError` for a file that is not one, and `DataError` for a batch that cannot

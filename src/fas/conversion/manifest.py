@@ -32,9 +32,14 @@ _ANY_VALUE = {
     "_name_or_path", "transformers_version", "use_cache", "output_attentions", "output_hidden_states", "return_dict", REFUSAL,
 }  # fmt: skip
 """Keys of a configuration that change no number."""
-_READ = (".json", ".txt", ".model", ".jinja", ".vocab", ".tiktoken")
-"""Endings of files that tokenizers, processors and generation read."""
-_NOT_READ = {CONFIG, NAME, "results.json", "run.json", "training.json"}
+_READ = (".model", ".jinja", ".vocab", ".tiktoken", ".spm", ".tokenizer", ".codes")
+"""Endings of files that only tokenizers have."""
+_BEGINNINGS = (
+    "tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "generation_config",
+    "preprocessor_config", "processor_config", "video_preprocessor_config", "audio_tokenizer", "adapter_config",
+    "entity_vocab", "target_vocab", "word_", "normalizer", "emoji", "byte_maps", "dict.",
+)  # fmt: skip
+"""Of names of other files (.json, .txt) that transformers reads beside the configuration, as it reads no notes and logs."""
 _BUFFER = 1 << 20
 
 
@@ -121,7 +126,7 @@ def files_of(folder: Path) -> dict[str, str]:
 
 def is_read(name: str) -> bool:
     """Whether a tokenizer, a processor or generation may read a file of this ``name``."""
-    return name.endswith(_READ) and name not in _NOT_READ and not name.endswith(".index.json")
+    return name.endswith(_READ) or (name.startswith(_BEGINNINGS) and name.endswith((".json", ".txt")))
 
 
 def content(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""The sigma-delta neuron: a tracking quantizer with limited slew (DESIGN §3; unit steps: ST-BIF+, SpikeZIP-TF).
+"""The sigma-delta neuron: a tracking quantizer with limited slew (unit steps: ST-BIF+, SpikeZIP-TF).
 
 In units of λ/L, with the input z_t clipped to the grid and a step schedule k_t of powers of two:
 

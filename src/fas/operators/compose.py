@@ -1,6 +1,6 @@
 """Softmax and norms made of groups (STA, ICLR 2024, with range reduction): sums, products of running values, three functions.
 
-Each product has two running values as operands; on spikes it is the incremental product (DESIGN §4). All arithmetic is
+Each product has two running values as operands; on spikes it is the incremental product. All arithmetic is
 in fp32 or wider and so are the results.
 """
 

@@ -25,7 +25,7 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from fas import world
-from fas.conversion.files import indexed
+from fas.conversion.files import indexed, refuse_pointer
 from fas.conversion.integrity import check_saved
 from fas.conversion.leftovers import refuse_leftovers
 from fas.conversion.reading import configuration, reading
@@ -309,7 +309,9 @@ def loaded_with(
 
 
 def _check_index(place: str) -> None:
-    """Refuse a local index of weights that leaves its folder, or is none."""
+    """Refuse a local index of weights that leaves its folder, or is none, and weights that Git has not fetched."""
+    for file in Path(place).glob("*.safetensors"):
+        refuse_pointer(file)
     index = Path(place) / SAFE_WEIGHTS_INDEX_NAME
     if index.exists() and not (Path(place) / SAFE_WEIGHTS_NAME).exists():
         indexed(index)

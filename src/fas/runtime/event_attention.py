@@ -1,4 +1,4 @@
-"""Attention products of the event executor, updated by increments instead of computed anew (DESIGN §3, §5).
+"""Attention products of the event executor, updated by increments instead of computed anew.
 
 With increments q_t = Q_t − Q_{t−1} and k_t = K_t − K_{t−1}, the product of two running values is
 

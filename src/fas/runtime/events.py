@@ -1,6 +1,6 @@
 """The event executor: one timestep at a time, consumers read real 0/±1 spikes, θ is folded into their weights.
 
-It is the oracle of the folded run (zero spike differences in fp64, DESIGN §9) and what third-party counters and exports
+It is the oracle of the folded run (zero spike differences in fp64) and what third-party counters and exports
 see. Its neurons are written as step loops on purpose, sharing no arithmetic with `fas.neurons`.
 """
 

@@ -58,7 +58,10 @@ def checked(batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     if not listed:
         raise DataError("no calibration batches: give at least one batch of training text")
     if any("attention_mask" in batch and not bool(batch["attention_mask"].all()) for batch in listed):
-        raise DataError("calibration batches are padded, and padding would be calibrated too; give full sequences")
+        raise DataError(
+            "calibration batches are padded, and padding would be calibrated too; put examples of one length into a batch, so "
+            "that none is padded"
+        )
     return listed
 
 
