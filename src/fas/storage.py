@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from fas.errors import CheckpointError
+from fas.errors import CheckpointError, DiskError
 
 _IN_RUST = re.compile(r"\(os error (\d+)\)")
 """How tokenizers and safetensors, written in Rust, name the error of the system inside an exception of their own."""
@@ -24,7 +24,7 @@ _TEMPORARY = ".new"
 
 @contextlib.contextmanager
 def writing(place: Path, kept: str = "") -> Iterator[None]:
-    """Raise one `CheckpointError` for whatever error of the system a library meets while it writes to ``place``.
+    """Raise one `DiskError` for whatever error of the system a library meets while it writes to ``place``.
 
     ``kept`` says what a failure does not cost. Errors that are not the system's pass unchanged.
     """
@@ -37,14 +37,14 @@ def writing(place: Path, kept: str = "") -> Iterator[None]:
         if number is None:
             raise
         more = f"; {kept}" if kept else ""
-        raise CheckpointError(f"{place} could not be written: {_reason(number, place)}{more}") from error
+        raise DiskError(f"{place} could not be written: {_reason(number, place)}{more}") from error
 
 
 @contextlib.contextmanager
 def whole_folder(out: Path, kept: str = "") -> Iterator[Path]:
     """A folder beside ``out`` to fill, which becomes ``out`` when the block ends, and is removed if the block fails.
 
-    Raises `CheckpointError` as `writing` does.
+    Raises `DiskError` as `writing` does.
     """
     staged = out.with_name(out.name + _TEMPORARY)
     shutil.rmtree(staged, ignore_errors=True)  # left by a process that was killed
@@ -62,7 +62,7 @@ def whole_folder(out: Path, kept: str = "") -> Iterator[Path]:
 def whole_file(path: Path, kept: str = "") -> Iterator[Path]:
     """A file beside ``path`` to write, which replaces ``path`` when the block ends, and is removed if the block fails.
 
-    Raises `CheckpointError` as `writing` does.
+    Raises `DiskError` as `writing` does.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}"[-200:])
     with writing(path, kept):

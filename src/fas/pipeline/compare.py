@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, set_seed
 
 import fas.methods as known
 from fas.config import USUAL_LEVELS
-from fas.errors import ConfigError
+from fas.errors import ConfigError, DiskError
 from fas.locks import one_at_a_time
 from fas.methods import Method
 from fas.methods.start import as_snn
@@ -152,9 +152,14 @@ def _quantized(run: Run) -> Row:
 
 
 def _row(run: Run, method: Method, timesteps: int) -> Row:
-    """The cell's row, or one that says why there is none; the latter is tried again the next time."""
+    """The cell's row, or one that says why there is none; the latter is tried again the next time.
+
+    Raises `DiskError`, which the other cells would meet, too.
+    """
     try:
         return kept_row(run.workspace, f"cell-{method.name}-{timesteps}", lambda: _measured(run, method, timesteps))
+    except DiskError:
+        raise
     except Exception as error:  # a method may fail in any way; the others are worth having
         where = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
