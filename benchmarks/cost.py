@@ -28,8 +28,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 import fas
 from fas.pipeline.load import load_ann, pick_device
-from fas.report.results import this_command, versions, write_whole
+from fas.report.results import this_command, versions
 from fas.runtime.control import at_time
+from fas.storage import write_whole
 
 RESULTS = Path(__file__).parent / "results" / "cost.json"
 SEED, LEVELS = 0, 8

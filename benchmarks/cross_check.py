@@ -128,7 +128,8 @@ def main() -> None:
         found = {key: value.numpy() for key, value in theirs(given).items()}
         np.savez(Path(args.theirs) / "theirs.npz", **found)
         return
-    from fas.report.results import this_command, versions, write_whole
+    from fas.report.results import this_command, versions
+    from fas.storage import write_whole
 
     if not args.python:
         parser.error("--python of an environment with SpikingJelly is needed, see above")

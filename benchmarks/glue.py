@@ -34,7 +34,8 @@ from fas.pipeline.prepared import prepared
 from fas.pipeline.source import evaluation_of
 from fas.pipeline.stages import train_control
 from fas.pipeline.workspace import Workspace
-from fas.report.results import Results, Row, this_command, versions, write_whole
+from fas.report.results import Results, Row, this_command, versions
+from fas.storage import write_whole
 
 RESULTS = Path(__file__).parent / "results" / "glue-minilm.json"
 # rows of a task: training and evaluation files, optimizer steps, sequences a batch, learning rate

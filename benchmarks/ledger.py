@@ -15,7 +15,8 @@ import torch
 
 import fas
 from fas.pipeline.load import load_spiking
-from fas.report.results import this_command, versions, write_whole
+from fas.report.results import this_command, versions
+from fas.storage import write_whole
 from fas.tasks.language_modeling import encode_blocks, spread
 from fas.tasks.text import load_text
 

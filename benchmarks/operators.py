@@ -40,7 +40,8 @@ from fas.operators import (
     rsqrt_group,
     softmax,
 )
-from fas.report.results import this_command, versions, write_whole
+from fas.report.results import this_command, versions
+from fas.storage import write_whole
 
 RESULTS = Path(__file__).parent / "results" / "operators.json"
 KEYS, SIGMAS, HEAD, WIDTH, EPS = (64, 256, 1024, 4096), (1, 2, 4), 64, 768, 1e-6

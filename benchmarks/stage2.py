@@ -31,10 +31,11 @@ from fas.conversion import describe
 from fas.methods import PublishedOptions, calibrate_as_published
 from fas.models import find_segments
 from fas.pipeline.measure import EVALUATION_BATCH
-from fas.report.results import this_command, versions, write_whole
+from fas.report.results import this_command, versions
 from fas.runtime.control import as_qcfs, clock_of, sites_of
 from fas.runtime.memory import keep_freed_memory, return_freed_memory
 from fas.runtime.replay import blocks_of
+from fas.storage import write_whole
 from fas.tasks.language_modeling import encode_blocks, evaluate, spread
 from fas.tasks.text import load_text
 

@@ -26,8 +26,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import fas
 from fas.errors import FasError
-from fas.report.results import this_command, versions, write_whole
+from fas.report.results import this_command, versions
 from fas.runtime.control import as_qcfs
+from fas.storage import write_whole
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 TIMES: tuple[dict[str, Any], ...] = (

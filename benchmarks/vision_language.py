@@ -19,7 +19,8 @@ from fas.cli.session import silence_libraries
 from fas.cli.show import Lines
 from fas.pipeline.convert import run_conversion
 from fas.pipeline.options import ConvertOptions
-from fas.report.results import Results, this_command, versions, write_whole
+from fas.report.results import Results, this_command, versions
+from fas.storage import write_whole
 from fas.tasks.glue import CAPTIONING, VQA
 from fas.tasks.shapes import write_shapes
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from fas.config import SpikingConfig
 from fas.neurons import Clock, Site, integrate_fire, qcfs
 from fas.neurons.native import build, kernels
 from fas.runtime.control import sites_of
+from fas.storage import cache_folder
 
 sigma_delta_module = importlib.import_module("fas.neurons.sigma_delta")  # the package holds a function of that name
 
@@ -222,10 +224,10 @@ def test_without_a_compiler_the_results_are_the_same(variables: dict[str, str], 
 def test_a_home_that_cannot_be_written_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert build._cache().parent == tmp_path
+        assert cache_folder().parent == tmp_path
 
 
 @pytest.mark.parametrize("time", [{"coding": "sigma_delta"}, {"coding": "rate"}, {"coding": "rate", "rows": "step"}])

@@ -209,7 +209,7 @@ def test_demo_does_not_remove_what_it_did_not_make(tmp_path):
 
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "precious").write_text("mine")
-    with pytest.raises(CheckpointError, match="no conversion of FAS"):
+    with pytest.raises(CheckpointError, match="no demonstration wrote there"):
         run_demo(tmp_path)
     assert (tmp_path / "model" / "precious").exists()
 

@@ -14,7 +14,7 @@ import pytest
 from fas.errors import FasError
 from fas.report import plots, words
 from fas.report.html import headline, headline_row, render, write_report
-from fas.report.results import Results, Row, this_command, write_whole
+from fas.report.results import Results, Row, this_command
 from fas.report.table import columns_of, plain_table, print_results
 
 BY_SITE = {
@@ -66,19 +66,6 @@ def test_other_files_are_refused_in_one_sentence(text: str, tmp_path: Path) -> N
     path.write_text(text)
     with pytest.raises(FasError, match=r"other\.json cannot be read as results"):
         Results.read(path)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_whole(tmp_path / "file", "old")
-
-    def disk_is_full(self: Path, target: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", disk_is_full)
-    with pytest.raises(OSError, match="No space"):
-        write_whole(path, "new")
-    assert path.read_text() == "old"
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:

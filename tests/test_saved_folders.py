@@ -7,13 +7,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import folders
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 import fas
 from fas.cli import main
@@ -265,3 +266,48 @@ def test_training_that_diverges_stops_and_says_so() -> None:
     examples = Blocks(tiny.tokens(8, 9))
     with pytest.raises(FasError, match=r"training diverged: the loss of step \d is (nan|inf)"):
         fine_tune(tiny.ann("gpt2"), examples, Stage1Options(steps=6, batch_size=2, lr=1e30, warmup=0.0))
+
+
+def test_a_trainers_checkpoint_with_its_tokenizer_loads(saved: Path, tmp_path: Path) -> None:
+    """Its logs and the user's notes are read by nobody."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
+    row = {"input_ids": tiny.tokens()[0], "labels": tiny.tokens()[0]}
+    arguments = TrainingArguments(
+        str(tmp_path / "run"), max_steps=1, save_steps=1, per_device_train_batch_size=1, report_to=[], use_cpu=True
+    )
+    Trainer(model, arguments, train_dataset=[row], processing_class=tokenizer).train()
+    place = tmp_path / "run" / "checkpoint-1"
+    assert (place / "trainer_state.json").exists()
+    (place / "all_results.json").write_text("{}")
+    (place / "notes.txt").write_text("mine")
+    again, _ = load_spiking(str(place), "cpu")
+    assert torch.equal(again(tiny.tokens()).logits, model.eval()(tiny.tokens()).logits)
+    assert main(["verify", str(place)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("sites", {"a": "b"}), ("sites", {"a": True}), ("neurons", [1]), ("neurons", ["../../x"]), ("order", [3]),
+        ("prefix", {"0": "x"}), ("prefix", {"seven": [1, 2, 3]}), ("prefix", {"0": [1, 2]}), ("prefix", {"0": [1, 2, -3]}),
+    ],
+)  # fmt: skip
+def test_entries_of_another_kind_are_refused_in_folders_without_manifest(
+    saved: Path, entry: str, value: object
+) -> None:
+    (saved / "fas_manifest.json").unlink()
+    description = json.loads((saved / "config.json").read_text())["quantization_config"]
+    del description["digest"]
+    edit(saved / "config.json", quantization_config=description | {entry: value})
+    with pytest.raises(CheckpointError, match=r"the checkpoint's description has .* where .* is expected"):
+        AutoModelForCausalLM.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("load", [load_ann, load_spiking])
+def test_weights_that_git_has_not_fetched_are_called_so(saved: Path, tmp_path: Path, load: Any) -> None:
+    place = saved if load is load_spiking else Path(folders.save_ann(tmp_path / "ann"))
+    (place / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    )
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a pointer of Git LFS and not the weights"):
+        load(str(place), "cpu")

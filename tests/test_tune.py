@@ -366,7 +366,7 @@ def test_a_folder_without_control_and_results_needs_a_teacher(place):
 
 def test_a_full_disk_leaves_no_half_folder(place, monkeypatch):
     def full(self, folder, *args, **kwargs):
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

@@ -19,6 +19,10 @@ class CheckpointError(FasError):
     """A folder that cannot be loaded as, or saved as, a converted model."""
 
 
+class DiskError(CheckpointError):
+    """A disk that refuses a file or a folder; what goes on in spite of other errors stops here."""
+
+
 class DataError(FasError):
     """Text or data that cannot be used."""
 

@@ -23,6 +23,15 @@ def better(new: float, old: float) -> bool:
     return new < old or (math.isnan(old) and not math.isnan(new))
 
 
+def comparable(loss: float) -> float:
+    """A loss to choose by: infinity for one that is no number.
+
+    >>> min(comparable(float("nan")), comparable(2.0))
+    2.0
+    """
+    return math.inf if math.isnan(loss) else loss
+
+
 def logits_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """`logits_kl`, or the mean squared error of a regression, which has one logit."""
     if student.shape[-1] == 1:

@@ -43,6 +43,7 @@ def test_a_difference_would_be_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # a quarter of an hour on an idle machine
 def test_all_mutants_are_the_same_or_refused(tmp_path: Path) -> None:
     counts, wrong = folder_cases.run(tmp_path)
     assert not wrong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import cast
@@ -13,6 +14,7 @@ from fas.calibration.fine import descend, only_trainable
 from fas.calibration.kept import KeptLayers
 from fas.calibration.options import CalibrationOptions
 from fas.calibration.sites import Trial, calibrate_sites, observing
+from fas.errors import DataError
 from fas.losses import alignment
 from fas.neurons import Clock, Site
 from fas.progress import Progress
@@ -76,6 +78,11 @@ def calibrate_block(
 
     trial = Trial(block, clock, judged, few, share)
     before, by_site = calibrate_sites(sites, trial, encodings(), options)
+    if sites and not math.isfinite(by_site):
+        raise DataError(
+            f"the output of {name} is not finite on the calibration data, or too large to be compared, with whatever neurons; "
+            "start from a sound model, or a wider dtype"
+        )
     progress.advance(1, f"layer {index} error {before:.4f} → {by_site:.4f}")
     by_layer, done = by_site, few  # the sites' last trial was of what they have now
     if options.align_steps and sites:

@@ -8,6 +8,7 @@ timestep counts too, with less weight: layers behind it can only settle once it 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, combinations_with_replacement, pairwise, product
@@ -15,6 +16,7 @@ from itertools import combinations, combinations_with_replacement, pairwise, pro
 import torch
 from torch import Tensor
 
+from fas.errors import DataError
 from fas.neurons import Site, codes, rate_mean_rows, rate_step_rows, sigma_delta
 from fas.neurons.sigma_delta import dead_zones
 from fas.steps import default_steps
@@ -100,10 +102,19 @@ class Search:
             for zone in self._zones()[::2]
         ]
         base = min(starts, key=some.total)
+        self._require_finite(some.total(base), len(starts))
         base = some._climb(base) if self.search_steps else base
         zones = [replace(base, zone=zone, last_zone=last) for zone in self._zones() for last in self._zones()[:3]]
         base = min(zones, key=some.total)
         return self.choice(min(_around(base, self.config.coding), key=some.total))
+
+    def _require_finite(self, least: float, count: int) -> None:
+        """Raise `DataError` where not even the best of ``count`` candidates has a finite error."""
+        if not math.isfinite(least):
+            raise DataError(
+                f"none of {count} candidates for the neurons of {self.site.name} has a finite error on the calibration data "
+                f"(inputs up to {float(self.rows.abs().max()):.3g}); start from a sound model, or a wider dtype"
+            )
 
     def _zones(self) -> tuple[float, ...]:
         return DEAD_ZONES if self.config.coding == "sigma_delta" and self.search_steps else (0.0,)
@@ -158,7 +169,7 @@ class Search:
         return replace(base, threshold=threshold, v_init=pick([choice.v_init for choice in candidates]))
 
     def errors(self, choice: Choice) -> Tensor:
-        """Weighted squared error of each channel ``[C]``, over timesteps."""
+        """Weighted squared error of each channel ``[C]``, over timesteps; infinity where it is no number."""
         by_time, spikes = 0.0, 0.0
         for part in self.chunks():
             rows, fired = part._fire(choice)
@@ -168,7 +179,7 @@ class Search:
         if self.price:
             power = (self.target.square().mean(0) * self.importance).mean()
             errors = errors + self.price * power * spikes / len(self.target)
-        return errors
+        return errors.nan_to_num(nan=math.inf, posinf=math.inf)
 
     def weights(self) -> Tensor:
         """How much the error after each timestep matters ``[T]`` (step rows, whose mean counts: ``[1]``)."""

@@ -90,7 +90,10 @@ def _calibrate(
 
         if options.settle:
             world.once(lambda: settle(model, listed, progress, parameters))
-            fresh, uncalibrated = [copy.deepcopy(entry.state_dict()) for entry in parameters], target.distance()
+            if math.isfinite(found := target.distance()):
+                fresh, uncalibrated = [copy.deepcopy(entry.state_dict()) for entry in parameters], found
+            else:  # finite on the few tokens that schedules are compared on only
+                restore(parameters, fresh)
 
         def layers() -> list[LayerReport]:
             fingerprint = "" if resume is None else fingerprint_of(model.state_dict().items(), listed, options, key)

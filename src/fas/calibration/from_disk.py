@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -25,10 +24,11 @@ from fas.calibration.driver import described
 from fas.calibration.kept import KeptLayers, file_name
 from fas.calibration.options import CalibrationOptions
 from fas.conversion import describe
+from fas.conversion.card import write_card
 from fas.conversion.kept import fingerprint_of
 from fas.conversion.manifest import write_manifest
 from fas.conversion.shelf import Shelf, without_weights
-from fas.errors import CheckpointError, ConfigError, FasError
+from fas.errors import ConfigError, FasError
 from fas.given import Batches, batches_for, folder_from, options_from
 from fas.models import Segment, find_segments
 from fas.neurons import Site
@@ -37,6 +37,7 @@ from fas.runtime.control import calibrated_keys, clock_of, sites_of
 from fas.runtime.memory import return_freed_memory
 from fas.runtime.replay import Stream, blocks_of, both_streams, number_of_layers
 from fas.sections import Reports
+from fas.storage import whole_folder
 
 
 def calibrate_folder(
@@ -56,8 +57,8 @@ def calibrate_folder(
     runs in front of the first one (the embedding) while that is recorded, one batch of hidden states, and the tokens that sites
     are fitted on. ``auto_class`` is the class that loads the folder. Finished layers are kept in ``out``.work; the same call
     goes on after an interruption and ends the same, bit for bit. Raises `CheckpointError` for a folder that cannot be read a
-    block at a time, `ConfigError` if ``out`` exists or the model is calibrated for that time already, `DataError` without
-    batches, and `FasError` for a model of several parts.
+    block at a time or whose weights are not finite, `ConfigError` if ``out`` exists or the model is calibrated for that time
+    already, `DataError` without batches, and `FasError` for a model of several parts.
     """
     progress = progress_from(progress)
     given = options_from(options, CalibrationOptions, "fas.calibrate_folder")
@@ -76,9 +77,10 @@ def calibrate_folder(
     key = clock.config.neuron_key
     _require(model, key)
     (segment,) = find_segments(model)
+    fingerprint = fingerprint_of(shelf.tensors(), listed, options, key)  # refused before anything is written
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
-    kept = KeptLayers(work / "layers", fingerprint_of(shelf.tensors(), listed, options, key))
+    kept = KeptLayers(work / "layers", fingerprint)
     blocks = blocks_of(segment)
     progress.start(f"Stage 2 from disk, {described(clock.config)}", len(blocks) * (1 + options.align_steps))
     reports: Reports[LayerReport] = Reports()
@@ -169,10 +171,8 @@ def _neurons(shelf: Shelf, model: PreTrainedModel, key: str, device: torch.devic
 def _write(shelf: Shelf, model: PreTrainedModel, key: str, values: dict[str, Tensor], out: Path) -> None:
     """The folder of ``shelf`` and, in a file of their own, the neurons for ``key``."""
     describe(model)
-    staged = out.with_name(out.name + ".new")
-    shutil.rmtree(staged, ignore_errors=True)
-    try:
-        shutil.copytree(shelf.folder, staged, ignore=shutil.ignore_patterns("*.work", "*.new"))
+    with whole_folder(out, "the calibrated layers are kept") as staged:
+        shutil.copytree(shelf.folder, staged, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.work", "*.new"))
         if (staged / SAFE_WEIGHTS_NAME).exists():  # transformers would read it alone
             (staged / SAFE_WEIGHTS_NAME).rename(staged / "weights.safetensors")
         mapped = {
@@ -186,6 +186,4 @@ def _write(shelf: Shelf, model: PreTrainedModel, key: str, values: dict[str, Ten
         (staged / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
         model.config.save_pretrained(staged)
         write_manifest(staged)
-        staged.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{out} could not be written ({error}); the calibrated layers are kept") from error
+        write_card(staged, str(shelf.folder))

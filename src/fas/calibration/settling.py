@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fas.losses import logits_loss, logits_of
+from fas.losses import comparable, logits_loss, logits_of
 from fas.models import find_segments
 from fas.neurons import NeuronParameters, Site
 from fas.progress import Progress
@@ -55,7 +55,7 @@ def schedules(levels: int, timesteps: int, neurons: int) -> list[Schedule]:
 
 
 class _Judge:
-    """KL(QCFS model ‖ SNN) on some tokens with the schedules that the sites have."""
+    """KL(QCFS model ‖ SNN) on some tokens with the schedules that the sites have; infinity where it is no number."""
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Mapping[str, Any]]) -> None:
         self.model, self.batches = model, batches
@@ -67,7 +67,7 @@ class _Judge:
         if tokens not in self.targets:
             with as_qcfs(self.model):
                 self.targets[tokens] = logits_of(self.model(**inputs))
-        return float(logits_loss(logits_of(self.model(**inputs)), self.targets[tokens]))
+        return comparable(float(logits_loss(logits_of(self.model(**inputs)), self.targets[tokens])))
 
 
 def _first(batches: Sequence[Mapping[str, Any]], tokens: int) -> dict[str, Any]:

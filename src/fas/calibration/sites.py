@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -13,6 +14,7 @@ from fas.calibration.coarse import Choice, Search
 from fas.calibration.corrections import absorbed, corrected
 from fas.calibration.fit import consumers, fit, reader_of
 from fas.calibration.options import CalibrationOptions
+from fas.losses import comparable
 from fas.models.linear import effective_weight
 from fas.neurons import Clock, NeuronParameters, Site
 
@@ -48,7 +50,7 @@ def calibrate_sites(
     """
     searched = sites if options.coarse or options.corrections or options.fit_steps or options.absorb_bias else []
     before, rows = trial(next(iter(searched), None))
-    least, price = before, options.spike_price
+    least, price = comparable(before), options.spike_price
     for site, following in zip_longest(searched, searched[1:]):
         parameters = site.parameters_for(site.clock.config)
         assert parameters is not None
@@ -60,7 +62,7 @@ def calibrate_sites(
             _put(parameters, choice)
             now, rows = trial(following)
             saved = search.spikes(present) - search.spikes(choice) if price else 0.0
-            if now <= least + TOLERANCE + price * max(0.0, saved):
+            if math.isfinite(now) and now <= least + TOLERANCE + price * max(0.0, saved):
                 least = min(now, least)
                 break
     return before, least

@@ -25,6 +25,8 @@ from fas.cli import (
     tune,
     verify,
 )
+from fas.cli.arguments import checked
+from fas.cli.interrupts import in_order
 from fas.cli.session import one_line
 from fas.errors import FasError
 
@@ -39,6 +41,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
+_RESUMED = tuple(module.NAME for module in (ablate, calibrate, compare, convert, demo))
+"""Commands that keep what they have finished; the others keep nothing."""
 
 for _module in (
     demo,
@@ -79,8 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     ``FAS_DEBUG=1`` in the environment shows the traceback of an error instead.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    came: list[int] = []
     try:
-        code = app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="fas", standalone_mode=False)
+        with in_order() as came:
+            code = app(args=checked(given), prog_name="fas", standalone_mode=False)
+    except KeyboardInterrupt:
+        return _interrupted(given, came)
     except (FasError, OSError, typer.TyperException) as error:
         if os.environ.get("FAS_DEBUG") == "1":
             raise
@@ -95,7 +104,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             said = one_line(f"{type(error).__name__} {error}")
             print(f"fas: error: unforeseen: {said[:400]}; FAS_DEBUG=1 shows where", file=sys.stderr)
         return 1
-    world.leave()
     if code == _INTERRUPTED:
-        print("fas: interrupted; the same command goes on from what it had finished", file=sys.stderr)
+        return _interrupted(given, came)
+    world.leave()
     return code if isinstance(code, int) else 0
+
+
+def _interrupted(given: Sequence[str], came: Sequence[int]) -> int:
+    """Say what an interruption cost, in the first process that was; the exit code of the signal."""
+    resumes = bool(given) and given[0] in _RESUMED
+    kept = "the same command goes on from what it had finished" if resumes else "nothing was written"
+    if world.first_to_fail():
+        print(f"fas: interrupted; {kept}", file=sys.stderr)
+    return 128 + came[0] if came else _INTERRUPTED

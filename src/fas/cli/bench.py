@@ -56,8 +56,8 @@ def command(
         import json
 
         from fas.pipeline.bench import WHATS, BenchOptions, run_bench
-        from fas.report.results import write_whole
         from fas.report.speed import as_table
+        from fas.storage import write_whole
 
         options = BenchOptions(
             model, tuple(words_in(what) or WHATS), tuple(words_in(coverage) or ("ffn", "linear")),

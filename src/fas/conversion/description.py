@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import nn
@@ -32,6 +33,7 @@ class FasQuantizationConfig(QuantizationConfigMixin):
         self.quant_method: Any = "fas"  # transformers has a closed enum; registered names are plain strings
         _check_types(spiking=(spiking, dict), sites=(sites, dict), neurons=(neurons, list), order=(order, list))
         _check_types(prefix=(prefix, dict), digest=(digest, str))
+        _check_entries(sites or {}, neurons or [], order or [], prefix or {})
         self.spiking = dict(spiking or {})
         self.stage = stage
         self.sites = dict(sites or {})
@@ -77,6 +79,34 @@ def _check_types(**entries: tuple[Any, type]) -> None:
                 f"the checkpoint's description has {name} = {str(value)[:60]!r}, where a {kind.__name__} is expected; put the "
                 "original config.json back"
             )
+
+
+def _check_entries(sites: dict[str, Any], neurons: list[Any], order: list[Any], prefix: dict[str, Any]) -> None:
+    """Raise `CheckpointError` for entries of a description that are of another kind than FAS writes."""
+    whole = {"a width": sites.values(), "a number": [n for shape in prefix.values() for n in _listed(shape)]}
+    for what, values in whole.items():
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                _refuse(value, what)
+    for key in neurons:
+        if not isinstance(key, str) or not re.fullmatch(r"\w+", key):
+            _refuse(key, "a coding and its time")
+    for name in order:
+        if not isinstance(name, str):
+            _refuse(name, "the name of a site")
+    for layer, shape in prefix.items():
+        if not layer.isdecimal() or len(_listed(shape)) != 3:
+            _refuse({layer: shape}, "a layer and its shape")
+
+
+def _listed(shape: Any) -> list[Any]:
+    return shape if isinstance(shape, list) else []
+
+
+def _refuse(value: Any, what: str) -> None:
+    raise CheckpointError(
+        f"the checkpoint's description has {str(value)[:60]!r} where {what} is expected; put the original config.json back"
+    )
 
 
 def describe(model: nn.Module) -> None:

@@ -87,6 +87,7 @@ def _said(error: BaseException) -> str:
 def places_in(file: Path) -> dict[str, Place]:
     """Where each tensor of a safetensors ``file`` lies; raises `CheckpointError` for a file that is damaged or no such one."""
     try:
+        refuse_pointer(file)
         with file.open("rb") as opened:
             whole = file.stat().st_size
             size = int.from_bytes(opened.read(8), "little")
@@ -103,6 +104,16 @@ def places_in(file: Path) -> dict[str, Place]:
         return places
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is no safetensors file ({_said(error)})") from error
+
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def refuse_pointer(file: Path) -> None:
+    """Raise `CheckpointError` where ``file`` stands for weights that Git has not fetched."""
+    with file.open("rb") as opened:
+        if opened.read(len(_POINTER)) == _POINTER:
+            raise CheckpointError(f"{file} is a pointer of Git LFS and not the weights; fetch them with git lfs pull")
 
 
 def tensors_of(files: Iterable[Path]) -> dict[str, Place]:

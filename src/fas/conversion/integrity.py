@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
-from fas.conversion.files import Place, read_json, tensors_of, weight_files
+from fas.conversion.files import Place, indexed, read_json, tensors_of, weight_files
 from fas.conversion.manifest import (
     CONFIG,
     NAME,
@@ -28,6 +29,7 @@ ALL_BYTES = 1 << 30
 """Checkpoints up to this size are read whole at every load (half a second); of larger ones the neurons, and all of them by
 ``fas verify``."""
 _OF_TIME = ("timesteps", "coding", "steps", "neurons_per_channel", "rows", "schedule", "cache")
+_PART = re.compile(r"-\d{5}-of-\d{5}")
 _ANEW = "put the file back as it was saved, or save the model anew (save_pretrained)"
 
 
@@ -106,7 +108,9 @@ def problems_in(folder: Path, advance: Callable[[str], None] = lambda name: None
         advance(name)
         return True
 
-    found += _of_tensors(files, tensors_of(files), manifest, reads)
+    there = tensors_of(files)
+    found += _of_index(files, there)
+    found += _of_tensors(files, there, manifest, reads)
     return found
 
 
@@ -176,6 +180,8 @@ def _of_files(folder: Path, saved: Mapping[str, str]) -> Iterator[str]:
     """What is wrong with the files of tokenizers, processors and generation; those of a tokenizer may be yet to come."""
     remedy = "put the original file back, or write it in Python (save_pretrained)"
     for name, digest in saved.items():
+        if not is_read(name):  # notes and logs, which earlier versions took down
+            continue
         file = folder / name
         if not file.is_file():
             yield f"{folder} lacks {name}, which was saved with it; {remedy}"
@@ -193,7 +199,8 @@ def _of_tensors(
 ) -> Iterator[str]:
     """What is wrong with the tensors ``there``; the bytes are looked at of those that ``reads`` says."""
     known = {name: entry for entries in manifest["tensors"].values() for name, entry in entries.items()}
-    own = [manifest["tensors"][file.name] for file in files if file.name in manifest["tensors"]]
+    wanted = {file.name for file in files} | _beside(files, manifest)
+    own = [manifest["tensors"][name] for name in wanted if name in manifest["tensors"]]
     known |= {name: entry for entries in own for name, entry in entries.items()}  # of several variants this one
     expected = {name for entries in own for name in entries} if own else set(known)
     for name in sorted(expected - there.keys()):
@@ -207,6 +214,22 @@ def _of_tensors(
             yield f"{place.file} holds {name} as {is_dtype} {is_shape}, and it was saved as {dtype} {shape}; {_ANEW}"
         elif reads(name) and checksum(place) != known[name][2]:
             yield f"{place.file} is damaged: {name} has other values than were saved; {_ANEW}"
+
+
+def _beside(files: Sequence[Path], manifest: Mapping[str, Any]) -> set[str]:
+    """Saved files that ``files`` are parts of one checkpoint with, by their names; an index may have lost them."""
+    stems = {_PART.sub("", file.name) for file in files if _PART.search(file.name)}
+    return {name for name in manifest["tensors"] if _PART.search(name) and _PART.sub("", name) in stems}
+
+
+def _of_index(files: Sequence[Path], there: Mapping[str, Place]) -> Iterator[str]:
+    """What is wrong with the index of a checkpoint in several ``files``, which hold the tensors ``there``."""
+    index = files[0].parent / SAFE_WEIGHTS_INDEX_NAME
+    if len(files) < 2 or not index.exists():
+        return
+    for name, file in indexed(index).items():
+        if name not in there or there[name].file.name != file:
+            yield f"{index} says that {file} holds the tensor {name}, and it does not; {_ANEW}"
 
 
 def _text(value: Any) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fas.errors import CheckpointError
+from fas.storage import whole_file
 
 
 class Kept:
@@ -51,15 +51,10 @@ class Kept:
     def write(self, part: str, values: Mapping[str, Tensor], report: Mapping[str, Any]) -> None:
         """Keep a finished part."""
         path = self.path(part)
-        staged = path.with_suffix(".new")
         held = {name: value.detach().cpu().contiguous() for name, value in values.items()}
         about = {"format": "pt", "fingerprint": self.fingerprint, "report": json.dumps(report)}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(path, "what was finished before is kept") as staged:
             save_file(held, staged, metadata=about)
-            os.replace(staged, path)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} could not be written ({error}); what was finished before is kept") from error
 
     def path(self, part: str) -> Path:
         """The file of a part."""

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fas.conversion.card import write_card
 from fas.conversion.files import Place, places_in, read_json
 from fas.errors import CheckpointError
+from fas.storage import write_whole
 
 NAME = "fas_manifest.json"
 VERSION = 1
@@ -31,9 +32,14 @@ _ANY_VALUE = {
     "_name_or_path", "transformers_version", "use_cache", "output_attentions", "output_hidden_states", "return_dict", REFUSAL,
 }  # fmt: skip
 """Keys of a configuration that change no number."""
-_READ = (".json", ".txt", ".model", ".jinja", ".vocab", ".tiktoken")
-"""Endings of files that tokenizers, processors and generation read."""
-_NOT_READ = {CONFIG, NAME, "results.json", "run.json", "training.json"}
+_READ = (".model", ".jinja", ".vocab", ".tiktoken", ".spm", ".tokenizer", ".codes")
+"""Endings of files that only tokenizers have."""
+_BEGINNINGS = (
+    "tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "generation_config",
+    "preprocessor_config", "processor_config", "video_preprocessor_config", "audio_tokenizer", "adapter_config",
+    "entity_vocab", "target_vocab", "word_", "normalizer", "emoji", "byte_maps", "dict.",
+)  # fmt: skip
+"""Of names of other files (.json, .txt) that transformers reads beside the configuration, as it reads no notes and logs."""
 _BUFFER = 1 << 20
 
 
@@ -120,7 +126,7 @@ def files_of(folder: Path) -> dict[str, str]:
 
 def is_read(name: str) -> bool:
     """Whether a tokenizer, a processor or generation may read a file of this ``name``."""
-    return name.endswith(_READ) and name not in _NOT_READ and not name.endswith(".index.json")
+    return name.endswith(_READ) or (name.startswith(_BEGINNINGS) and name.endswith((".json", ".txt")))
 
 
 def content(file: Path) -> str:
@@ -134,19 +140,13 @@ def content(file: Path) -> str:
 
 def _write_json(file: Path, value: Any) -> None:
     """Replace ``file`` whole or not at all."""
-    staged = file.with_name(f"{file.name}.new")
-    try:
-        staged.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(staged, file)
-    except OSError as error:
-        staged.unlink(missing_ok=True)
-        raise CheckpointError(f"{file} could not be written ({error})") from error
+    write_whole(file, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 class SavePretrained:
-    """``model.save_pretrained`` of a prepared or converted model: transformers' own, which a manifest follows.
+    """``model.save_pretrained`` of a prepared or converted model: transformers' own, which a manifest and a card follow.
 
-    Takes what `transformers.PreTrainedModel.save_pretrained` takes. Raises `CheckpointError` where the manifest cannot be
+    Takes what `transformers.PreTrainedModel.save_pretrained` takes. Raises `CheckpointError` where these cannot be
     written.
     """
 
@@ -167,6 +167,7 @@ class SavePretrained:
         # of several processes the first writes
         if is_main_process and (Path(save_directory) / CONFIG).exists():
             write_manifest(save_directory)
+            write_card(save_directory, str(self.model.config.name_or_path))
         if push_to_hub:  # only now, with its manifest
             self.model.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 

@@ -7,6 +7,7 @@ tokens stand out (measured on SmolLM2-135M: docs/log.md, 2026-11-30).
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -88,7 +89,8 @@ def find_prefix(
     least = before.loss + noise[0]
     while len(tokens) < MOST_TOKENS:
         found = {token: tried((*tokens, token)) for token in judge.candidates(best)}
-        scores = {token: report.loss + error for token, (report, error) in found.items()}
+        known = {token: report.loss + error for token, (report, error) in found.items()}
+        scores = {token: score for token, score in known.items() if math.isfinite(score)}
         token = min(scores, key=lambda token: scores[token], default=None)
         if token is None or scores[token] > least - GAIN:
             break

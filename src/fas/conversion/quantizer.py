@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -14,6 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 from fas.conversion.description import FasQuantizationConfig
 from fas.conversion.install import install
 from fas.conversion.integrity import check_loaded
+from fas.conversion.leftovers import refuse_leftovers, refuse_missing, watched
 from fas.conversion.manifest import REFUSAL
 from fas.conversion.order import number
 from fas.errors import CheckpointError
@@ -44,6 +45,7 @@ class FasQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: FasQuantizationConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
+        self._told: Callable[[], tuple[set[str], set[str]]] | None = None
 
     def update_attn_implementation(self, config: Any) -> Any:
         """Let the weights be found: what transformers alone is told in their place is removed."""
@@ -54,8 +56,13 @@ class FasQuantizer(HfQuantizer):
         """The same, where transformers is older than 5.20."""
         return self.update_attn_implementation(config)
 
+    def preprocess_model(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        super().preprocess_model(model, *args, **kwargs)
+        self._told = watched(model)
+
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if files := kwargs.get("checkpoint_files"):
+            _refuse_other_forms(files)
             check_loaded(files, model.config)
         description = cast(FasQuantizationConfig, self.quantization_config)
         config = description.spiking_config()
@@ -71,6 +78,12 @@ class FasQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        if self._told is not None:
+            (missing, unexpected), self._told = self._told(), None
+            place = str(model.config.name_or_path) or "the checkpoint"
+            refuse_missing(model, missing, place)
+            if type(model).__name__ in (model.config.architectures or ()):
+                refuse_leftovers(model, unexpected, place)
         broken = [
             f"{place}.{name}"
             for place, module in model.named_modules()
@@ -86,6 +99,7 @@ class FasQuantizer(HfQuantizer):
             )
         _unify(model)
         _align(model)
+        model.is_quantized = False  # type: ignore[assignment]  # its weights are plain ones, which may be cast (float, half) and trained
         return model
 
     def is_serializable(self, **kwargs: Any) -> bool:
@@ -98,6 +112,16 @@ class FasQuantizer(HfQuantizer):
     @property
     def is_qat_trainable(self) -> bool:
         return True
+
+
+def _refuse_other_forms(files: Iterable[str]) -> None:
+    """Neither the manifest nor the checks of neurons know weights that are no safetensors."""
+    for file in files:
+        if not file.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{file} holds weights in another form than safetensors, which FAS does not read; put the original files back, "
+                "or save the model anew (save_pretrained)"
+            )
 
 
 def _compare(built: dict[str, int], described: dict[str, int]) -> None:

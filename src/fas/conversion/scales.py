@@ -341,6 +341,7 @@ def _least(x: Tensor, target: Tensor, scales: Sequence[Tensor], levels: int, sig
     for rows, wanted, weight in zip(x.split(CHUNK), target.split(CHUNK), weights.split(CHUNK), strict=True):
         for error, scale in zip(errors, scales, strict=True):
             error += weight @ (qcfs(rows, scale, levels, signed) - wanted).square_()
+    errors = errors.nan_to_num(nan=torch.inf, posinf=torch.inf)  # argmin takes NaN for the least
     return torch.stack(list(scales)).gather(0, errors.argmin(0, keepdim=True))[0]
 
 

@@ -15,8 +15,10 @@ from transformers import AutoConfig, PreTrainedModel
 
 from fas.conversion.description import FasQuantizationConfig
 from fas.conversion.files import Place, places_in, weight_files
+from fas.conversion.leftovers import refuse_leftovers
 from fas.conversion.quantizer import FasQuantizer
 from fas.errors import CheckpointError
+from fas.runtime.finite import require_finite_weight
 
 
 class Shelf:
@@ -51,14 +53,17 @@ class Shelf:
         found = self.stored.get(name, name)
         if found not in self.places:
             raise CheckpointError(
-                f"{self.folder} holds no weight {name}: it was saved under other names, so it cannot be read a block at a time "
-                "from disk; take it in memory"
+                f"{self.folder} holds no weight {name}: it is damaged, or was saved under other names, so that it cannot be "
+                "read a block at a time from disk; take it in memory"
             )
         return found
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """All of them, one at a time."""
-        return ((name, self.read(name)) for name in sorted(self.places))
+        """All of them, one at a time; raises `CheckpointError` at the first that holds NaN or infinity."""
+        for name in sorted(self.places):
+            value = self.read(name)
+            require_finite_weight(name, value, str(self.folder))
+            yield name, value
 
     def learn_names(self, model: PreTrainedModel) -> None:
         """Find the weights of ``model`` that are stored under another name: checkpoints of an inner model leave its name out,
@@ -70,6 +75,12 @@ class Shelf:
             inner = f"{model.base_model_prefix}."
             known = [n for name in names for n in (name, name.removeprefix(inner)) if n in self.places]
             self.stored |= {name: known[0] for name in names if known and name not in self.places}
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raise `CheckpointError` for a weight of ``model`` that no file holds, and for one that ``model`` has no place for."""
+        own = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        used = {self.name_of(name) for name in own} | {name for name, _ in model.named_buffers()}
+        refuse_leftovers(model, self.places.keys() - used, str(self.folder))
 
     @contextmanager
     def loaded(
@@ -128,7 +139,7 @@ def without_weights(folder: Path | str, auto_class: Any, device: torch.device) -
 def skeleton(shelf: Shelf, auto_class: Any, device: torch.device) -> PreTrainedModel:
     """The ANN in the folder of ``shelf`` in fp32, its buffers on ``device``, and no memory for weights.
 
-    Raises `CheckpointError` if the folder holds a quantized or converted model.
+    Raises `CheckpointError` if the folder holds a quantized or converted model, or other weights than it needs.
     """
     config = AutoConfig.from_pretrained(shelf.folder)
     if getattr(config, "quantization_config", None) is not None:
@@ -139,6 +150,7 @@ def skeleton(shelf: Shelf, auto_class: Any, device: torch.device) -> PreTrainedM
         model = auto_class.from_config(config, dtype=torch.float32)
     model.tie_weights()
     shelf.learn_names(model)
+    shelf.check(model)
     return _with_buffers_on(model, device)
 
 

@@ -40,8 +40,8 @@ def batches_for(
     listed = [arguments.read(value, f"batch {number}") for number, value in enumerate(_each(batches, verb))]
     if not listed:
         raise DataError(
-            f"{verb}: no calibration batches, for {kind_of(batches)} holds none; give at least one (an iterator that was used "
-            "before is empty)"
+            f"{verb}: no calibration batches, for {kind_of(batches)} holds none; give at least one batch (an iterator that "
+            "was used before is empty)"
         )
     if arguments.left_out:
         names = ", ".join(arguments.left_out)

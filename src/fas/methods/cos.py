@@ -55,7 +55,7 @@ def _fire(site: Site, rows: Tensor, timesteps: int) -> Fired:
 
 register(
     Method(
-        "cos", "COS, offset spikes", "Hao et al., ICLR 2023 (peers 1.4)", "qcfs", qcfs_with(_fire), step_rows, waits=True,
+        "cos", "COS, offset spikes", "Hao et al., ICLR 2023", "qcfs", qcfs_with(_fire), step_rows, waits=True,
         rounds=ROUNDS + 1, assumed="ρ = 4 rounds over the same T inputs, each taken to fire as often",
     )
 )  # fmt: skip

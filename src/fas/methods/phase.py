@@ -100,7 +100,7 @@ def _build(
 
 register(
     Method(
-        "phase", "phase coding, two grains", "multi-granularity phase coding, ICLR 2026 (peers 1.10)", "control", _build,
+        "phase", "phase coding, two grains", "multi-granularity phase coding, ICLR 2026", "control", _build,
         one_answer, waits=True,
         assumed="two grains; bases and grains by search, d by least squares, no descent; τ = max |x| by channel; no rotation",
     )

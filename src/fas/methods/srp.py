@@ -69,7 +69,7 @@ def _build(
 
 register(
     Method(
-        "srp", "SRP, residual potentials", "Hao et al., AAAI 2023 (peers 1.4)", "qcfs", _build, step_rows, before=FIRST,
+        "srp", "SRP, residual potentials", "Hao et al., AAAI 2023", "qcfs", _build, step_rows, before=FIRST,
         assumed="τ = 4; the first run is taken to fire as often as the second",
     )
 )  # fmt: skip

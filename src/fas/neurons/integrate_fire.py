@@ -1,4 +1,4 @@
-"""Soft-reset integrate-and-fire, unsigned and signed (peers: Bu 2022; bipolar IF).
+"""Soft-reset integrate-and-fire, unsigned and signed (Bu 2022; bipolar IF).
 
 With the charge received so far q_t = Σ_{u≤t} x_u and the net spike count N_{t−1}, the potential before firing is
 v_t = v₀ + q_t − θ·N_{t−1}; the neuron emits +1 if v_t ≥ θ, −1 if v_t < 0 (signed only). Written by the running total

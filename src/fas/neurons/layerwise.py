@@ -1,4 +1,4 @@
-"""The layerwise schedule: a layer fires after its whole input window, so its counts are QCFS codes (peers §1.3).
+"""The layerwise schedule: a layer fires after its whole input window, so its counts are QCFS codes.
 
 The train of a neuron with code c is ones-first: sign(c) in its first |c| timesteps, then silence (T = L).
 """

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from fas.errors import FasError
+from fas.locks import one_at_a_time
 from fas.pipeline.ablation_jobs import Workers
 from fas.pipeline.ablation_options import AblateOptions
 from fas.pipeline.ablation_plan import Cell, Group, cell_of, described, groups_of
@@ -19,6 +20,7 @@ from fas.report.results import Results, Row
 ENOUGH_SEEDS = 3
 
 
+@one_at_a_time(lambda options: options.out)
 def run_ablation(options: AblateOptions, progress: Progress | None = None) -> Results:
     """Compute every cell of the groups for every seed and return the rows; writes JSON, table and figures to ``options.out``.
 

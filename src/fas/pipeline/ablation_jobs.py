@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from fas.errors import DiskError
 from fas.progress import Progress, Silent
 
 KILLED = "its process was killed, perhaps for memory; fewer --jobs need less"
@@ -121,9 +122,11 @@ def _begin() -> None:
 
 
 def _attempt(job: Any, bench: Any, progress: Progress | None) -> str | None:
-    """Why it failed, in one sentence; None if it did not."""
+    """Why it failed, in one sentence; None if it did not. Raises `DiskError`, which the other tasks would meet, too."""
     try:
         job.do(bench, progress or Silent())
+    except DiskError:
+        raise
     except Exception as error:  # any: the other tasks go on
         if os.environ.get("FAS_DEBUG") == "1":
             raise

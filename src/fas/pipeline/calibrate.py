@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, set_seed
 
 from fas import world
@@ -18,7 +17,8 @@ from fas.calibration.kept import file_name
 from fas.config import SpikingConfig
 from fas.conversion.files import weight_files
 from fas.conversion.shelf import without_weights
-from fas.errors import CheckpointError, ConfigError
+from fas.errors import ConfigError
+from fas.locks import one_at_a_time
 from fas.pipeline.asked import as_converted, results_of
 from fas.pipeline.load import auto_class_of, load_spiking, pick_device, reader_of, spiking_config_of
 from fas.pipeline.run import batches_on
@@ -26,6 +26,7 @@ from fas.pipeline.source import training_of
 from fas.progress import Progress
 from fas.runtime.control import calibrated_keys, clock_of, sites_of
 from fas.runtime.replay import number_of_layers
+from fas.storage import whole_folder
 from fas.tasks.reading.journal import Reading
 
 BATCH = 4
@@ -62,6 +63,7 @@ class CalibrateOptions:
         )
 
 
+@one_at_a_time(lambda options: options.out)
 def calibrate_again(options: CalibrateOptions, progress: Progress) -> dict[str, list[LayerReport]]:
     """Calibrate for every coding and number of timesteps, in memory or a block at a time; reports by `neuron_key`.
 
@@ -97,22 +99,14 @@ def _in_memory(options: CalibrateOptions, progress: Progress) -> dict[str, list[
 
 
 def _write(options: CalibrateOptions, model: PreTrainedModel, tokenizer: Any, work: Path) -> None:
-    staged = options.out.with_name(options.out.name + ".new")
-    shutil.rmtree(staged, ignore_errors=True)
-    try:
+    control, results = (Path(options.folder) / name for name in ("control", "results.json"))
+    with whole_folder(options.out, "the calibrated layers are kept") as staged:
         model.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
-        if (control := Path(options.folder) / "control").exists():  # as from disk: what ratios are against
+        if control.exists():  # as from disk: what ratios are against
             shutil.copytree(control, staged / "control")
-        if (
-            results := Path(options.folder) / "results.json"
-        ).exists():  # what it was converted from, and for which task
+        if results.exists():  # what it was converted from, and for which task
             shutil.copy(results, staged)
-        staged.rename(options.out)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{options.out} could not be written ({error}); the calibrated layers are kept"
-        ) from error
     shutil.rmtree(work, ignore_errors=True)
 
 

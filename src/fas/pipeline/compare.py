@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, set_seed
 
 import fas.methods as known
 from fas.config import USUAL_LEVELS
-from fas.errors import ConfigError
+from fas.errors import ConfigError, DiskError
+from fas.locks import one_at_a_time
 from fas.methods import Method
 from fas.methods.start import as_snn
 from fas.pipeline.measure import dense_row, qcfs_row, spiking_row
@@ -27,7 +28,8 @@ from fas.pipeline.workspace import Workspace
 from fas.progress import Progress, Silent
 from fas.report.comparison import as_csv
 from fas.report.html import write_report
-from fas.report.results import Results, Row, write_whole
+from fas.report.results import Results, Row
+from fas.storage import write_whole
 from fas.tasks.glue import LANGUAGE_MODELING
 
 USUAL = (2, 4, 8, 16, 32)
@@ -73,6 +75,7 @@ class CompareOptions:
         )
 
 
+@one_at_a_time(lambda options: options.base.out)
 def run_comparison(options: CompareOptions, progress: Progress | None = None) -> Results:
     """Measure every method at every T; writes compare.json, compare.csv and compare.html to the base's ``out``.
 
@@ -149,9 +152,14 @@ def _quantized(run: Run) -> Row:
 
 
 def _row(run: Run, method: Method, timesteps: int) -> Row:
-    """The cell's row, or one that says why there is none; the latter is tried again the next time."""
+    """The cell's row, or one that says why there is none; the latter is tried again the next time.
+
+    Raises `DiskError`, which the other cells would meet, too.
+    """
     try:
         return kept_row(run.workspace, f"cell-{method.name}-{timesteps}", lambda: _measured(run, method, timesteps))
+    except DiskError:
+        raise
     except Exception as error:  # a method may fail in any way; the others are worth having
         where = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"

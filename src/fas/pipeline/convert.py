@@ -12,7 +12,9 @@ import torch
 from transformers import PreTrainedModel
 
 from fas.config import SpikingConfig
+from fas.conversion.card import write_card
 from fas.conversion.manifest import write_manifest
+from fas.locks import one_at_a_time
 from fas.pipeline.advice import more_moves
 from fas.pipeline.default_time import best_measured, named
 from fas.pipeline.measure import dense_row, layerwise_target, qcfs_row, spiking_row
@@ -31,9 +33,11 @@ from fas.pipeline.stages import (
 )
 from fas.pipeline.workspace import Workspace
 from fas.progress import Progress, Silent
+from fas.report.card import measured_lines
 from fas.report.results import Results, Row
 
 
+@one_at_a_time(lambda options: options.out)
 def run_conversion(
     options: ConvertOptions, progress: Progress | None = None, control_of: Path | None = None
 ) -> Results:
@@ -136,3 +140,4 @@ def _assemble(run: Run, results: Results, default: SpikingConfig, folder: Path) 
     run.source.tokenizer.save_pretrained(folder / "control")
     write_manifest(folder / "control")
     results.write(folder / "results.json")
+    write_card(folder, run.options.model, measured_lines(results))

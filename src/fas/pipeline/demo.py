@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
+from fas.locks import one_at_a_time
 from fas.pipeline.convert import run_conversion
+from fas.pipeline.demo_folder import begin_anew
 from fas.pipeline.evaluate import diagnoses
 from fas.pipeline.generate import Decoding, continue_text
 from fas.pipeline.load import load_ann, load_spiking
@@ -39,14 +40,14 @@ def demo_options(out: Path, seed: int = 0) -> ConvertOptions:
     )
 
 
+@one_at_a_time(lambda out: out)
 def run_demo(out: Path, seed: int = 0, progress: Progress | None = None) -> Results:
     """Convert the embedded model into ``out``/model and let ANN and SNN continue one prompt.
 
     An interrupted demonstration goes on where it stopped; a finished one starts anew.
     """
     progress = progress or Silent()
-    if (out / "model" / "run.json").exists():  # a finished conversion of ours; anything else is refused, not removed
-        shutil.rmtree(out / "model")
+    begin_anew(out)
     results = run_conversion(demo_options(out / "model", seed), progress)
     results.rows.sort(key=_place)
     progress.start("writing samples", 2)

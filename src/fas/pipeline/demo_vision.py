@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import shutil
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from fas.accounting.parts import parts_of
 from fas.accounting.raster import by_token
+from fas.locks import one_at_a_time
 from fas.pipeline.convert import run_conversion
+from fas.pipeline.demo_folder import begin_anew
 from fas.pipeline.generate import Decoding, continue_text
 from fas.pipeline.load import load_seeing, load_spiking, need_pillow
 from fas.pipeline.options import ConvertOptions
@@ -38,6 +39,7 @@ def vision_demo_options(out: Path, data: Path, seed: int = 0) -> ConvertOptions:
     )  # fmt: skip
 
 
+@one_at_a_time(lambda out: out)
 def run_vision_demo(out: Path, seed: int = 0, progress: Progress | None = None) -> Results:
     """Draw pictures into ``out``/shapes, convert the model into ``out``/model, and let ANN and SNN answer questions.
 
@@ -45,8 +47,7 @@ def run_vision_demo(out: Path, seed: int = 0, progress: Progress | None = None) 
     """
     need_pillow()
     progress = progress or Silent()
-    if (out / "model" / "run.json").exists():  # a finished conversion of ours; anything else is refused, not removed
-        shutil.rmtree(out / "model")
+    begin_anew(out)
     data = write_shapes(out / "shapes", TRAINING, TEST, seed + 1, SIDE)  # the model has seen the pictures of seed 0
     results = run_conversion(vision_demo_options(out / "model", data, seed), progress)
     ann, processor = load_seeing(MODEL)

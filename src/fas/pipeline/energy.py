@@ -19,8 +19,8 @@ from fas.pipeline.load import load_ann, load_spiking
 from fas.pipeline.source import evaluation_of
 from fas.progress import Progress
 from fas.report.ledger_plots import energy_bars, firing_rates, spike_raster
-from fas.report.results import write_whole
 from fas.runtime.control import at_time, calibrated_keys, clock_of, sites_of
+from fas.storage import write_whole
 from fas.tasks.reading.journal import Reading
 
 

@@ -18,6 +18,7 @@ from fas.config import SpikingConfig
 from fas.conversion.files import weight_files
 from fas.conversion.shelf import Shelf
 from fas.errors import CheckpointError, ConfigError
+from fas.locks import one_at_a_time
 from fas.pipeline.load import (
     READERS,
     auto_class_of,
@@ -39,6 +40,7 @@ from fas.tasks.reading.journal import Reading
 from fas.training import prefix_search_from_disk, train_blocks_folder
 
 
+@one_at_a_time(lambda options: options.out)
 def convert_from_disk(options: ConvertOptions, progress: Progress) -> Results:
     """Convert as ``options`` say, a block at a time; the folder appears whole at ``options.out``, and no row is measured.
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fas.errors import CheckpointError, FasError, with_extra
+from fas.locks import owned
+from fas.storage import cache_folder, whole_folder
 
 ENDING = ".gguf"
 
@@ -44,17 +43,15 @@ def folder_of(file: Path) -> Path:
 
     stat = file.stat()
     key = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns} {transformers.__version__}"
-    folder = _cache() / f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    folder = cache_folder() / "gguf" / f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if (folder / "config.json").exists():
         return folder
     if importlib.util.find_spec("gguf") is None:
         raise FasError(f"{file} is a GGUF file, and reading it needs a package; {with_extra('gguf')}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
-        made = Path(place) / "model"
-        _dequantise(file, made)
-        shutil.rmtree(folder, ignore_errors=True)
-        made.replace(folder)
+    with owned(folder, wait=True):
+        if not (folder / "config.json").exists():  # else another command has made it meanwhile
+            with whole_folder(folder) as staged:
+                _dequantise(file, staged)
     return folder
 
 
@@ -78,7 +75,3 @@ def _dequantise(file: Path, folder: Path) -> None:
     plain.generation_config = loaded.generation_config
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fas" / "gguf"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,8 +25,9 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from fas import world
-from fas.conversion.files import indexed
+from fas.conversion.files import indexed, refuse_pointer
 from fas.conversion.integrity import check_saved
+from fas.conversion.leftovers import refuse_leftovers
 from fas.conversion.reading import configuration, reading
 from fas.errors import CheckpointError, ConfigError, FasError, with_extra
 from fas.neurons import Site
@@ -37,7 +37,6 @@ from fas.runtime.memory import keep_freed_memory
 from fas.tasks.builtin import model_path, vision_path
 from fas.tasks.glue import CAPTIONING, IMAGE_CLASSIFICATION, VQA, ZERO_SHOT_IMAGES
 
-logger = logging.getLogger(__name__)
 _HEADS: dict[str, Any] = {
     "ForSequenceClassification": AutoModelForSequenceClassification,
     "ForImageClassification": AutoModelForImageClassification,
@@ -304,36 +303,15 @@ def loaded_with(
         tokenizer: Any = reader_of(place, READERS.get(cls, AutoTokenizer))
         loaded, found = cls.from_pretrained(place, dtype=dtype or "auto", output_loading_info=True, **more)
         loaded = loaded.to(target).eval()
-    _refuse_leftovers(model, loaded, sorted(found["unexpected_keys"]))
+    refuse_leftovers(loaded, found["unexpected_keys"], model)
     require_finite(loaded, model)
     return loaded, tokenizer, list(found["missing_keys"])
 
 
 def _check_index(place: str) -> None:
-    """Refuse a local index of weights that leaves its folder, or is none."""
+    """Refuse a local index of weights that leaves its folder, or is none, and weights that Git has not fetched."""
+    for file in Path(place).glob("*.safetensors"):
+        refuse_pointer(file)
     index = Path(place) / SAFE_WEIGHTS_INDEX_NAME
     if index.exists() and not (Path(place) / SAFE_WEIGHTS_NAME).exists():
         indexed(index)
-
-
-def _refuse_leftovers(model: str, loaded: PreTrainedModel, names: list[str]) -> None:
-    """Refuse weights that the model has no place for although it has their module, or that are of a layer; others are of a
-    head for another task, and are left out with a note."""
-    modules = dict(loaded.named_modules())
-    inside = [
-        name
-        for name in names
-        if not name.endswith(_COMPUTED)
-        and (name.rpartition(".")[0] in modules or any(part.isdigit() for part in name.split(".")))
-    ]
-    if inside:
-        raise CheckpointError(
-            f"{model} holds {len(inside)} weights that its config.json has no place for, first {inside[0]}: the model would "
-            "compute something else without them; mend config.json (number of layers, biases)"
-        )
-    if names:
-        logger.info("%s holds %d weights of another head, which are left out, first %s", model, len(names), names[0])
-
-
-_COMPUTED = ("inv_freq", "masked_bias", "position_ids", ".attn.bias")
-"""Endings of buffers that older versions of transformers stored and models compute."""

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import fas
 from fas.errors import CheckpointError, ConfigError
+from fas.locks import one_at_a_time
 from fas.pipeline.convert import run_conversion
 from fas.pipeline.load import load_spiking
 from fas.pipeline.options import ConvertOptions
 from fas.progress import Progress, Silent
 from fas.report.ledger_plots import pareto_front
-from fas.report.results import Results, write_whole
+from fas.report.results import Results
 from fas.runtime.control import at_time, clock_of
+from fas.storage import write_whole
 from fas.tasks.language_modeling import encode_blocks, spread
 from fas.tasks.text import load_text
 
@@ -23,6 +25,7 @@ SEQUENCES = 4
 """Of evaluation text, that the ledger runs."""
 
 
+@one_at_a_time(lambda options: options.out)
 def run_pareto(
     options: ConvertOptions,
     budgets: Sequence[float | None] = BUDGETS,

@@ -10,18 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from fas.config import SpikingConfig
-from fas.errors import CheckpointError, ConfigError, FasError
+from fas.conversion.card import write_card
+from fas.errors import ConfigError, FasError
+from fas.locks import one_at_a_time
 from fas.pipeline.evaluate import dense_rows
 from fas.pipeline.load import block_length, load_ann, load_spiking
 from fas.pipeline.measure import EVALUATION_BATCH, as_tuned, dense_row, qcfs_row, spiking_row
 from fas.progress import Progress
+from fas.report.card import measured_lines
 from fas.report.results import Results, Row
 from fas.runtime.control import calibrated_keys, clock_of, sites_of
+from fas.storage import whole_folder
 from fas.tasks.language_modeling import Blocks, encode_blocks, spread
 from fas.tasks.reading.journal import Reading
 from fas.tasks.text import load_text
@@ -83,6 +86,7 @@ class _Ready:
     reading: Reading
 
 
+@one_at_a_time(lambda options: options.out)
 def tune_folder(options: TuneOptions, progress: Progress) -> Results:
     """Tune weights and neurons of ``options.folder`` at one coding and time; the folder appears whole at ``options.out``.
 
@@ -237,16 +241,11 @@ def _results(ready: _Ready, rows: list[Row], dropped: list[str]) -> Results:
 
 def _write(ready: _Ready, results: Results) -> None:
     """Model, control and results, in a folder beside that is renamed."""
-    out, control = ready.options.out, Path(ready.options.folder) / "control"
-    staged = out.with_name(out.name + ".new")
-    shutil.rmtree(staged, ignore_errors=True)
-    try:
+    options, out, control = ready.options, ready.options.out, Path(ready.options.folder) / "control"
+    with whole_folder(out) as staged:
         ready.model.save_pretrained(staged)
         ready.tokenizer.save_pretrained(staged)
         if control.exists():
             shutil.copytree(control, staged / "control")
         results.write(staged / "results.json")
-        staged.rename(out)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise CheckpointError(f"{out} could not be written ({error}); free space or mend the permissions") from error
+        write_card(staged, options.folder, measured_lines(results))

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from fas import world
 from fas.errors import CheckpointError
+from fas.storage import remove_whole, whole_folder, writing
 
 
 def _fingerprint(marker: Path) -> str | None:
@@ -53,7 +52,7 @@ class Workspace:
         def opened() -> bool:
             if self.folder.exists():
                 return True
-            self._guarded(self._write_marker, self.folder)
+            self._write_marker(self.folder)
             return False
 
         resumed = world.once(opened)
@@ -64,11 +63,8 @@ class Workspace:
         return resumed
 
     def _write_marker(self, folder: Path) -> None:
-        staged = folder.with_name(folder.name + ".new")
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
-        (staged / "run.json").write_text(json.dumps({"fingerprint": self.fingerprint}))
-        staged.rename(folder)
+        with whole_folder(folder) as staged:
+            (staged / "run.json").write_text(json.dumps({"fingerprint": self.fingerprint}))
 
     def has(self, stage: str) -> bool:
         return world.once((self.folder / stage).exists)
@@ -81,12 +77,10 @@ class Workspace:
         return world.once(lambda: self._store(stage, write))
 
     def _store(self, stage: str, write: Callable[[Path], Any]) -> Path:
-        staged, final = self.folder / f"{stage}.new", self.folder / stage
-        for left in (staged, final):  # final: stored by a run that was killed before it went on
-            shutil.rmtree(left, ignore_errors=True)
-        staged.mkdir(parents=True)
-        self._guarded(write, staged)
-        staged.rename(final)
+        final = self.folder / stage
+        shutil.rmtree(final, ignore_errors=True)  # stored by a run that was killed before it went on
+        with whole_folder(final, "finished stages are kept") as staged:
+            write(staged)
         return final
 
     def store_json(self, stage: str, value: Any) -> Any:
@@ -106,22 +100,12 @@ class Workspace:
 
         def finished() -> None:
             staged = self._store("result", whole)
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            staged.rename(self.out)
+            with writing(self.out, "finished stages are kept"):
+                staged.rename(self.out)
 
         world.once(finished)
         self.clear()
 
     def clear(self) -> None:
         """Remove the stages of a finished run."""
-        world.once(lambda: shutil.rmtree(self.folder, ignore_errors=True))
-
-    def _guarded(self, write: Callable[[Path], Any], folder: Path) -> None:
-        try:
-            write(folder)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise CheckpointError(
-                f"{folder} could not be written ({error}); free space or mend the permissions and start again: finished "
-                "stages are kept"
-            ) from error
+        world.once(lambda: remove_whole(self.folder))

@@ -7,7 +7,8 @@ from pathlib import Path
 from fas.report.ablation_plots import ablation_figures
 from fas.report.ablation_table import markdown_ablation
 from fas.report.plots import standalone
-from fas.report.results import Results, write_whole
+from fas.report.results import Results
+from fas.storage import write_whole
 
 
 def write_figures(results: Results, folder: Path, name: str) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Sequence
 
 from fas.report import words
@@ -84,8 +85,10 @@ def front(rows: Sequence[Row], cost: Callable[[Row], float | None]) -> list[Row]
 
 
 def badness(row: Row) -> float:
-    """Less is better: a perplexity, or the negative of a share."""
+    """Less is better: a perplexity, or the negative of a share; infinity for what is no number."""
     assert row.value is not None
+    if math.isnan(row.value):
+        return math.inf
     return -row.value if words.is_share(row) else row.value
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fas.report.plots import INK, colour, figure_of, finish, standalone
-from fas.report.results import Results, write_whole
+from fas.report.results import Results
+from fas.storage import write_whole
 
 
 def settling_by_depth(found: Mapping[str, Any]) -> str | None:

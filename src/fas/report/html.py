@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import jinja2
 
 from fas.config import spoken
 from fas.report import comparison, diagnosis_plots, plots, scenes, words
-from fas.report.results import Results, Row, write_whole
+from fas.report.results import Results, Row
 from fas.report.table import columns_of
+from fas.storage import write_whole
 
 CLOSE = 1.02
 
@@ -58,6 +60,7 @@ def headline_row(results: Results) -> Row | None:
         and row.schedule != "layerwise"
         and row.mean_timesteps is None
         and (found := words.ratio(row, results))
+        and math.isfinite(found)
     ]
     close = [(row.timesteps or 0, found, row) for found, row in rated if found <= CLOSE]
     if close:

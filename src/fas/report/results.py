@@ -15,6 +15,7 @@ from typing import Any
 
 from fas import __version__, world
 from fas.errors import FasError
+from fas.storage import write_whole
 
 _DISTRIBUTIONS = ("torch", "transformers", "numpy")
 
@@ -156,18 +157,6 @@ class Results:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (json.JSONDecodeError, UnicodeDecodeError, FasError) as error:
             raise FasError(f"{path} cannot be read as results: {error}") from None
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write ``text`` to ``path`` so that a reader meets the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
 
 
 def versions() -> dict[str, str]:

@@ -26,12 +26,17 @@ def require_finite(model: nn.Module, place: str = "") -> None:
         for name in part._non_persistent_buffers_set
     }
     for name, value in chain(model.named_parameters(), model.named_buffers()):
-        if name not in passing and not is_finite(value):
-            what = _first_of(value)
-            raise CheckpointError(
-                f"{place or type(model).__name__}: the weight {name} is not finite ({what}); the checkpoint is damaged or "
-                "its training diverged, so start from a sound one"
-            )
+        if name not in passing:
+            require_finite_weight(name, value, place or type(model).__name__)
+
+
+def require_finite_weight(name: str, value: Tensor, place: str) -> None:
+    """Raise `CheckpointError` if the weight ``name`` of ``place`` holds NaN or infinity."""
+    if not is_finite(value):
+        raise CheckpointError(
+            f"{place}: the weight {name} is not finite ({_first_of(value)}); the checkpoint is damaged or its training "
+            "diverged, so start from a sound one"
+        )
 
 
 def is_finite(value: Tensor) -> bool:

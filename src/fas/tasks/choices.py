@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fas.errors import DataError
-from fas.tasks.reading.contents import kind_of
+from fas.tasks.reading.contents import kind_of, refuse_archive
 from fas.tasks.reading.journal import Reading
 from fas.tasks.reading.names import TABLES, form_of, shown, stem_of
 from fas.tasks.reading.tables import read_table, short, whole
@@ -99,6 +99,7 @@ def _dataset_of(rows: list[dict[str, Any]]) -> Callable[..., dict[str, Any]]:
 
 
 def _read(path: Path, reading: Reading) -> tuple[Shape, list[dict[str, Any]]]:
+    refuse_archive(path)
     form = form_of(path.name, ENDINGS)
     if form is None or kind_of(path) != "file":
         raise DataError(f"{shown(path)} is no file of questions; give one ({', '.join(ENDINGS)})")

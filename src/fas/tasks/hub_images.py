@@ -39,7 +39,8 @@ def rows_with_images(where: str, table: Any, image_columns: tuple[str, ...]) -> 
         row |= {name: classes[row[name]] for name, classes in names.items() if row[name] is not None and row[name] >= 0}
         known = next((str(row[name]) for name in _NAMES if row.get(name) is not None), None)
         # equal names in two splits are the same image, numbers of rows are not
-        found.append((Stored(known or f"{where}, row {number + 1}", table, column, number), row))
+        place = f"{where}, row {number + 1}"
+        found.append((Stored(known or place, table, column, number, place), row))
     return found
 
 

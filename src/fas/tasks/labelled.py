@@ -12,7 +12,7 @@ from typing import Any
 from fas.errors import DataError
 from fas.tasks.glue import LABEL_HEADERS, Layout, Place, TextTask
 from fas.tasks.hub import from_hub
-from fas.tasks.reading.contents import kind_of
+from fas.tasks.reading.contents import kind_of, refuse_archive
 from fas.tasks.reading.journal import Reading
 from fas.tasks.reading.labels import all_characters, check_classes, check_scores, kind_of_label, score_of
 from fas.tasks.reading.names import LABELLED, TEST, VALIDATION, form_of, shown
@@ -225,6 +225,7 @@ def _table(task: TextTask, path: Path, reading: Reading) -> Table:
         raise DataError(
             f"{shown(path)} does not exist; give a table (.tsv, .csv, .txt with tabs, .json, .jsonl, .parquet)"
         )
+    refuse_archive(path)
     form = form_of(path.name, LABELLED)
     if form is None:
         raise DataError(

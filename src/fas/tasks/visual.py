@@ -13,7 +13,7 @@ from typing import Any
 from fas.errors import DataError
 from fas.tasks.glue import CLASSIFIED
 from fas.tasks.hub import from_hub
-from fas.tasks.pictures import check_headers, identity
+from fas.tasks.pictures import check_images, identity
 from fas.tasks.reading.contents import kind_of
 from fas.tasks.reading.journal import Reading
 from fas.tasks.reading.names import TABLES, TEST, ending_of, set_aside, shown, splits_of
@@ -66,7 +66,7 @@ def load_visual(task: str, data: str, eval_data: str | None = None, reading: Rea
             "on; give more images, or other --eval-data"
         )
     held_out = held_out[:MOST_HELD_OUT]
-    check_headers((row.image for row in (*kept, *held_out, *evaluation)), reading.progress)
+    check_images((row.image for row in (*kept, *held_out, *evaluation)), reading.progress)
     return VisualData(kept, held_out, evaluation)
 
 
@@ -78,7 +78,7 @@ def evaluation_seen(task: str, data: str, eval_data: str | None = None, reading:
     else:
         place, uses = _uses(task, data, False, reading)
         found = place.rows(uses.evaluation, "evaluated") or _by_image(place.training(uses), EVALUATION_SHARE)[1]
-    check_headers((row.image for row in found), reading.progress)
+    check_images((row.image for row in found), reading.progress)
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -12,26 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from fas.config import SpikingConfig
+from fas.conversion.card import NAME as CARD
+from fas.conversion.card import write_card
 from fas.conversion.description import describe
 from fas.conversion.install import decoders
 from fas.conversion.kept import Kept, fingerprint_of
 from fas.conversion.manifest import write_manifest
 from fas.conversion.prefix_search import PrefixSearch, find_prefix
 from fas.conversion.shelf import Shelf, skeleton
-from fas.errors import CheckpointError, ConfigError
+from fas.errors import ConfigError
 from fas.given import Batches, config_from, folder_from, options_from
 from fas.neurons.clock import Stage
 from fas.progress import Progress, progress_from
 from fas.runtime.control import clock_of
 from fas.runtime.replay import blocks_of
 from fas.sections import Reports
+from fas.storage import whole_folder
 from fas.training.block import BlockOptions, BlockReport
 from fas.training.blocks import batches_to_train, key_of
 from fas.training.pair import Pair, in_turn, only_segment
@@ -56,8 +59,8 @@ def train_blocks_folder(
 
     In memory are the weights of one block, its gradients and optimizer states, what runs in front of the first block (the
     embedding) while that is recorded, and one batch. Finished blocks are kept in ``out``.work; the same call goes on after an
-    interruption and ends the same, bit for bit. Raises `CheckpointError` for a folder that cannot be read a block at a time,
-    `ConfigError` if ``out`` exists, and what `train_blocks` raises.
+    interruption and ends the same, bit for bit. Raises `CheckpointError` for a folder that cannot be read a block at a time or
+    whose weights are not finite, `ConfigError` if ``out`` exists, and what `train_blocks` raises.
 
     Args:
         folder: The ANN, in the safetensors format.
@@ -83,9 +86,10 @@ def train_blocks_folder(
     listed = batches_to_train(pair.teacher, batches, _VERB, torch.device("cpu"))
     placed = _placed(listed, device)
     only_segment(pair.teacher, config)  # refused before anything is written
+    fingerprint = fingerprint_of(shelf.tensors(), listed, options, key_of(config))
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
-    kept = Kept(work / "blocks", fingerprint_of(shelf.tensors(), listed, options, key_of(config)))
+    kept = Kept(work / "blocks", fingerprint)
     walk = Walk(pair, config, placed, options, progress, kept, work)
     reports = Reports(walk.run())
     clock_of(walk.pair.student).stage = stage
@@ -104,7 +108,7 @@ def prefix_search_from_disk(
     auto_class: Any = AutoModelForCausalLM,
 ) -> PrefixSearch | None:
     """Search a prefix for the ANN in ``folder`` as `find_prefix` does, its blocks read anew for each pass; None where the model
-    can have none.
+    can have none. Raises `CheckpointError` for weights that are not finite.
 
     Args:
         folder: The ANN, in the safetensors format.
@@ -115,8 +119,10 @@ def prefix_search_from_disk(
         auto_class: The class that loads the folder.
     """
     device = torch.device(device)
-    pair = _pair(Shelf(folder), auto_class, device)
-    listed = batches_to_train(pair.teacher, batches, "the search for a prefix")
+    shelf = Shelf(folder)
+    deque(shelf.tensors(), maxlen=0)  # which looks for numbers that are none
+    pair = _pair(shelf, auto_class, device)
+    listed = batches_to_train(pair.teacher, batches, "the search for a prefix", torch.device("cpu"))
     segment, places = only_segment(pair.teacher, config)
     if not decoders([(segment, places)]):
         return None
@@ -145,11 +151,9 @@ def _write(shelf: Shelf, walk: Walk, kept: Kept, out: Path) -> None:
     """The folder of ``shelf`` with the weights of the QCFS model: a file for each block, and for each weight outside."""
     model = walk.pair.student
     describe(model)
-    staged = out.with_name(out.name + ".new")
-    shutil.rmtree(staged, ignore_errors=True)
     weights = {file.name for file in shelf.files} | {SAFE_WEIGHTS_INDEX_NAME}
-    try:
-        shutil.copytree(shelf.folder, staged, ignore=partial(_left_out, weights))
+    with whole_folder(out, "the trained blocks are kept") as staged:
+        shutil.copytree(shelf.folder, staged, dirs_exist_ok=True, ignore=partial(_left_out, weights))
         mapped: dict[str, str] = {}
         total = 0
         names = {module: name for name, module in model.named_modules()}
@@ -168,9 +172,7 @@ def _write(shelf: Shelf, walk: Walk, kept: Kept, out: Path) -> None:
         (staged / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
         model.config.save_pretrained(staged)
         write_manifest(staged)
-        staged.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{out} could not be written ({error}); the trained blocks are kept") from error
+        write_card(staged, str(shelf.folder))
 
 
 def _outside(
@@ -190,9 +192,10 @@ def _outside(
 
 
 def _left_out(weights: set[str], folder: str, names: list[str]) -> list[str]:
-    """What of the ANN's folder is not taken along: weights in any format, and what is no file."""
+    """What of the ANN's folder is not taken along: weights in any format, its card, and what is no file."""
     endings = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".work", ".new")
-    return [name for name in names if name in weights or name.endswith(endings) or not (Path(folder) / name).is_file()]
+    unwanted = weights | {CARD}
+    return [name for name in names if name in unwanted or name.endswith(endings) or not (Path(folder) / name).is_file()]
 
 
 def _link(source: Path, target: Path) -> None:

@@ -11,8 +11,11 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import time
 import warnings
 from pathlib import Path
+
+from fas.storage import cache_folder
 
 HERE = Path(__file__).parent
 SOURCES = [HERE / name for name in ("kernels.cpp", "products.cpp", "events.cpp", "dense.cpp", "attention.cpp")]
@@ -24,6 +27,8 @@ FLAGS = (
 THREADS = "-fopenmp"
 """PyTorch has loaded a library of this name already, so that its threads are those of the kernels: others would wait for the
 processors on which its own spin."""
+_LIMIT, _AGAIN = 120, 24 * 3600
+"""Seconds that a compiler may take, and after which one that took longer is tried again."""
 SWITCH = "FAS_NATIVE"
 """Environment: ``0`` leaves the kernels out, without a word."""
 ARCHITECTURE = "FAS_MARCH"
@@ -79,11 +84,23 @@ def _compiled(compiler: str) -> Path:
             [*[path.read_text() for path in (HERE / "common.h", *SOURCES)], compiler, *flags, THREADS, _processor()]
         ).encode()
     ).hexdigest()[:16]
-    folder = _cache()
+    folder = cache_folder()
     target = folder / f"neurons-{key}.so"
     if target.exists():
         return target
-    with tempfile.TemporaryDirectory(dir=folder) as place:
+    slow = target.with_suffix(".slow")
+    if slow.exists() and time.time() - slow.stat().st_mtime < _AGAIN:
+        raise OSError(f"compiling took more than {_LIMIT} s lately; remove {slow} to try again before a day has passed")
+    try:
+        _make(compiler, flags, target)
+    except subprocess.TimeoutExpired:
+        slow.touch()  # so that not every command waits
+        raise
+    return target
+
+
+def _make(compiler: str, flags: tuple[str, ...], target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as place:
         made = Path(place) / target.name
         command = [compiler, *flags, *map(str, SOURCES), "-o", str(made)]
         with contextlib.suppress(subprocess.CalledProcessError):  # without OpenMP threads are Python's, which is slower
@@ -91,11 +108,10 @@ def _compiled(compiler: str) -> Path:
         if not made.exists():
             _run(command)
         made.replace(target)  # whole, even if several processes compile
-    return target
 
 
 def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_LIMIT)
 
 
 def _processor() -> str:
@@ -105,18 +121,3 @@ def _processor() -> str:
     except OSError:
         return platform.platform() + platform.processor()
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
-
-
-def _cache() -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fas"
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=home):
-            return home
-    except OSError:  # a read-only home: once a user and machine, in the system's temporary folder
-        owner = os.getuid() if hasattr(os, "getuid") else 0
-        place = Path(tempfile.gettempdir()) / f"fas-{owner}"
-        place.mkdir(mode=0o700, exist_ok=True)
-        if hasattr(os, "getuid") and place.stat().st_uid != owner:
-            raise PermissionError(f"{place} belongs to somebody else") from None
-        return place

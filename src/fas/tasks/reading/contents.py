@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fas.errors import DataError
 from fas.tasks.reading.journal import Reading
-from fas.tasks.reading.names import PACKED, shown
+from fas.tasks.reading.names import PACKED, is_archive, shown
 
 LARGE = 1 << 27
 """Bytes of a file whose reading is said before it begins: it may take seconds."""
@@ -28,8 +28,9 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _MAGIC = {
     b"\x1f\x8b": "compressed by gzip", b"BZh": "compressed by bzip2", b"\xfd7zXZ": "compressed by xz",
-    b"\x28\xb5\x2f\xfd": "compressed by zstd", b"PK\x03\x04": "a zip archive", b"%PDF-": "a PDF document",
-    b"PAR1": "a Parquet table", b"\x89PNG": "an image", b"\xff\xd8\xff": "an image",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd", b"PK\x03\x04": "a zip archive", b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive", b"%PDF-": "a PDF document", b"PAR1": "a Parquet table", b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
 }  # fmt: skip
 """First bytes of what is no text."""
 
@@ -67,6 +68,12 @@ def checked(path: Path) -> int:
     return found.st_size
 
 
+def refuse_archive(path: Path) -> None:
+    """Raise `DataError` for an archive, by its name."""
+    if is_archive(path.name):
+        raise DataError(f"{shown(path)} is an archive, and FAS does not look into those; unpack it and give the folder")
+
+
 def told_if_large(path: Path, size: int, reading: Reading) -> None:
     """Say that a file is read which may take a while."""
     if size >= LARGE:
@@ -83,7 +90,8 @@ def text_of(path: Path, reading: Reading) -> str:
         raise DataError(f"{shown(path)} is UTF-16, and FAS reads UTF-8; save it as that")
     if raw.startswith(_POINTER):
         raise DataError(f"{shown(path)} is a pointer of Git LFS and not the data; fetch it with git lfs pull")
-    if what := next((what for magic, what in _MAGIC.items() if raw.startswith(magic)), None):
+    tar = "a tar archive" if raw[257:262] == b"ustar" else None
+    if what := next((what for magic, what in _MAGIC.items() if raw.startswith(magic)), tar):
         raise DataError(f"{shown(path)} is {what} by its first bytes, and its name says text; name it as what it is")
     try:
         text = raw.decode("utf-8-sig")

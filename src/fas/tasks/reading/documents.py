@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fas.errors import DataError
 from fas.tasks.reading.chat import CHATS, chat_text
+from fas.tasks.reading.contents import refuse_archive
 from fas.tasks.reading.journal import Reading
 from fas.tasks.reading.names import TEXTS, form_of, shown
 from fas.tasks.reading.plain import plain_documents
@@ -20,6 +21,7 @@ COLUMNS = ("text", "content", "document", "sentence", "story")
 
 def documents_of(path: Path, reading: Reading, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
     """The documents of one file that are not blank. Raises `DataError` for a file that cannot be read as its ending says."""
+    refuse_archive(path)
     form = form_of(path.name, TEXTS)
     if form is None:
         raise DataError(

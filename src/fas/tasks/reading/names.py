@@ -18,6 +18,9 @@ LABELLED = TABLES | {".txt": "tsv"}
 PACKED = (".gz", ".bz2", ".xz")
 """Compressed files are read through."""
 
+ARCHIVES = (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".7z", ".rar", ".zst", ".lz4")
+"""Endings of what holds files, or is compressed as Python cannot undo."""
+
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 _SPLITS = {
     **dict.fromkeys(("train", "training", "trainset"), TRAIN),
@@ -51,6 +54,27 @@ def ending_of(name: str) -> str:
     ('.jsonl', '', '.tokens')
     """
     return PurePath(_unpacked(name)).suffix.lower()
+
+
+def is_archive(name: str) -> bool:
+    """Whether ``name`` is that of an archive.
+
+    >>> is_archive("a.zip"), is_archive("a.tar.GZ"), is_archive("a.jsonl.gz")
+    (True, True, False)
+    """
+    return ending_of(name) in ARCHIVES
+
+
+def why_unread(name: str) -> str:
+    """Why a file called ``name``, whose form is not read, is skipped.
+
+    >>> why_unread("a.pdf"), why_unread("a"), why_unread("a.zip")
+    ('ending .pdf', 'no ending', 'an archive: unpack it')
+    """
+    if is_archive(name):
+        return "an archive: unpack it"
+    suffix = PurePath(name).suffix
+    return f"ending {shown(suffix)}" if suffix else "no ending"
 
 
 def stem_of(name: str) -> str:

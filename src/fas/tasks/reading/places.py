@@ -14,7 +14,7 @@ import yaml
 from fas.errors import DataError
 from fas.tasks.reading.contents import kind_of
 from fas.tasks.reading.journal import Reading
-from fas.tasks.reading.names import PACKED, form_of, set_aside, shown, splits_of
+from fas.tasks.reading.names import PACKED, form_of, set_aside, shown, splits_of, why_unread
 
 
 class Found(NamedTuple):
@@ -47,7 +47,7 @@ def files_in(folder: Path, forms: Mapping[str, str], reading: Reading) -> Parts:
     for path in sorted(walked(folder, reading)):
         name = path.relative_to(folder)
         if form_of(path.name, forms) is None:
-            reading.skip(name, f"ending {shown(path.suffix)}" if path.suffix else "no ending")
+            reading.skip(name, why_unread(path.name))
         elif path.suffix.lower() in PACKED and path.with_suffix("").is_file():
             reading.skip(name, "is there unpacked, too")
         else:

@@ -12,10 +12,10 @@ from fas.errors import DataError
 from fas.tasks.glue import CAPTIONING, CLASSIFIED
 from fas.tasks.hub_images import has_images, rows_with_images
 from fas.tasks.pictures import Picture
-from fas.tasks.reading.contents import kind_of
+from fas.tasks.reading.contents import kind_of, refuse_archive
 from fas.tasks.reading.journal import Reading
 from fas.tasks.reading.labels import check_classes
-from fas.tasks.reading.names import TABLES, form_of, set_aside, shown
+from fas.tasks.reading.names import TABLES, form_of, set_aside, shown, why_unread
 from fas.tasks.reading.tables import Table, read_table, short, whole
 
 IMAGE = ("image", "img", "file_name", "image_path", "path", "image_id")
@@ -71,6 +71,7 @@ def seen_in(task: str, place: Path, reading: Reading, use: str = "") -> list[See
             raise DataError(f"{shown(place)} needs one table ({', '.join(TABLES)}) beside its images, and has {names}")
         _skip_others(entries, reading)
         place = tables[0]
+    refuse_archive(place)
     form = form_of(place.name, TABLES)
     if kind_of(place) is None or form is None:
         raise DataError(f"{shown(place)} is no table that FAS reads ({', '.join(TABLES)})")
@@ -139,7 +140,7 @@ def _classes(folder: Path, entries: list[Path], reading: Reading, use: str) -> l
             if kind_of(entry) == "folder":
                 reading.skip(entry, "a folder inside of a class")
             elif entry.suffix.lower() not in _IMAGES:
-                reading.skip(entry, f"ending {shown(entry.suffix)}")
+                reading.skip(entry, why_unread(entry.name))
             else:
                 images.append(Seen(entry, "", whole(group.name, lambda group=group: shown(group))))
         if images:
@@ -159,7 +160,7 @@ def _skip_others(entries: list[Path], reading: Reading) -> None:
     """Tell of files beside a table that are no images."""
     for entry in entries:
         if kind_of(entry) == "file" and not is_table(entry.name) and entry.suffix.lower() not in _IMAGES:
-            reading.skip(entry, f"ending {shown(entry.suffix)}" if entry.suffix else "no ending")
+            reading.skip(entry, why_unread(entry.name))
 
 
 def _seen(task: str, row: Mapping[str, Any], where: str, image: Picture) -> Seen:
