@@ -15,11 +15,11 @@ from torch import Tensor
 
 import fas
 from fas.calibration.diagnosis import ELSEWHERE
+from fas.calibration.text import diagnosis_text
 from fas.errors import DataError, FasError
 from fas.losses import logits_kl
 from fas.neurons import Site, qcfs
 from fas.report.diagnosis_plots import settling_by_depth, write_settling
-from fas.report.diagnosis_text import diagnosis_text
 from fas.report.html import render
 from fas.report.plots import standalone
 from fas.report.results import Results

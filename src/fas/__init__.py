@@ -65,10 +65,17 @@ _HOMES = {
 register()
 
 
-def __getattr__(name: str) -> Any:
-    """Public names load torch and transformers only when they are used."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'fas' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+def __dir__() -> list[str]:
+    """The public names, also those that are not loaded yet."""
+    return sorted({*__all__, "__version__", *(name for name in globals() if name.startswith("__"))})
+
+
+if not TYPE_CHECKING:  # type checkers would believe that there is every name
+
+    def __getattr__(name: str) -> Any:
+        """Public names load torch and transformers only when they are used."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'fas' has no attribute {name!r}")
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fas.errors import CheckpointError, ConfigError
 from fas.notes import warn
@@ -79,11 +79,20 @@ class SpikingConfig(BaseModel):
     cache: CacheKind = "exact"
     """Key/value cache: ``exact`` keeps every timestep of past tokens, ``settled`` only their last (T times less)."""
 
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ConfigError(_one_sentence(error)) from None
+    if not TYPE_CHECKING:  # type checkers know the fields as arguments, of every pydantic model without its own
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise ConfigError(_one_sentence(error)) from None
+
+    @field_validator("levels", "timesteps", "neurons_per_channel", mode="before")
+    @classmethod
+    def _count(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("it must be a whole number, and True and False are none")
+        return value
 
     @model_validator(mode="after")
     def _agree(self) -> SpikingConfig:
@@ -186,7 +195,8 @@ class SpikingConfig(BaseModel):
                 f"the checkpoint has format version {version}, this FAS reads up to {CONFIG_VERSION}; upgrade fas-snn"
             )
         # a checkpoint that names no rotation or prefix was written before there was one
-        return cls(**{"rotation": "none", "prefix": ()} | values)
+        earlier: dict[str, Any] = {"rotation": "none", "prefix": ()}
+        return cls(**earlier | values)
 
 
 def steps_in(neuron_key: str) -> tuple[int, ...]:

@@ -20,8 +20,10 @@ from fas.accounting.energy import EnergyTable, ann_work, bits_of, energy_table, 
 from fas.accounting.neurobench import SynapticOperations, metrics
 from fas.accounting.parts import PartEntry, by_part, parts_of
 from fas.accounting.prices import EnergyModels, energy_models
+from fas.accounting.text import sections_of
 from fas.accounting.watch import watching
 from fas.errors import DataError, FasError
+from fas.given import batch_for, model_from
 from fas.models.linear import obstacle
 from fas.neurons import Clock
 from fas.offloading import refuse_offloaded
@@ -29,6 +31,7 @@ from fas.runtime.adaptive import refuse_inside
 from fas.runtime.control import clock_of, sites_of
 from fas.runtime.folding import follow
 from fas.runtime.spikes import SpikeCount, counting
+from fas.sections import Section, Shown
 
 SCHEMA = "fas.ledger/1"
 
@@ -101,11 +104,11 @@ class Statement:
     updates: int
     spikes: int
     spikes_per_neuron: float
-    sites: list[SiteEntry]
-    products: list[ProductEntry]
-    operations: list[OperationEntry]
-    energy: EnergyTable
-    overhead: dict[str, float]
+    sites: list[SiteEntry] = field(repr=False)
+    products: list[ProductEntry] = field(repr=False)
+    operations: list[OperationEntry] = field(repr=False)
+    energy: EnergyTable = field(repr=False)
+    overhead: dict[str, float] = field(repr=False)
     """Values that only the simulation moved (folding, readout): listed, not charged."""
     unknown: dict[str, int]
     notes: list[str]
@@ -123,8 +126,11 @@ class Statement:
 
 
 @dataclass
-class Ledger:
-    """What a model executed and what it costs. ``forward`` is the given batch, ``decode`` one more token with a cache."""
+class Ledger(Shown):
+    """What a model executed and what it costs. ``forward`` is the given batch, ``decode`` one more token with a cache.
+
+    ``print`` shows it as tables, and so does a notebook.
+    """
 
     model: str
     forward: Statement
@@ -139,6 +145,15 @@ class Ledger:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in `json_schema`."""
         return asdict(self)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A dict a site, such as pandas.DataFrame takes."""
+        return [asdict(site) for site in self.forward.sites]
+
+    def sections(self) -> list[Section]:
+        """As `fas energy` and a notebook show it."""
+        return sections_of(self)
 
     @property
     def headline(self) -> str:
@@ -167,7 +182,7 @@ def headline(statement: Statement, conversion: Mapping[str, Any]) -> str:
 
 def ledger(
     model: PreTrainedModel,
-    batch: Mapping[str, Any],
+    batch: Mapping[str, Any] | torch.Tensor,
     *,
     decode: bool = False,
     neurobench: bool = False,
@@ -176,17 +191,18 @@ def ledger(
     """Run ``model`` once on ``batch`` (keyword arguments, ``input_ids`` ``[B, S]`` …) and account for every operation.
 
     Counted from what PyTorch executed, not from shapes of layers; an operand is called spikes only where its rows were found to
-    be sums of ternary spikes worth powers of two. Works for ANNs too, which have no spikes. ``decode``: also
-    one decoding step, the last token of ``batch`` behind a cache of the others. ``neurobench``: also the metrics of that
-    benchmark. ``energy_model``: a file to use
-    instead of the built-in constants. Raises `FasError` for a file that is not one, and `DataError` for a batch that cannot
-    be decoded.
+    be sums of ternary spikes worth powers of two. Works for ANNs too, which have no spikes. ``decode``: also one decoding step,
+    the last token of ``batch`` behind a cache of the others. ``neurobench``: also the metrics of that benchmark.
+    ``energy_model``: a file to use instead of the built-in constants. Raises `FasError` for a file that is not one, and
+    `DataError` for what is no batch of this model, or cannot be decoded.
     """
+    model_from(model, "fas.ledger", nn.Module)
     models = energy_models(energy_model)
     refuse_quantized(model)
     follow(model)
     clock = _clock(model)
     refuse_offloaded(model, "fas.ledger")
+    batch = batch_for(model, batch, "fas.ledger")
     if clock is not None:
         refuse_inside(clock, "the ledger")
         with clock.changing("fas.ledger"):

@@ -17,14 +17,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fas.calibration.text import diagnosis_sections
 from fas.errors import FasError
+from fas.given import Batches, batches_for, model_from
 from fas.losses import alignment, logits_loss, logits_of
 from fas.models import find_segments
 from fas.neurons import Clock, Site, qcfs
 from fas.offloading import refuse_offloaded
+from fas.progress import Progress, progress_from
 from fas.runtime.control import as_qcfs, clock_of, sites_of, without_cache
 from fas.runtime.folding import over_time, readout, said
-from fas.runtime.replay import blocks_of, checked
+from fas.runtime.replay import blocks_of
+from fas.sections import Section, Shown
 
 ELSEWHERE = "outside the layers"
 
@@ -63,13 +67,13 @@ class LayerDiagnosis:
 
 
 @dataclass
-class Diagnosis:
-    """The temporal error of one coding and time on some text."""
+class Diagnosis(Shown):
+    """The temporal error of one coding and time on some text; ``print`` and a notebook show it as a table."""
 
     key: str
     kl: float
     """Nats per token: KL(QCFS model ‖ SNN)."""
-    layers: list[LayerDiagnosis]
+    layers: list[LayerDiagnosis] = field(repr=False)
 
     def worst(self, count: int = 3) -> list[str]:
         """Names of the layers that cost most, dearest first."""
@@ -80,30 +84,50 @@ class Diagnosis:
         """Plain values for JSON."""
         return asdict(self)
 
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A dict a site with its layer, such as pandas.DataFrame takes."""
+        return [
+            {"layer": layer.name, "cost": layer.cost, "error": layer.error, **asdict(site)}
+            for layer in self.layers
+            for site in layer.sites
+        ]
+
+    def sections(self) -> list[Section]:
+        """As `fas eval --diagnose` and a notebook show it."""
+        return diagnosis_sections(self.to_dict())
+
 
 @torch.no_grad()
-def diagnose(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> Diagnosis:
+def diagnose(model: PreTrainedModel, batches: Batches, progress: Progress | bool | None = None) -> Diagnosis:
     """Compare ``model`` at its present coding and time with its QCFS model on ``batches`` (keyword arguments, as `calibrate`).
 
     Runs the SNN once, and once more for every layer. Groups of neurons at rest never lag and are not listed. Raises `DataError`
     without batches or for padded ones, `FasError` if the model simulates no time.
     """
-    listed, clock = checked(batches), clock_of(model)
+    model_from(model, "fas.diagnose", nn.Module)
+    clock, progress = clock_of(model), progress_from(progress)
     if not clock.folds:
         raise FasError("there is no temporal error to diagnose: convert the model and choose schedule='synchronous'")
     refuse_offloaded(model, "fas.diagnose")
+    listed = batches_for(model, batches, "fas.diagnose", whole=True)
     with clock.changing("fas.diagnose"):
-        return _diagnose(model, listed, clock)
+        return _diagnose(model, listed, clock, progress)
 
 
-def _diagnose(model: PreTrainedModel, listed: Sequence[Mapping[str, Any]], clock: Clock) -> Diagnosis:
+def _diagnose(
+    model: PreTrainedModel, listed: Sequence[Mapping[str, Any]], clock: Clock, progress: Progress
+) -> Diagnosis:
     training = model.training
     model.eval()
     try:
         layers = _layers(model)
         sums = _Sums(layers)
+        progress.start("Diagnosis", len(layers) + 3)  # both networks, the distance, and it once more for each layer
         targets = [_compare(model, inputs, sums) for inputs in listed]
+        progress.advance(2)
         kl = _distance(model, listed, targets)
+        progress.advance(1, f"KL {kl:.4f} nats")
         found = []
         for name, _, sites in layers:
             with _never_lagging(sites):
@@ -111,6 +135,8 @@ def _diagnose(model: PreTrainedModel, listed: Sequence[Mapping[str, Any]], clock
             errors = [error / len(listed) for error in sums.errors.get(name, [])]
             distances = [math.sqrt(error) for error in errors]
             found.append(LayerDiagnosis(name, cost, errors[-1] if errors else None, distances, sums.of(sites)))
+            progress.advance(1, f"{name} costs {cost:+.4f} nats")
+        progress.done(f"KL to the QCFS model {kl:.4f} nats a token")
     finally:
         model.train(training)
     return Diagnosis(clock.config.neuron_key, kl, found)

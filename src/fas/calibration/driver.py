@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fas import world
@@ -27,24 +27,26 @@ from fas.config import SpikingConfig
 from fas.conversion import describe
 from fas.conversion.kept import fingerprint_of
 from fas.errors import CheckpointError, DataError, FasError
+from fas.given import Batches, batches_for, model_from, options_from
 from fas.losses import better, logits_loss, logits_of
 from fas.models import Segment, find_segments
 from fas.neurons import Clock, NeuronParameters, Site
 from fas.offloading import refuse_offloaded
-from fas.progress import Progress, Silent
+from fas.progress import Progress, progress_from
 from fas.runtime.control import as_qcfs, clock_of, refuse_frozen, sites_of, without_cache
 from fas.runtime.finite import finite_activations, require_finite
-from fas.runtime.replay import batches_of, blocks_of, both_streams, checked, number_of_layers
+from fas.runtime.replay import batches_of, blocks_of, both_streams, number_of_layers
+from fas.sections import Reports
 
 
 def calibrate(
     model: PreTrainedModel,
-    batches: Iterable[Mapping[str, Any]],
-    options: CalibrationOptions | None = None,
-    progress: Progress | None = None,
+    batches: Batches,
+    options: CalibrationOptions | Mapping[str, Any] | None = None,
+    progress: Progress | bool | None = None,
     resume: Path | str | None = None,
     activations: Path | str | None = None,
-) -> list[LayerReport]:
+) -> Reports[LayerReport]:
     """Calibrate ``model``'s neurons for its present coding and timesteps (`set_timesteps`), in place.
 
     ``batches`` are keyword arguments of the model (``input_ids`` ``[B, S]`` …), never evaluation data. Without ``options``
@@ -56,8 +58,11 @@ def calibrate(
     finite, if ``resume`` holds layers of another calibration or a folder cannot be written. Several processes must all call
     it with the same model and batches.
     """
-    options, progress = options or CalibrationOptions.for_depth(number_of_layers(model)), progress or Silent()
-    clock, listed = clock_of(model), _checked(model, batches)
+    model_from(model, "fas.calibrate", nn.Module)
+    clock, progress = clock_of(model), progress_from(progress)
+    given = options_from(options, CalibrationOptions, "fas.calibrate")
+    options = given or CalibrationOptions.for_depth(number_of_layers(model))
+    listed = _checked(model, batches)
     with clock.changing("fas.calibrate"):
         return _calibrate(model, clock, listed, options, progress, resume, _folder(activations))
 
@@ -70,7 +75,7 @@ def _calibrate(
     progress: Progress,
     resume: Path | str | None,
     place: Path | None,
-) -> list[LayerReport]:
+) -> Reports[LayerReport]:
     refuse_frozen(clock, "fas.calibrate")
     key = clock.config.neuron_key
     sites = [site for site in sites_of(model).values() if site.calibrates]
@@ -126,17 +131,16 @@ def _calibrate(
         model.train(training)
     describe(model)
     progress.done(summary)
-    return reports
+    return Reports(reports)
 
 
-def _checked(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _checked(model: PreTrainedModel, batches: Batches) -> list[dict[str, Any]]:
     """``batches`` of a ``model`` that can be calibrated on them."""
-    listed = checked(batches)
     if not clock_of(model).folds:
         raise FasError("Stage 2 calibrates time: convert the model first and choose schedule='synchronous'")
     refuse_offloaded(model, "fas.calibrate")
     require_finite(model)
-    return listed
+    return batches_for(model, batches, "fas.calibrate", whole=True)
 
 
 def _summary(

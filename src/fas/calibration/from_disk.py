@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -29,26 +29,28 @@ from fas.conversion.kept import fingerprint_of
 from fas.conversion.manifest import write_manifest
 from fas.conversion.shelf import Shelf, without_weights
 from fas.errors import ConfigError, FasError
+from fas.given import Batches, batches_for, folder_from, options_from
 from fas.models import Segment, find_segments
 from fas.neurons import Site
-from fas.progress import Progress, Silent
+from fas.progress import Progress, progress_from
 from fas.runtime.control import calibrated_keys, clock_of, sites_of
 from fas.runtime.memory import return_freed_memory
-from fas.runtime.replay import Stream, blocks_of, both_streams, checked, number_of_layers
+from fas.runtime.replay import Stream, blocks_of, both_streams, number_of_layers
+from fas.sections import Reports
 from fas.storage import whole_folder
 
 
 def calibrate_folder(
     folder: Path | str,
     out: Path | str,
-    batches: Iterable[Mapping[str, Any]],
-    options: CalibrationOptions | None = None,
-    progress: Progress | None = None,
+    batches: Batches,
+    options: CalibrationOptions | Mapping[str, Any] | None = None,
+    progress: Progress | bool | None = None,
     *,
     device: torch.device | str = "cpu",
     auto_class: Any = AutoModelForCausalLM,
     **time: Any,
-) -> list[LayerReport]:
+) -> Reports[LayerReport]:
     """Calibrate the converted model in ``folder`` for ``time`` (arguments of `set_timesteps`) into the new folder ``out``.
 
     As `calibrate` without its global pass and its search of schedules by depth; in memory are the weights of one block, what
@@ -58,14 +60,17 @@ def calibrate_folder(
     block at a time or whose weights are not finite, `ConfigError` if ``out`` exists or the model is calibrated for that time
     already, `DataError` without batches, and `FasError` for a model of several parts.
     """
-    progress = progress or Silent()
-    out, device, listed = Path(out), torch.device(device), checked(batches)
+    progress = progress_from(progress)
+    given = options_from(options, CalibrationOptions, "fas.calibrate_folder")
+    out, device = folder_from(out, "out", "fas.calibrate_folder"), torch.device(device)
+    folder = folder_from(folder, "folder", "fas.calibrate_folder")
     if out.exists():
         raise ConfigError(f"{out} exists already; give a folder that does not")
     if out.resolve().is_relative_to(Path(folder).resolve()):
         raise ConfigError(f"{out} lies inside {folder}, all of which it will hold; give a folder outside")
     shelf, model = Shelf(folder), without_weights(folder, auto_class, device)
-    options = _by_block(options or CalibrationOptions.for_depth(number_of_layers(model)), progress)
+    listed = batches_for(model, batches, "fas.calibrate_folder", torch.device("cpu"), whole=True)
+    options = _by_block(given or CalibrationOptions.for_depth(number_of_layers(model)), progress)
     clock = clock_of(model)
     converted_for = clock.config
     model.set_timesteps(**time)  # type: ignore[operator]
@@ -78,7 +83,7 @@ def calibrate_folder(
     kept = KeptLayers(work / "layers", fingerprint)
     blocks = blocks_of(segment)
     progress.start(f"Stage 2 from disk, {described(clock.config)}", len(blocks) * (1 + options.align_steps))
-    reports = []
+    reports: Reports[LayerReport] = Reports()
     with ExitStack() as stack:
         spiking, targets = _streams(stack, model, segment, shelf, listed, work, device, options.walked_tokens)
         for index, block in enumerate(blocks):

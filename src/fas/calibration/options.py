@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fas.errors import ConfigError
+from fas.given.kinds import require_kinds
 
 DEEP = 12
 """Layers from which on errors of time are those of the whole network more than of each layer."""
@@ -46,6 +47,7 @@ class CalibrationOptions:
     """Relative error of a layer that may be paid to save one spike a neuron (0: spikes are free)."""
 
     def __post_init__(self) -> None:
+        require_kinds(self)
         if self.spike_price < 0:
             raise ConfigError(f"spike_price={self.spike_price} is not valid: it must be at least 0")
         if self.per_channel and not self.coarse:

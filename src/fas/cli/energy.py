@@ -79,7 +79,6 @@ def command(
 
     with session(quiet) as progress:
         from fas.pipeline.energy import EnergyOptions, energy_of
-        from fas.report.ledger_text import as_text
 
         reports = energy_of(
             EnergyOptions(
@@ -106,4 +105,4 @@ def command(
     if as_json:
         print_json({"ledgers": [report.to_dict() for report in reports]})
     else:
-        print("\n\n".join(as_text(report) for report in reports))
+        print("\n\n".join(str(report) for report in reports))

@@ -143,9 +143,9 @@ _OPTIONS = {
 
 
 def _show(results: Any, as_json: bool, plots: Path | None) -> None:
+    from fas.calibration.text import diagnosis_text
     from fas.cli.session import print_json
     from fas.report.diagnosis_plots import write_settling
-    from fas.report.diagnosis_text import diagnosis_text
     from fas.report.table import print_results
 
     written = [] if plots is None else write_settling(results, plots)

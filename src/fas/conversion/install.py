@@ -50,8 +50,7 @@ def install(
         prefix: By layer the shapes of the constants in front of every sequence, which stay 0 until they are filled.
         device: Where the parameters of sites lie; None: where those of their module lie, which may be nowhere (meta).
     """
-    if any(isinstance(module, Site) for module in model.modules()):
-        raise FasError(f"{type(model).__name__} has spiking sites already; start from the original model")
+    refuse_prepared(model)
     clock = Clock(config=config, stage=stage)
     sites: list[Site] = []
     for segment, placements in plan:
@@ -71,6 +70,12 @@ def install(
     model.set_timesteps = SetTimesteps(sites, model, describe)  # type: ignore[assignment]
     describe(model)
     return sites
+
+
+def refuse_prepared(model: nn.Module) -> None:
+    """Raise `FasError` where ``model`` has sites."""
+    if any(isinstance(module, Site) for module in model.modules()):
+        raise FasError(f"{type(model).__name__} has spiking sites already; start from the original model")
 
 
 def decoders(plan: Plan) -> list[Segment]:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fas.config import SpikingConfig
 from fas.conversion.atomic import atomic
 from fas.conversion.description import describe
-from fas.conversion.install import absorb, decoders, install, rotate_reader
+from fas.conversion.install import absorb, decoders, install, refuse_prepared, rotate_reader
 from fas.conversion.order import measure_order
 from fas.conversion.prefix_search import find_prefix, give_prefix
 from fas.conversion.scales import Samples, fitted_scale, mean_error, sampled
 from fas.errors import ConfigError
+from fas.given import Batches, batches_for, config_from, model_from
 from fas.models import Placement, Plan, find_segments, note_unknown, planned
 from fas.neurons import Site
 from fas.neurons.rotation import NO_ROTATION
 from fas.offloading import refuse_offloaded
-from fas.progress import Progress, Silent
+from fas.progress import Progress, progress_from
 from fas.runtime.control import clock_of
 from fas.runtime.finite import finite_activations, require_finite
 from fas.runtime.folding import silence_dropout
@@ -33,10 +34,10 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 def prepare(
     model: Model,
-    config: SpikingConfig,
-    batches: Iterable[Mapping[str, Any]],
+    config: SpikingConfig | Mapping[str, Any],
+    batches: Batches,
     fit: Fit | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Model:
     """Turn ``model`` into its QCFS model, in place: Stage 1's starting point, to be trained with any Trainer.
 
@@ -46,9 +47,14 @@ def prepare(
     architecture, `ConfigError` for targets or ignored names that match no site and
     `DataError` without batches. Whatever is raised, the model is as it was.
     """
+    model_from(model, "fas.prepare")
+    config = config_from(config, "fas.prepare")
     refuse_offloaded(model, "fas.prepare")
+    refuse_prepared(model)
+    progress = progress_from(progress)
+    batches = batches_for(model, batches, "fas.prepare")
     config.note_if_too_short()
-    plan, batches, progress = planned(model, config), list(batches), progress or Silent()
+    plan = planned(model, config)
     note_unknown(model, [segment for segment, _ in plan])
     placements = [place for _, places in plan for place in places]
     require_finite(model)
@@ -150,6 +156,7 @@ def convert(model: Model) -> Model:
 
     Without `calibrate` the neurons start from θ = λ and v₀ = ½. Raises `FasError` if the model was not prepared.
     """
+    model_from(model, "fas.convert", nn.Module)
     clock = clock_of(model)
     require_finite(model)
     with clock.changing("fas.convert"), atomic(model, clock):

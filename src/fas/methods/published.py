@@ -23,12 +23,12 @@ from transformers import PreTrainedModel
 from fas.calibration.fine import only_trainable
 from fas.conversion import describe
 from fas.errors import ConfigError
+from fas.given import batches_for
 from fas.losses import logits_kl
 from fas.neurons import Site
 from fas.offloading import refuse_offloaded
 from fas.progress import Progress, Silent
 from fas.runtime.control import as_qcfs, clock_of, refuse_frozen, sites_of, without_cache
-from fas.runtime.replay import checked
 
 _LEAST = 1e-3
 
@@ -63,7 +63,7 @@ def calibrate_as_published(
     unless the model is in rate coding with rows of single timesteps, in which the paper's network runs.
     """
     options, progress = options or PublishedOptions(), progress or Silent()
-    clock, sequences = clock_of(model), list(_singly(checked(batches)))
+    clock, sequences = clock_of(model), list(_singly(batches_for(model, batches, "the published Stage 2", whole=True)))
     refuse_offloaded(model, "the published Stage 2")
     refuse_frozen(clock, "the published Stage 2")
     if clock.config.coding != "rate" or clock.config.rows != "step" or not clock.folds:

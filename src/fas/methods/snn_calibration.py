@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fas.config import SpikingConfig
+from fas.given import batches_for
 from fas.losses import alignment
 from fas.methods.method import Batches, Method, register
 from fas.methods.start import KEPT, from_ann, mmse_at, own_parameters
@@ -26,7 +27,7 @@ from fas.neurons import Clock, Fired, Site
 from fas.progress import Progress
 from fas.runtime.control import clock_of, sites_of, without_cache
 from fas.runtime.folding import readout
-from fas.runtime.replay import Stream, blocks_of, checked, run_block, streams
+from fas.runtime.replay import Stream, blocks_of, run_block, streams
 
 LR, STEPS = 4e-5, 200
 """Of the advanced pipeline."""
@@ -112,7 +113,9 @@ def _mend_blocks(
     def run(block: nn.Module, index: int) -> list[Tensor]:
         return [run_block(block, index, stream, clock) for stream in given]
 
-    with streams(model, segment, checked(batches), model.device, None, "snn") as given:
+    with streams(
+        model, segment, batches_for(model, batches, "SNN Calibration", whole=True), model.device, None, "snn"
+    ) as given:
         for index, block in enumerate(blocks_of(segment)):
             inside = {module.name for module in block.modules() if isinstance(module, Site)}
             for name, site in [entry for entry in asked.items() if entry[0] in inside]:
@@ -123,7 +126,7 @@ def _mend_blocks(
 
 def reconstruct(model: PreTrainedModel, batches: Batches, steps: int, progress: Progress) -> None:
     """Train the weights of each layer, one after the other, towards the ANN's mean output; neurons stay as they are."""
-    clock, listed = clock_of(model), checked(batches)
+    clock, listed = clock_of(model), batches_for(model, batches, "SNN Calibration", whole=True)
     segments = [(segment, blocks_of(segment)) for segment in find_segments(model)]
     progress.start("SNN Calibration, weights", sum(len(blocks) for _, blocks in segments))
     for segment, blocks in segments:

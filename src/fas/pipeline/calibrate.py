@@ -86,7 +86,7 @@ def _in_memory(options: CalibrateOptions, progress: Progress) -> dict[str, list[
         raise ConfigError(f"{options.folder} is calibrated for {', '.join(again)} already; choose other timesteps")
     work = options.out.with_name(options.out.name + ".work")
     settings = options.settings(number_of_layers(model))
-    reports = {}
+    reports: dict[str, list[LayerReport]] = {}
     for target in targets:
         model.set_timesteps(**target.model_dump())
         layers = work / file_name(target.neuron_key)

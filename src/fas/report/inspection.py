@@ -102,7 +102,7 @@ def inspect_model(name: str, place: str, coverage: str | None, workload: Workloa
             f"{name} was converted with coverage {spiking['coverage']}, so it has no sites of coverage {coverage}; leave "
             "--coverage out, or inspect the model that it was converted from"
         )
-    settled = SpikingConfig(coverage=coverage or spiking.get("coverage", "linear"), **kept)
+    settled = SpikingConfig(**kept | {"coverage": coverage or spiking.get("coverage", "linear")})
     return inspected(name, _skeleton(name, config), settled, workload, converted)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fas.errors import ConfigError, FasError
+from fas.given import model_from
 from fas.models import find_segments
 from fas.models.linear import by_input, is_plain
 from fas.neurons import Clock, Site
@@ -20,11 +21,12 @@ from fas.runtime.folding import follow
 from fas.runtime.hooks import SiteHook
 from fas.runtime.products import CODES, Product
 
+Model = TypeVar("Model", bound=nn.Module)
 BITS = (0, 8, 16, 24)
 
 
 @contextmanager
-def accelerated(model: nn.Module, bits: int = 0) -> Iterator[nn.Module]:
+def accelerated(model: Model, bits: int = 0) -> Iterator[Model]:
     """Inside, without gradients and on a CPU, a converted model writes tokens faster, with results equal to rounding.
 
     * Linear layers of few rows (a token, in all its timesteps) read their weights once, and only those of neurons that fired.
@@ -39,6 +41,7 @@ def accelerated(model: nn.Module, bits: int = 0) -> Iterator[nn.Module]:
     one another are one. Raises `FasError` for a model without sites, or with ``bits`` and a grid of more than 127 levels, and
     `ConfigError` for other ``bits``, or than those of a context that is on.
     """
+    model_from(model, "fas.accelerated", nn.Module)
     refuse_bits(model, bits)
     clock = clock_of(model)
     with clock.changing("fas.accelerated"):

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from fas import world
 from fas.config import SpikingConfig
 from fas.errors import ConfigError, FasError
+from fas.given import model_from
 from fas.models.family import Family
 from fas.neurons import Clock, Site
 from fas.runtime.confident import heads_over_time
@@ -109,9 +110,10 @@ class Adaptive:
         self.clock, self.settled, self.confidence = clock_of(model), settled, confidence
         self.names = {module: name or type(module).__name__ for name, module in model.named_modules()}
         self.by_segment: dict[str, list[int]] = {}
+        number = isinstance(confidence, int | float) and not isinstance(confidence, bool)
         if not settled and confidence is None:
             raise ConfigError("nothing would stop a sequence: choose settled=True, a confidence, or both")
-        if confidence is not None and not (math.isfinite(confidence) and confidence >= 0):
+        if confidence is not None and not (number and math.isfinite(confidence) and confidence >= 0):
             raise ConfigError(f"confidence={confidence} is no probability; give one from 0 to 1, such as 0.9")
         if self.clock.stage != "snn":
             raise ConfigError("a QCFS model has no timesteps to stop at; convert it first (fas.convert)")
@@ -230,6 +232,7 @@ def adaptive(model: nn.Module, *, settled: bool = True, confidence: float | None
     nowhere. Raises `ConfigError` where there is no time, for rate with ``settled``, and for ``confidence`` with a key/value
     cache, which would hold timesteps that never ran.
     """
+    model_from(model, "fas.adaptive", nn.Module)
     clock = clock_of(model)
 
     def begin(undo: ExitStack) -> Adaptive:

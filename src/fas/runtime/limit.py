@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import update_wrapper
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fas.errors import ConfigError, FasError
+from fas.given import model_from
 from fas.models.family import REGISTRY
 from fas.neurons import Clock, Site
 from fas.runtime import mean_loss, rows
@@ -113,8 +114,11 @@ class Limited:
         )
 
 
+Model = TypeVar("Model", bound=nn.Module)
+
+
 @contextmanager
-def memory_limit(model: nn.Module, limit: int | str) -> Iterator[nn.Module]:
+def memory_limit(model: Model, limit: int | str) -> Iterator[Model]:
     """Inside, a forward of ``model`` (and each of ``generate`` that fills a cache) whose activations would take more than
     ``limit`` (bytes, or text such as ``"2 GiB"``) runs a part of its sequences after the other; weights do not count.
 
@@ -124,6 +128,7 @@ def memory_limit(model: nn.Module, limit: int | str) -> Iterator[nn.Module]:
     converted or not. Raises `ConfigError` for a limit that is none and for a bare segment, and at a call `FasError` where one
     sequence, or the output of all, does not fit.
     """
+    model_from(model, "fas.memory_limit", nn.Module)
     size = bytes_in(limit)
     if any(isinstance(hook, FoldHook) for hook in model._forward_pre_hooks.values()):
         raise ConfigError(

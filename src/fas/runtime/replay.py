@@ -52,19 +52,6 @@ def number_of_layers(model: nn.Module) -> int:
     return sum(len(blocks_of(segment)) for segment in find_segments(model))
 
 
-def checked(batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """``batches`` without labels; raises `DataError` where there are none, or padded ones."""
-    listed = [{key: value for key, value in batch.items() if key != "labels"} for batch in batches]
-    if not listed:
-        raise DataError("no calibration batches: give at least one batch of training text")
-    if any("attention_mask" in batch and not bool(batch["attention_mask"].all()) for batch in listed):
-        raise DataError(
-            "calibration batches are padded, and padding would be calibrated too; put examples of one length into a batch, so "
-            "that none is padded"
-        )
-    return listed
-
-
 def batches_of(hidden: Iterable[Tensor], tokens: int) -> int:
     """How many of the batches with ``hidden`` states ``[B, S, D]``, from the first, hold ``tokens`` tokens (or all do not)."""
     count = found = 0

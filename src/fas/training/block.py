@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
-from fas.errors import FasError
+from fas.errors import ConfigError, FasError
+from fas.given.kinds import require_kinds
 from fas.neurons import Clock
 from fas.progress import Progress
 from fas.runtime.finite import is_finite
@@ -25,7 +27,7 @@ LARGEST_GRADIENT = 1.0
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """How Stage 1 trains a block at a time."""
+    """How Stage 1 trains a block at a time. Raises `ConfigError` for values that make no sense."""
 
     steps: int = 600
     """Gradient steps of each block, a batch each; 0: scales are fitted, nothing is trained."""
@@ -36,6 +38,14 @@ class BlockOptions:
     warmup: float = 0.05
     """Share of the steps in which the learning rates rise; then they fall as a cosine to 0."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_kinds(self)
+        for name in ("steps", "lr", "scale_lr", "weight_decay", "warmup"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}={getattr(self, name)} is not valid: it must be at least 0")
+        if self.warmup > 1:
+            raise ConfigError(f"warmup={self.warmup} is not valid: it is a share of the steps, at most 1")
 
 
 @dataclass(frozen=True)

@@ -28,29 +28,33 @@ from fas.conversion.manifest import write_manifest
 from fas.conversion.prefix_search import PrefixSearch, find_prefix
 from fas.conversion.shelf import Shelf, skeleton
 from fas.errors import ConfigError
+from fas.given import Batches, config_from, folder_from, options_from
 from fas.neurons.clock import Stage
-from fas.progress import Progress, Silent
+from fas.progress import Progress, progress_from
 from fas.runtime.control import clock_of
 from fas.runtime.replay import blocks_of
+from fas.sections import Reports
 from fas.storage import whole_folder
 from fas.training.block import BlockOptions, BlockReport
-from fas.training.blocks import checked_batches, key_of
+from fas.training.blocks import batches_to_train, key_of
 from fas.training.pair import Pair, in_turn, only_segment
 from fas.training.walk import Walk
+
+_VERB = "fas.train_blocks_folder"
 
 
 def train_blocks_folder(
     folder: Path | str,
     out: Path | str,
-    config: SpikingConfig,
-    batches: Iterable[Mapping[str, Any]],
-    options: BlockOptions | None = None,
-    progress: Progress | None = None,
+    config: SpikingConfig | Mapping[str, Any],
+    batches: Batches,
+    options: BlockOptions | Mapping[str, Any] | None = None,
+    progress: Progress | bool | None = None,
     *,
     device: torch.device | str = "cpu",
     auto_class: Any = AutoModelForCausalLM,
     stage: Stage = "qcfs",
-) -> list[BlockReport]:
+) -> Reports[BlockReport]:
     """Train the ANN in ``folder`` a block at a time into the new folder ``out``, as `train_blocks` does in memory.
 
     In memory are the weights of one block, its gradients and optimizer states, what runs in front of the first block (the
@@ -69,21 +73,25 @@ def train_blocks_folder(
         auto_class: The class that loads the folder.
         stage: What the folder holds: the QCFS model, or the SNN that it becomes, uncalibrated.
     """
-    listed, options = checked_batches(batches), options or BlockOptions()
-    out, device = Path(out), torch.device(device)
+    config, progress = config_from(config, _VERB), progress_from(progress)
+    options = options_from(options, BlockOptions, _VERB) or BlockOptions()
+    folder, out = folder_from(folder, "folder", _VERB), folder_from(out, "out", _VERB)
+    device = torch.device(device)
     if out.exists():
         raise ConfigError(f"{out} exists already; give a folder that does not")
     if out.resolve().is_relative_to(Path(folder).resolve()):
         raise ConfigError(f"{out} lies inside {folder}, whose files it will hold; give a folder outside")
     shelf = Shelf(folder)
-    pair, placed = _pair(shelf, auto_class, device), _placed(listed, device)
+    pair = _pair(shelf, auto_class, device)
+    listed = batches_to_train(pair.teacher, batches, _VERB, torch.device("cpu"))
+    placed = _placed(listed, device)
     only_segment(pair.teacher, config)  # refused before anything is written
     fingerprint = fingerprint_of(shelf.tensors(), listed, options, key_of(config))
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
     kept = Kept(work / "blocks", fingerprint)
-    walk = Walk(pair, config, placed, options, progress or Silent(), kept, work)
-    reports = walk.run()
+    walk = Walk(pair, config, placed, options, progress, kept, work)
+    reports = Reports(walk.run())
     clock_of(walk.pair.student).stage = stage
     _write(shelf, walk, kept, out)
     shutil.rmtree(work)
@@ -110,10 +118,11 @@ def prefix_search_from_disk(
         device: Where blocks run.
         auto_class: The class that loads the folder.
     """
-    listed, device = checked_batches(batches), torch.device(device)
+    device = torch.device(device)
     shelf = Shelf(folder)
     deque(shelf.tensors(), maxlen=0)  # which looks for numbers that are none
     pair = _pair(shelf, auto_class, device)
+    listed = batches_to_train(pair.teacher, batches, "the search for a prefix")
     segment, places = only_segment(pair.teacher, config)
     if not decoders([(segment, places)]):
         return None

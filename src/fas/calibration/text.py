@@ -1,4 +1,4 @@
-"""A diagnosis of temporal error as plain lines of text."""
+"""A diagnosis of temporal error for people."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from fas.config import spoken
-from fas.report.ledger_text import aligned
+from fas.sections import Section, as_text
 
 DEAREST = 3
 
 
 def diagnosis_text(found: Mapping[str, Any]) -> str:
-    """``Diagnosis.to_dict()`` for people: a line a site, a line a layer, and which layers cost most."""
+    """``Diagnosis.to_dict()`` as lines of text."""
+    return as_text(diagnosis_sections(found))
+
+
+def diagnosis_sections(found: Mapping[str, Any]) -> list[Section]:
+    """``Diagnosis.to_dict()``: a line a site, a line a layer, and which layers cost most."""
     shown = shown_timesteps(max((len(layer["distances"]) for layer in found["layers"]), default=0))
     times = [f"t = {t}" for t in shown]
     lines: list[tuple[str, ...]] = [
@@ -28,19 +33,17 @@ def diagnosis_text(found: Mapping[str, Any]) -> str:
             )
     dear = sorted((layer for layer in found["layers"] if layer["cost"] > 0), key=lambda layer: -layer["cost"])[:DEAREST]
     names = ", ".join(f"{layer['name']} ({layer['cost']:.4f})" for layer in dear)
-    return "\n".join(
-        [
-            f"Temporal error of {spoken(found['key'])}: KL to the QCFS model {found['kl']:.4f} nats a token",
-            f"Costs most: {names}." if dear else "No layer costs anything.",
-            "",
-            *aligned(lines),
-            "",
+    title = f"Temporal error of {spoken(found['key'])}: KL to the QCFS model {found['kl']:.4f} nats a token"
+    explained = Section(
+        behind=[
             "Cost: what would be saved if the layer's neurons never lagged. t = …: distance of the layer's readout from the",
             "QCFS model's after so many timesteps, relative to that. Too high, too low: neurons that end more than half a",
             "grid step from the QCFS model. Lagging: from the QCFS unit of their own final input. Residual: distance from",
             "that input in grid steps (¼: rounding).",
         ]
     )
+    worst = f"Costs most: {names}." if dear else "No layer costs anything."
+    return [Section(title, behind=[worst]), Section(table=lines), explained]
 
 
 def shown_timesteps(timesteps: int) -> list[int]:

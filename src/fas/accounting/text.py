@@ -1,21 +1,25 @@
-"""A ledger as plain lines of text, for people: sites and modules of all layers together, energy as a table."""
+"""A ledger for people: sites and modules of all layers together, energy as a table."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from fas.accounting.energy import ROWS
-from fas.accounting.ledger import Ledger, Statement
 from fas.accounting.parts import PartEntry
+from fas.sections import Section
+
+if TYPE_CHECKING:
+    from fas.accounting.ledger import Ledger, Statement
 
 PICO = 1e-6
 """Energies are shown in µJ a token."""
 
 
-def as_text(found: Ledger) -> str:
+def sections_of(found: Ledger) -> list[Section]:
     """Headline, sites, what stays analog, energy and break-even of a whole batch; energy of one decoding step."""
-    parts = [[f"{found.model}: {found.headline}"]]
+    parts = [Section(f"{found.model}: {found.headline}")]
     forward = found.forward
     if forward.sites:
         parts += [_sites(forward), _spiking(forward)]
@@ -26,8 +30,7 @@ def as_text(found: Ledger) -> str:
         parts.append(_energy(found.decode, f"Energy of one decoding step of {found.decode.tokens:,} sequences"))
     if found.neurobench is not None:
         parts.append(_neurobench(found.neurobench))
-    parts += [[f"Note: {note}"] for note in forward.notes]
-    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+    return parts + [Section(f"Note: {note}") for note in forward.notes]
 
 
 def pattern(name: str) -> str:
@@ -39,7 +42,7 @@ def pattern(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
 
 
-def _sites(statement: Statement) -> list[str]:
+def _sites(statement: Statement) -> Section:
     table = [("site", "spikes/neuron", "by timestep", "firing rate", "accumulates", "silent channels")]
     for name, sites in _grouped((pattern(site.name), site) for site in statement.sites).items():
         neurons = sum(site.neurons for site in sites)
@@ -56,29 +59,32 @@ def _sites(statement: Statement) -> list[str]:
                 f"{silent} of {channels}",
             )
         )
-    return ["Spikes:", *aligned(table)]
+    return Section("Spikes:", table)
 
 
-def _spiking(statement: Statement) -> list[str]:
+def _spiking(statement: Statement) -> Section:
     steps = max(len(site.by_timestep) for site in statement.sites)
-    return [
+    became = (
         f"{statement.macs_replaced:,} of {statement.macs:,} multiply-accumulates became {statement.accumulates:,} "
-        f"accumulates ({statement.shifts:,} of them with a shift);",
+        f"accumulates ({statement.shifts:,} of them with a shift);"
+    )
+    ran = (
         f"{statement.macs_analog_executed:,} multiply-accumulates were run all the same, over {steps} timesteps; "
-        f"{statement.updates:,} neuron updates.",
-    ]
+        f"{statement.updates:,} neuron updates."
+    )
+    return Section(behind=[became, ran])
 
 
-def _parts(entries: Sequence[PartEntry]) -> list[str]:
+def _parts(entries: Sequence[PartEntry]) -> Section:
     table = [("part", "multiply-accumulates", "became accumulates", "run all the same", "accumulates", "spikes/neuron")]
     for entry in entries:
         replaced = entry.macs_replaced / entry.macs if entry.macs else 0.0
         counts = (f"{entry.macs:,}", f"{replaced:.1%}", f"{entry.macs_analog_executed:,}", f"{entry.accumulates:,}")
         table.append((entry.part, *counts, f"{entry.spikes_per_neuron:.2f}" if entry.neurons else ""))
-    return ["By part:", *aligned(table)]
+    return Section("By part:", table)
 
 
-def _analog(statement: Statement) -> list[str]:
+def _analog(statement: Statement) -> Section:
     table = [("module", "kind", "multiply-accumulates", "values", "times")]
     products = _grouped(((pattern(p.module), p.kind, p.times), p) for p in statement.products if not p.sites)
     for (module, kind, times), entries in products.items():
@@ -89,10 +95,10 @@ def _analog(statement: Statement) -> list[str]:
         if elements:
             table.append((module or "(model)", kind, "", f"{round(elements):,}", f"× {times}"))
     title = "What stays analog (one evaluation, and how often it ran):" if statement.sites else "What ran:"
-    return [title, *aligned(table)]
+    return Section(title, table)
 
 
-def _energy(statement: Statement, title: str) -> list[str]:
+def _energy(statement: Statement, title: str) -> Section:
     energy, tokens = statement.energy, max(1, statement.tokens)
     table: list[tuple[str, ...]] = [("µJ a token", *energy.columns)]
     for row, values in energy.picojoules.items():
@@ -101,7 +107,7 @@ def _energy(statement: Statement, title: str) -> list[str]:
             ratio = energy.ratios.get(row, {}).get(column)
             cells.append(f"{values[column] * PICO / tokens:.3g}" + (f" (×{ratio:.3g})" if ratio is not None else ""))
         table.append((ROWS[row], *cells))
-    lines = [f"{title}:", *aligned(table)]
+    lines: list[str] = []
     if energy.break_even:
         references = ", ".join(f"{entry.column}: {ROWS[entry.against]}" for entry in energy.break_even)
         lines += [
@@ -117,14 +123,12 @@ def _energy(statement: Statement, title: str) -> list[str]:
             else f"at no firing rate below the {ROWS[entry.against]}: what does not depend on spikes costs more already"
         )
         lines.append(f"  {entry.column}: {at}")
-    return lines
+    return Section(f"{title}:", table, lines)
 
 
-def _neurobench(metrics: dict[str, float]) -> list[str]:
-    return [
-        "NeuroBench metrics:",
-        *aligned([(name.replace("_", " "), f"{value:,.4g}") for name, value in metrics.items()]),
-    ]
+def _neurobench(metrics: dict[str, float]) -> Section:
+    values = [(name.replace("_", " "), f"{value:,.4g}") for name, value in metrics.items()]
+    return Section("NeuroBench metrics:", [("metric", "value"), *values])
 
 
 def _grouped(pairs: Iterable[tuple]) -> dict:
@@ -132,13 +136,3 @@ def _grouped(pairs: Iterable[tuple]) -> dict:
     for key, value in pairs:
         found.setdefault(key, []).append(value)
     return found
-
-
-def aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    """Rows with their first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = []
-    for row in table:
-        rest = (f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
-        lines.append("  ".join([f"  {row[0]:<{widths[0]}}", *rest]).rstrip())
-    return lines
