@@ -414,7 +414,7 @@ def test_command_line(place: dict[str, str], tmp_path: Path, capsys: pytest.Capt
     assert main(command) == 0
     out, err = capsys.readouterr()
     assert "2 seed(s): a spread that means something needs three" in err
-    assert "ANN on held-out data" in err
+    assert "ANN on held-out training data" in err
     assert "L = 3, T = 2" in out
     assert "seeds 3, 4" in " ".join(out.split())
     assert main([*command, "--json", "--quiet"]) == 0

@@ -13,7 +13,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from fas.cli import main
 from fas.errors import CheckpointError
@@ -120,3 +120,19 @@ def test_names_of_a_wrapper_are_called_so(wrapper: str, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=rf"a wrapper has saved under its own names .* take {wrapper} off"):
         load_ann(str(tmp_path), "cpu")
+
+
+def test_a_configuration_without_neurons_is_refused_for_a_converted_folder(tmp_path: Path) -> None:
+    tiny.snn("llama").save_pretrained(tmp_path / "snn")
+    ann = tiny.ann("llama")
+    for cls in (AutoModelForCausalLM, AutoModel, type(ann)):
+        with pytest.raises(
+            CheckpointError, match=r"given for it has no quantization_config: its neurons would be left out"
+        ):
+            cls.from_pretrained(tmp_path / "snn", config=ann.config)
+    own = AutoModelForCausalLM.from_pretrained(tmp_path / "snn")
+    for config in (own.config, AutoConfig.from_pretrained(tmp_path / "snn"), str(tmp_path / "snn" / "config.json")):
+        again = type(ann).from_pretrained(tmp_path / "snn", config=config)
+        assert torch.equal(again(tiny.tokens()).logits, own(tiny.tokens()).logits)
+    ann.save_pretrained(tmp_path / "ann")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "ann", config=ann.config)

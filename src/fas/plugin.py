@@ -49,6 +49,25 @@ def _renewing(save: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str,
     return saved
 
 
+def _with_its_neurons(load: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Around ``from_pretrained`` of models: a converted folder with a configuration that does not say so would lose its
+    neurons."""
+    config, place = kwargs.get("config"), args[0] if args else kwargs.get("pretrained_model_name_or_path")
+    if (
+        config is not None
+        and isinstance(place, str | os.PathLike)
+        and os.path.isfile(os.path.join(place, "config.json"))
+    ):
+        from fas.conversion.leftovers import refuse_plain_config
+
+        refuse_plain_config(os.fspath(place), config)
+    return load(*args, **kwargs)
+
+
+def _wrap_models(module: ModuleType) -> None:
+    wrapt.wrap_function_wrapper(module, "PreTrainedModel.from_pretrained", _with_its_neurons)
+
+
 def _wrap(module: ModuleType) -> None:
     wrapt.wrap_function_wrapper(module, _SAVERS[module.__name__], _renewing)
 
@@ -71,6 +90,7 @@ def register() -> None:
         _wrapped.update(_SAVERS)
         for name in _SAVERS:
             wrapt.register_post_import_hook(_wrap, name)  # at once where it is imported already
+        wrapt.register_post_import_hook(_wrap_models, "transformers.modeling_utils")
     if _REGISTRY in sys.modules:
         _fill(sys.modules[_REGISTRY])
     else:

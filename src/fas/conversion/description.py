@@ -68,6 +68,10 @@ class FasQuantizationConfig(QuantizationConfigMixin):
         """Key heads and features of the prefix by layer; empty without a prefix."""
         return {int(layer): (shape[0], shape[1], shape[2]) for layer, shape in self.prefix.items()}
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """An entry as of a dict, which transformers takes a configuration that is given to ``from_pretrained`` for."""
+        return self.to_dict().get(key, default)
+
     def to_diff_dict(self) -> dict[str, Any]:
         return self.to_dict()
 

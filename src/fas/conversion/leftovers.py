@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,9 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
+from fas.conversion.card import is_converted
+from fas.conversion.files import read_json
+from fas.conversion.manifest import CONFIG
 from fas.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -59,6 +64,17 @@ def refuse_missing(model: PreTrainedModel, names: Iterable[str], place: str) -> 
         raise CheckpointError(
             f"{place} lacks {len(names)} weights, first {names[0]}, which would be filled at random: it is damaged; save the "
             "model anew (save_pretrained)"
+        )
+
+
+def refuse_plain_config(place: str, config: Any) -> None:
+    """Raise `CheckpointError` where ``place`` is a converted folder and ``config``, which is given for its own, is an ANN's."""
+    if getattr(config, "quantization_config", None) is not None or isinstance(config, str | os.PathLike):
+        return
+    if is_converted(read_json(Path(place) / CONFIG)):
+        raise CheckpointError(
+            f"{place} is a converted model, and the configuration that was given for it has no quantization_config: its "
+            "neurons would be left out; load it without config=, or with its own"
         )
 
 

@@ -115,7 +115,7 @@ def dense_row(
     """The ANN or the control; ``limit``, here and in other rows: what activations may take (`fas.memory_limit`)."""
     start = time.time()
     with limited(model, limit):
-        measured = examples.evaluate(model, batch_size, progress, f"evaluating {name}")
+        measured = examples.evaluate(model, batch_size, progress, f"evaluating {name} on the evaluation data")
     return _row(Row(name), measured, start)
 
 

@@ -51,7 +51,7 @@ def train_control(run: Run, ann: PreTrainedModel) -> dict[str, Any]:
     if workspace.has("control-decision"):
         return workspace.read_json("control-decision")
     held_out = run.source.held_out.some(training.HELD_OUT)
-    before = held_out.evaluate(ann, run.at_once, run.progress, "ANN on held-out data")
+    before = held_out.evaluate(ann, run.at_once, run.progress, "ANN on held-out training data")
     decision: dict[str, Any] = {"chosen": "ann", "ann_held_out_loss": before.loss, **_held_out("ann", before)}
     best = ann
     if trains_whole(options):
@@ -59,11 +59,11 @@ def train_control(run: Run, ann: PreTrainedModel) -> dict[str, Any]:
         begin_with_text(run, tuned, spiking=False)
         settings = stage1_options(options, ann.num_parameters(), len(training))
         fine_tune(tuned, training, settings, None, run.progress, "control: fine-tuning the ANN")
-        after = held_out.evaluate(tuned, run.at_once, run.progress, "fine-tuned ANN on held-out data")
+        after = held_out.evaluate(tuned, run.at_once, run.progress, "fine-tuned ANN on held-out training data")
         decision |= {"fine_tuned_held_out_loss": after.loss, **_held_out("fine_tuned", after)}
         if better(after.badness, before.badness) or run.source.new_head:
             best, decision["chosen"] = tuned, "fine-tuned"
-    run.progress.note(f"control = {decision['chosen']} (better on held-out data)")
+    run.progress.note(f"control = {decision['chosen']} (better on held-out training data)")
     workspace.store("control", best.save_pretrained)
     return workspace.store_json("control-decision", decision)
 
