@@ -304,8 +304,14 @@ def test_an_error_in_a_neuron_leaves_later_ledgers_as_they_were(monkeypatch: pyt
 def test_an_error_in_the_model_leaves_it_as_it_was() -> None:
     model = converted(gpt2(), tokens(), "linear")
     hooks = sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
+
+    def fails(*_: object) -> None:
+        raise IndexError
+
+    broken = next(reversed(list(model.modules()))).register_forward_hook(fails)
     with pytest.raises(IndexError):
-        ledger(model, {"input_ids": torch.full((1, 3), VOCAB)})
+        ledger(model, tokens())
+    broken.remove()
     assert hooks == sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
     assert clock_of(model).probe is None
     assert ledger(model, tokens()).forward.notes == []

@@ -127,10 +127,7 @@ class Statement:
 
 @dataclass
 class Ledger(Shown):
-    """What a model executed and what it costs. ``forward`` is the given batch, ``decode`` one more token with a cache.
-
-    ``print`` shows it as tables, and so does a notebook.
-    """
+    """What a model executed and what it costs. ``forward`` is the given batch, ``decode`` one more token with a cache."""
 
     model: str
     forward: Statement

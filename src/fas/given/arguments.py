@@ -36,6 +36,7 @@ class Arguments:
     def __init__(self, model: nn.Module, verb: str, device: torch.device | None, labels: bool = False) -> None:
         self.model, self.verb, self.keeps_labels = model, verb, labels
         self.device = device or _device_of(model)
+        self.dtype = next((value.dtype for value in model.parameters() if value.is_floating_point()), None)
         self.names = _names(model)
         self.labels = set(LABELS) | set(find_labels(type(model)))
         self.main = getattr(model, "main_input_name", "input_ids")
@@ -193,14 +194,8 @@ class Arguments:
         """``value`` where the model is, and of its dtype where the model would compute with it."""
         if not isinstance(value, Tensor) or isinstance(value, FakeTensor):
             return value
-        dtype = getattr(self.model, "dtype", None)
-        if (
-            name.endswith(INPUTS)
-            and value.is_floating_point()
-            and isinstance(dtype, torch.dtype)
-            and dtype.is_floating_point
-        ):
-            value = value.to(dtype)
+        if self.dtype is not None and name.endswith(INPUTS) and value.is_floating_point():
+            value = value.to(self.dtype)
         return value if self.device is None or self.device.type == "meta" else value.to(self.device)
 
 
