@@ -181,9 +181,9 @@ def test_bad_input_is_refused() -> None:
     model = tiny.snn("gpt2", timesteps=3)
     with pytest.raises(DataError, match="at least one batch"):
         fas.diagnose(model, [])
-    padded = batches()[0] | {"attention_mask": torch.tensor([[0] + [1] * 5, [1] * 6])}
-    with pytest.raises(DataError, match="padded"):
-        fas.diagnose(model, [padded])
+    torn = batches()[0] | {"attention_mask": torch.tensor([[1, 0] + [1] * 4, [1] * 6])}
+    with pytest.raises(DataError, match="padding between the tokens of row 0"):
+        fas.diagnose(model, [torn])
     model.set_timesteps(clock_of(model).config.levels, schedule="layerwise")
     with pytest.raises(FasError, match="no temporal error"):
         fas.diagnose(model, batches())

@@ -116,7 +116,16 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "another mask": (lambda: [BATCH | {"attention_mask": torch.ones(2, 5)}], r"attention_mask has the shape \[2, 5\]"),
     "fewer masks": (lambda: [BATCH | {"attention_mask": torch.ones(1, 6).long()}], r"attention_mask has the shape \[1, 6\]"),
     "ragged": (lambda: {"input_ids": [[3, 4, 5], [6, 7]]}, r"rows of different lengths \(2, 3\)"),
-    "tensors that differ": (lambda: {"input_ids": [IDS[0], IDS[0, :4]]}, "tensors of different shapes"),
+    "tensors by token": (
+        lambda: DataLoader([{"input_ids": row} for row in IDS.tolist()], batch_size=2),
+        "list of 6 tensors, by sequence or by token",
+    ),
+    "a loader that fails": (
+        lambda: DataLoader([{"input_ids": IDS[0]}, {"input_ids": IDS[0, :4]}], batch_size=2),
+        r"batch 0 could not be read from a DataLoader \(RuntimeError: stack expects",
+    ),
+    "twice the same": (lambda: [BATCH | {"inputs_embeds": torch.zeros(2, 6, 32)}], "say the same; give one"),
+    "another width": (lambda: [{"inputs_embeds": torch.zeros(2, 6, 31)}], r"must have \[sequences, tokens, 32\]"),
     "numbers and words": (lambda: {"input_ids": [[3, "a"]]}, "input_ids"),
 }  # fmt: skip
 VERBS = ("prepare", "calibrate", "diagnose", "train_blocks", "calibrate_folder", "train_blocks_folder")
@@ -327,6 +336,40 @@ def test_verbs_in_the_wrong_order_are_refused(kind: str) -> None:
     attempt, words = ORDER[kind]
     with pytest.raises(FasError, match=words):
         attempt()
+
+
+MORE: dict[str, tuple[Any, str]] = {
+    "resume": (lambda place: fas.calibrate(tiny.snn("gpt2"), [BATCH], resume=True), "resume is a bool"),
+    "activations": (lambda place: fas.calibrate(tiny.snn("gpt2"), [BATCH], activations=3), "activations is an int"),
+    "fit": (lambda place: fas.prepare(tiny.ann("gpt2"), CONFIG, [BATCH], fit="mmse"), "fit='mmse' is not valid"),
+    "settled": (lambda place: fas.adaptive(tiny.snn("gpt2"), settled="no").__enter__(), "settled='no'"),
+    "device": (
+        lambda place: fas.calibrate_folder("m", place / "o", [BATCH], device="gpu"),
+        "device='gpu' cannot be used",
+    ),
+    "no folder": (lambda place: fas.calibrate_folder(None, place / "o", [BATCH]), "folder is None"),
+    "a model": (lambda place: fas.calibrate_folder(tiny.ann("gpt2"), place / "o", [BATCH]), "save the model first"),
+    "auto_class": (
+        lambda place: fas.train_blocks_folder("m", place / "o", CONFIG, [BATCH], auto_class="AutoModel"),
+        "auto_class is a str",
+    ),
+    "stage": (
+        lambda place: fas.train_blocks_folder("m", place / "o", CONFIG, [BATCH], stage="ann"),
+        "stage='ann' is not valid; give one of qcfs, snn",
+    ),
+    "work": (
+        lambda place: fas.train_blocks(tiny.ann("gpt2"), tiny.ann("gpt2"), CONFIG, [BATCH], work=3),
+        "work is an int",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MORE)
+def test_other_arguments_are_refused(kind: str, tmp_path: Path) -> None:
+    attempt, words = MORE[kind]
+    with pytest.raises(FasError, match=words):
+        attempt(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_converting_again_changes_nothing() -> None:

@@ -1,6 +1,7 @@
 """Stage 1 and Stage 2 on tiny models: what they change, what they leave alone, and that they help."""
 
 import copy
+from typing import Any
 
 import pytest
 import tiny
@@ -63,14 +64,21 @@ def test_stage2_is_deterministic_and_per_time():
 
 def test_failed_calibration_leaves_nothing_behind():
     model = tiny.snn("gpt2", timesteps=2, coding="rate")
-    bad = [{"input_ids": torch.tensor([[5, tiny.VOCAB + 7]])}]
+
+    def fails(*_: Any) -> None:
+        raise IndexError
+
+    broken = model.lm_head.register_forward_hook(fails)
     with pytest.raises(IndexError):
-        calibrate(model, bad)
+        calibrate(model, BATCHES)
+    broken.remove()
     assert all(len(site.neurons) == 0 for site in sites_of(model).values())
     calibrate(model, BATCHES, CalibrationOptions(align_steps=1, global_steps=1))
     logits = model(**BATCHES[0]).logits
+    broken = model.lm_head.register_forward_hook(fails)
     with pytest.raises(IndexError):
-        calibrate(model.train(), bad)
+        calibrate(model.train(), BATCHES)
+    broken.remove()
     assert model.training
     assert torch.equal(model.eval()(**BATCHES[0]).logits, logits), "an earlier calibration outlives a failed one"
 

@@ -27,7 +27,7 @@ from fas.config import SpikingConfig
 from fas.conversion import describe
 from fas.conversion.kept import fingerprint_of
 from fas.errors import CheckpointError, DataError, FasError
-from fas.given import Batches, batches_for, model_from, options_from
+from fas.given import Batches, batches_for, folder_from, model_from, options_from
 from fas.losses import better, logits_loss, logits_of
 from fas.models import Segment, find_segments
 from fas.neurons import Clock, NeuronParameters, Site
@@ -62,9 +62,11 @@ def calibrate(
     clock, progress = clock_of(model), progress_from(progress)
     given = options_from(options, CalibrationOptions, "fas.calibrate")
     options = given or CalibrationOptions.for_depth(number_of_layers(model))
+    kept = None if resume is None else folder_from(resume, "resume", "fas.calibrate")
+    place = None if activations is None else folder_from(activations, "activations", "fas.calibrate")
     listed = _checked(model, batches)
     with clock.changing("fas.calibrate"):
-        return _calibrate(model, clock, listed, options, progress, resume, _folder(activations))
+        return _calibrate(model, clock, listed, options, progress, kept, _folder(place))
 
 
 def _calibrate(
@@ -73,7 +75,7 @@ def _calibrate(
     listed: Sequence[Mapping[str, Any]],
     options: CalibrationOptions,
     progress: Progress,
-    resume: Path | str | None,
+    resume: Path | None,
     place: Path | None,
 ) -> Reports[LayerReport]:
     refuse_frozen(clock, "fas.calibrate")
@@ -232,7 +234,7 @@ def _segment(
         ]
 
 
-def _folder(path: Path | str | None) -> Path | None:
+def _folder(path: Path | None) -> Path | None:
     if path is None:
         return None
     try:

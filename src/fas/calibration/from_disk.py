@@ -29,7 +29,7 @@ from fas.conversion.kept import fingerprint_of
 from fas.conversion.manifest import write_manifest
 from fas.conversion.shelf import Shelf, without_weights
 from fas.errors import ConfigError, FasError
-from fas.given import Batches, batches_for, folder_from, options_from
+from fas.given import Batches, batches_for, class_from, device_from, folder_from, options_from
 from fas.models import Segment, find_segments
 from fas.neurons import Site
 from fas.progress import Progress, progress_from
@@ -62,7 +62,8 @@ def calibrate_folder(
     """
     progress = progress_from(progress)
     given = options_from(options, CalibrationOptions, "fas.calibrate_folder")
-    out, device = folder_from(out, "out", "fas.calibrate_folder"), torch.device(device)
+    out, device = folder_from(out, "out", "fas.calibrate_folder"), device_from(device, "fas.calibrate_folder")
+    class_from(auto_class, "fas.calibrate_folder")
     folder = folder_from(folder, "folder", "fas.calibrate_folder")
     if out.exists():
         raise ConfigError(f"{out} exists already; give a folder that does not")

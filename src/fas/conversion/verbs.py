@@ -52,6 +52,10 @@ def prepare(
     refuse_offloaded(model, "fas.prepare")
     refuse_prepared(model)
     progress = progress_from(progress)
+    if fit is not None and not callable(fit):
+        raise ConfigError(
+            f"fas.prepare: fit={fit!r} is not valid; give a function of a placement and its samples, or None"
+        )
     batches = batches_for(model, batches, "fas.prepare")
     config.note_if_too_short()
     plan = planned(model, config)

@@ -17,7 +17,7 @@ from transformers.utils.generic import TransformersKwargs, find_labels
 
 from fas.errors import DataError
 from fas.given.kinds import kind_of
-from fas.given.vocabulary import context_of, require_tokens
+from fas.given.vocabulary import context_of, require_tokens, require_width
 
 INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "pixel_values_videos", "input_features", "input_values")
 """Endings of the arguments that a model reads."""
@@ -99,7 +99,10 @@ class Arguments:
         if isinstance(value, np.ndarray) or isinstance(first, int | float | np.generic):
             value = self._tensor(name, value)
         elif isinstance(first, Tensor) and name.endswith((*INPUTS, *ALIKE)):
-            value = self._stacked(name, value)
+            raise DataError(
+                f"{self.where}: {name} is a list of {len(value)} tensors, by sequence or by token (which a DataLoader makes of "
+                "lists); give one tensor of the shape [sequences, tokens]: torch.stack, or Dataset.with_format('torch')"
+            )
         if name.endswith(INPUTS) and not isinstance(value, Tensor | Cache) and value is not None:
             raise DataError(f"{self.where}: {name} is {kind_of(value)}, and must be a tensor; give return_tensors='pt'")
         if isinstance(value, Tensor) and name.endswith(INPUTS):
@@ -117,15 +120,6 @@ class Arguments:
                 f"{self.where}: {name} holds rows of different lengths ({', '.join(map(str, lengths))}) or no numbers; give "
                 "one batch for each length, or tokenizer(texts, padding=True, return_tensors='pt')"
             ) from None
-
-    def _stacked(self, name: str, value: Sequence[Tensor]) -> Tensor:
-        shapes = {tuple(row.shape) for row in value}
-        if len(shapes) != 1:
-            raise DataError(
-                f"{self.where}: {name} is a list of tensors of different shapes ({', '.join(map(str, sorted(shapes)))}); give "
-                "one batch for each shape, or pad them"
-            )
-        return torch.stack(list(value))
 
     def _check_numbers(self, name: str, value: Tensor) -> None:
         if value.layout is not torch.strided or value.is_nested:
@@ -169,9 +163,13 @@ class Arguments:
             if isinstance(value, Tensor) and name.endswith(INPUTS):
                 if not value.numel():
                     raise DataError(f"{self.where}: {name} has the shape {list(value.shape)}: there is nothing in it")
+                if name.endswith("inputs_embeds"):
+                    require_width(self.model, value, f"{self.where}: {name}")
                 if name.endswith("input_ids"):
                     require_tokens(self.model, value, f"{self.where}: {name}")
         ids = found.get("input_ids")
+        if ids is not None and found.get("inputs_embeds") is not None:
+            raise DataError(f"{self.where} has input_ids and inputs_embeds, which say the same; give one of them")
         choices = "MultipleChoice" in type(self.model).__name__
         if isinstance(ids, Tensor) and ids.ndim != 2 + choices:
             axes = "[sequences, choices, tokens]" if choices else "[sequences, tokens]"

@@ -37,11 +37,11 @@ def batches_for(
         whole: Whether padding is cut away (`without_padding`).
     """
     arguments = Arguments(model, verb, device)
-    listed = [arguments.read(value, f"batch {number}") for number, value in enumerate(_each(batches, verb))]
+    listed = [arguments.read(value, f"batch {number}") for number, value in enumerate(_read(batches, verb))]
     if not listed:
         raise DataError(
-            f"{verb}: no calibration batches, for {kind_of(batches)} holds none; give at least one (an iterator that was used "
-            "before is empty)"
+            f"{verb}: no calibration batches, for {kind_of(batches)} holds none; give at least one batch (an iterator that "
+            "was used before is empty)"
         )
     if arguments.left_out:
         names = ", ".join(arguments.left_out)
@@ -51,7 +51,7 @@ def batches_for(
 
 def batch_for(model: nn.Module, batch: Any, verb: str) -> dict[str, Any]:
     """One batch, as `batches_for` with its labels; a list may hold no more than that one."""
-    found = list(_few(_each(batch, verb)))
+    found = list(_few(_read(batch, verb)))
     if len(found) != 1:
         raise DataError(
             f"{verb} runs one batch, and {kind_of(batch)} holds {'none' if not found else 'several'}; give one, such as "
@@ -65,6 +65,23 @@ def _few(values: Iterator[Any]) -> Iterator[Any]:
     """Not more than two."""
     for _, value in zip(range(2), values, strict=False):
         yield value
+
+
+def _read(batches: Any, verb: str) -> Iterator[Any]:
+    """`_each`, where what fails in the user's own data set or loader is told with its place."""
+    each, number = _each(batches, verb), 0
+    while True:
+        try:
+            value = next(each)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise DataError(
+                f"{verb}: batch {number} could not be read from {kind_of(batches)} ({type(error).__name__}: "
+                f"{' '.join(str(error).split())}); mend the data set, or how it is collated"
+            ) from error
+        yield value
+        number += 1
 
 
 def _each(batches: Any, verb: str) -> Iterator[Any]:

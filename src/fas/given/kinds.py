@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -78,6 +79,27 @@ def config_from(config: Any, verb: str) -> SpikingConfig:
     else:
         how = "give fas.SpikingConfig(…), and the batches behind it"
     raise ConfigError(f"{verb} needs a SpikingConfig, and config is {kind_of(config)}; {how}")
+
+
+def device_from(device: Any, verb: str) -> torch.device:
+    """``device`` as a `torch.device`; raises `ConfigError` where there is none of that name."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{verb}: device={device!r} cannot be used ({first}); give one such as 'cpu' or 'cuda'"
+        ) from None
+    return found
+
+
+def class_from(auto_class: Any, verb: str) -> None:
+    """Raise `ConfigError` where ``auto_class`` is no class that loads models."""
+    if not (isinstance(auto_class, type) and hasattr(auto_class, "from_pretrained")):
+        raise ConfigError(
+            f"{verb}: auto_class is {kind_of(auto_class)}; give a class of transformers, such as AutoModelForCausalLM"
+        )
 
 
 def folder_from(path: Any, name: str, verb: str) -> Path:

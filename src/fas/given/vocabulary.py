@@ -16,9 +16,10 @@ _KINDS = re.compile("image|video|audio|vision|boi|eoi")
 def require_tokens(model: nn.Module, ids: Tensor, where: str) -> None:
     """Raise `DataError` for token ``ids`` that the embedding of ``model`` has no row for; those that stand for images, which
     the configuration names, may lie beyond."""
-    rows = _rows(model)
-    if rows is None or ids.is_meta or isinstance(ids, FakeTensor):
+    embedding = _embedding(model)
+    if embedding is None or ids.is_meta or isinstance(ids, FakeTensor):
         return
+    rows = embedding.num_embeddings
     low, high = int(ids.min()), int(ids.max())
     if low >= 0 and high < rows:
         return
@@ -29,6 +30,15 @@ def require_tokens(model: nn.Module, ids: Tensor, where: str) -> None:
         first = int(ids[beyond][0])
         why = "−100 marks labels that do not count" if first == -100 else "tokenizer and model do not belong together"
         raise DataError(f"{where} holds {first}, and the model has {rows:,} tokens, 0 to {rows - 1}: {why}")
+
+
+def require_width(model: nn.Module, values: Tensor, where: str) -> None:
+    """Raise `DataError` for embedded tokens ``[B, S, D]`` that are not as wide as those of ``model``."""
+    embedding = _embedding(model)
+    if embedding is not None and (values.ndim != 3 or values.shape[-1] != embedding.embedding_dim):
+        raise DataError(
+            f"{where} has the shape {list(values.shape)}, and must have [sequences, tokens, {embedding.embedding_dim}]"
+        )
 
 
 def context_of(model: nn.Module) -> int | None:
@@ -50,12 +60,12 @@ def context_of(model: nn.Module) -> int | None:
     return context - max(spared, default=0)
 
 
-def _rows(model: nn.Module) -> int | None:
+def _embedding(model: nn.Module) -> nn.Embedding | None:
     try:
         embedding = model.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError, TypeError):
         return None
-    return embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
+    return embedding if isinstance(embedding, nn.Embedding) else None
 
 
 def _images(config: Any) -> set[int]:

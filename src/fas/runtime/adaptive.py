@@ -111,6 +111,8 @@ class Adaptive:
         self.names = {module: name or type(module).__name__ for name, module in model.named_modules()}
         self.by_segment: dict[str, list[int]] = {}
         number = isinstance(confidence, int | float) and not isinstance(confidence, bool)
+        if not isinstance(settled, bool):
+            raise ConfigError(f"settled={settled!r} is not valid: it must be True or False")
         if not settled and confidence is None:
             raise ConfigError("nothing would stop a sequence: choose settled=True, a confidence, or both")
         if confidence is not None and not (number and math.isfinite(confidence) and confidence >= 0):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -28,7 +28,7 @@ from fas.conversion.manifest import write_manifest
 from fas.conversion.prefix_search import PrefixSearch, find_prefix
 from fas.conversion.shelf import Shelf, skeleton
 from fas.errors import ConfigError
-from fas.given import Batches, config_from, folder_from, options_from
+from fas.given import Batches, class_from, config_from, device_from, folder_from, options_from
 from fas.neurons.clock import Stage
 from fas.progress import Progress, progress_from
 from fas.runtime.control import clock_of
@@ -76,7 +76,10 @@ def train_blocks_folder(
     config, progress = config_from(config, _VERB), progress_from(progress)
     options = options_from(options, BlockOptions, _VERB) or BlockOptions()
     folder, out = folder_from(folder, "folder", _VERB), folder_from(out, "out", _VERB)
-    device = torch.device(device)
+    device = device_from(device, _VERB)
+    class_from(auto_class, _VERB)
+    if stage not in get_args(Stage):
+        raise ConfigError(f"{_VERB}: stage={stage!r} is not valid; give one of {', '.join(get_args(Stage))}")
     if out.exists():
         raise ConfigError(f"{out} exists already; give a folder that does not")
     if out.resolve().is_relative_to(Path(folder).resolve()):
@@ -122,7 +125,7 @@ def prefix_search_from_disk(
     shelf = Shelf(folder)
     deque(shelf.tensors(), maxlen=0)  # which looks for numbers that are none
     pair = _pair(shelf, auto_class, device)
-    listed = batches_to_train(pair.teacher, batches, "the search for a prefix")
+    listed = batches_to_train(pair.teacher, batches, "the search for a prefix", torch.device("cpu"))
     segment, places = only_segment(pair.teacher, config)
     if not decoders([(segment, places)]):
         return None
