@@ -14,7 +14,7 @@ import fas
 from fas.calibration import block, calibrate, calibrate_folder, settling
 from fas.calibration.coarse import Choice, Search
 from fas.calibration.settling import schedules, settle
-from fas.conversion.scales import Samples, mmse_scale
+from fas.conversion.scales import _least
 from fas.errors import CheckpointError, DataError
 from fas.progress import Silent
 from fas.report.comparison import badness, front
@@ -93,14 +93,13 @@ def test_where_a_layer_cannot_be_compared_it_is_named(monkeypatch: pytest.Monkey
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_a_scale_without_a_finite_error_is_never_chosen() -> None:
-    samples = Samples()
-    x = torch.linspace(-3e20, 3e20, 64)[:, None] * torch.tensor([1.0, 1e-20])  # squares of the first overflow
-    samples.inputs.append(x)
-    samples.targets.append(x)
-    scale = mmse_scale(samples, 15, signed=True)
-    assert bool(scale.isfinite().all())
-    assert 0.5 < float(scale[1]) < 4
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_scale_without_a_finite_error_is_never_chosen(place: int) -> None:
+    x = torch.linspace(-1, 1, 64)[:, None].repeat(1, 3)
+    scales = [torch.full((3,), value) for value in (0.1, 1.0, 0.4)]
+    wanted = _least(x, x, scales, 15, True)
+    scales.insert(place, torch.tensor([NAN, 1.0, NAN]))
+    assert torch.equal(_least(x, x, scales, 15, True), wanted)
 
 
 def test_a_row_without_a_number_is_no_best_row() -> None:

@@ -264,7 +264,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
         with pytest.raises(kind, match=match):
             train_blocks_folder(place, tmp_path / out, CONFIG, batches, OPTIONS)
 
-    refused(DataError, "at least one batch", batches=[])
+    refused(DataError, "at least one", batches=[])
     refused(ConfigError, "exists already", out="ann")
     refused(ConfigError, "inside", out="ann/deeper")
     refused(CheckpointError, "no local folder", place=tmp_path / "nowhere")
