@@ -95,7 +95,7 @@ def test_unsupported_family_lists_the_supported_ones() -> None:
 
 
 def test_cross_attention_is_refused() -> None:
-    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, add_cross_attention=True)
+    config = GPT2Config(vocab_size=97, n_embd=16, n_layer=1, n_head=2, add_cross_attention=True)
     with pytest.raises(UnsupportedModelError, match=r"transformer\.h\.0\.crossattention"):
         fas.prepare(GPT2LMHeadModel(config), fas.SpikingConfig(), [{"input_ids": tokens()}])
 

@@ -112,7 +112,7 @@ def fas_cpu():
 
 def test_the_nearest_relative_is_named() -> None:
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = XLMRobertaForSequenceClassification(XLMRobertaConfig(**shape, vocab_size=50))
+    model = XLMRobertaForSequenceClassification(XLMRobertaConfig(**shape, vocab_size=tiny.VOCAB))
     with pytest.raises(UnsupportedModelError, match=r"its nearest relative is roberta; .*docs/adding-a-family\.md"):
         fas.prepare(model, fas.SpikingConfig(), [{"input_ids": tiny.tokens()}])
 

@@ -24,6 +24,8 @@ _QUIET_LIBRARIES = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+_TALKING = ("torchao", "torch.utils._pytree")
+"""Loggers that speak of kernels for GPUs and of deprecations whenever torchao is installed, for transformers imports it."""
 
 
 @contextmanager
@@ -82,6 +84,8 @@ def silence_libraries() -> None:
     """No bars and no warnings of the Hugging Face libraries, unless the user's environment asks for them."""
     for name, value in _QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
+    for name in _TALKING:
+        logging.getLogger(name).setLevel(logging.ERROR)
     if "transformers" in sys.modules:  # too late for the environment
         from transformers.utils import logging as transformers_logging
 
