@@ -48,7 +48,8 @@ def test_they_can_be_given(made: tuple[str, str], tmp_path: Path, capsys: pytest
     capsys.readouterr()
     assert main(["eval", str(tmp_path / "snn"), "--quiet", "--json"]) == 0
     again = {row["name"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
-    assert again["snn"]["loss"] == pytest.approx(rows["snn"]["loss"])
+    for name in ("ann", "ann+prefix", "snn"):
+        assert again[name]["loss"] == pytest.approx(rows[name]["loss"])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,10 @@ import torch
 
 from fas.cli import main
 from fas.errors import FasError
+from fas.pipeline.convert import run_conversion
+from fas.pipeline.options import ConvertOptions
 from fas.pipeline.zero_shot import evaluate_tasks
+from fas.report.results import Results
 
 place = test_zero_shot.place
 """The fixture: a converted folder with its control, and files of all three shapes."""
@@ -75,3 +78,16 @@ def test_a_memory_limit_cuts_batches_and_changes_no_figure(place) -> None:
     assert 0 < together[1] < together[0]
     with pytest.raises(FasError, match=r"no task could be measured; questions: .*memory limit"):
         evaluate_tasks(place["snn"], [str(place["questions"])], memory_limit=1)
+
+
+def test_the_prefix_of_a_model_has_a_row_of_its_own(place, tmp_path) -> None:
+    made = Results.read(place["snn"] / "results.json")
+    options = ConvertOptions(
+        model=made.model, data=made.data, out=tmp_path / "snn", stage1="none", stage2=False, levels=8, timesteps=(4,),
+        length=8, eval_sequences=2, prefix=(5, 7),
+    )  # fmt: skip
+    run_conversion(options)
+    rows = evaluate_tasks(tmp_path / "snn", [str(place["questions"])]).rows
+    assert [row.name for row in rows] == ["ann", "ann+prefix", "control", "qcfs", "snn"]
+    assert [row.error for row in rows] == [None] * 5
+    assert rows[0].loss != rows[1].loss

@@ -26,6 +26,7 @@ from fas.pipeline.measure import (
     stoppings,
     with_integers,
 )
+from fas.pipeline.outliers import with_prefix
 from fas.pipeline.source import evaluation_of, sliding_of
 from fas.progress import Progress, Silent
 from fas.report.results import Results, Row
@@ -89,7 +90,7 @@ def evaluate_folder(
     text = {"data": options.data, "eval_data": options.eval_data, **examples.about()}
     precision, integers = str(model.dtype).removeprefix("torch."), with_integers(model, integer_bits)
     same_text = stored is not None and stored.extra.get("evaluation") == text
-    rows = dense_rows(folder, stored, same_text, examples, batch, device, precision, progress, memory_limit)
+    rows = dense_rows(folder, stored, same_text, examples, batch, device, precision, progress, memory_limit, config)
     extra = {"evaluation": text, "data": reading.about(), "dtype": precision} | (
         {"integer_bits": integer_bits} if integer_bits else {}
     )
@@ -178,10 +179,12 @@ def dense_rows(
     precision: str,
     progress: Progress,
     memory_limit: int | str | None = None,
+    config: SpikingConfig | None = None,
 ) -> list[Row]:
-    """The ANN, measured where it can be loaded, else as stored if that was on the same text; and the control.
+    """The ANN and, where ``config`` has one, the ANN with the prefix; and the control.
 
-    An ANN that had yet to learn its task has no row.
+    The ANN is measured where it can be loaded, else its row is the stored one if that was on the same text. An ANN that had
+    yet to learn its task has no row.
     """
     rows: list[Row] = []
     if stored is not None and any(row.name == "ann" for row in stored.rows):
@@ -192,6 +195,9 @@ def dense_rows(
             rows += [replace(row, stored=True) for row in stored.rows if row.name == "ann" and same_text]
         else:
             rows.append(dense_row("ann", ann, examples, batch, progress, memory_limit))
+            if config is not None and config.prefix:  # a part of what differs is the prefix, not the spikes
+                prefixed = with_prefix(ann, config)
+                rows.append(dense_row("ann+prefix", prefixed, examples, batch, progress, memory_limit))
     if (folder / "control").exists():
         control, _ = load_ann(str(folder / "control"), device, precision, any_task=True)
         rows.append(dense_row("control", control, examples, batch, progress, memory_limit))

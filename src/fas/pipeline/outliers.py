@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from fas.config import USUAL_LEVELS
+from fas.config import USUAL_LEVELS, SpikingConfig
 from fas.conversion.install import decoders
 from fas.conversion.massive import MassiveReport
 from fas.conversion.prefix_search import PrefixSearch, find_prefix, give_prefix
@@ -76,9 +76,13 @@ def outliers_of(run: Run) -> dict[str, Any] | None:
 
 def prefixed_ann(run: Run) -> PreTrainedModel:
     """The original model with the prefix of the conversion."""
-    ann = run.source.fresh()
-    (segment,) = decoders(planned(ann, run.options.configurations()[0]))
-    give_prefix(ann, segment, run.options.prefix)  # type: ignore[arg-type]
+    return with_prefix(run.source.fresh(), run.options.configurations()[0])
+
+
+def with_prefix(ann: PreTrainedModel, config: SpikingConfig) -> PreTrainedModel:
+    """``ann`` itself, with the prefix of ``config`` in front of every sequence, its keys and values computed by ``ann``."""
+    (segment,) = decoders(planned(ann, config))
+    give_prefix(ann, segment, config.prefix)  # type: ignore[arg-type]
     return ann
 
 

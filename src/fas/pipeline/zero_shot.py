@@ -24,6 +24,7 @@ from fas.pipeline.measure import (
     spiking_row,
     with_integers,
 )
+from fas.pipeline.outliers import with_prefix
 from fas.progress import Progress, Silent
 from fas.report.results import Results, Row
 from fas.runtime.accelerated import integer_paths
@@ -62,6 +63,8 @@ def evaluate_tasks(
     config = _causal_config_of(folder)
     if length is not None:
         block_length(config, length)
+    else:
+        length = _beside_the_prefix(config)
     from fas.tasks.zero_shot import Asked, load_tasks
 
     reading = Reading(progress)
@@ -106,6 +109,13 @@ def _causal_config_of(folder: Path) -> PretrainedConfig:
     return config
 
 
+def _beside_the_prefix(config: PretrainedConfig) -> int | None:
+    """Tokens of the context that a prefix leaves, the same for all forms; None without a prefix or a known context."""
+    prefix = config.quantization_config["spiking"].get("prefix") or ()
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return context - len(prefix) if prefix and context else None
+
+
 def _tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return cast(PreTrainedTokenizerBase, reader_of(folder))
@@ -128,6 +138,9 @@ def _forms(
     if stored is not None and any(row.name == "ann" for row in stored.rows):
         try:
             yield partial(dense_row, "ann", load_ann(stored.model, device, _precision(model))[0], **how)
+            if (config := clock_of(model).config).prefix:  # a part of what differs is the prefix, not the spikes
+                prefixed = with_prefix(load_ann(stored.model, device, _precision(model))[0], config)
+                yield partial(dense_row, "ann+prefix", prefixed, **how)
         except FasError as error:
             progress.note(f"the original model is not at hand ({error})")
     if (folder / "control").exists():
